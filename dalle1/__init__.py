@@ -1,0 +1,25 @@
+"""DALL-E 1: captions to pictures (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
+
+from dalle1 import attention, clip, decoding
+from dalle1.clip import CLIP, CLIPConfig
+from dalle1.model import Model, load
+from dalle1.sampling import Result, rank, sample
+from dalle1.tokenizer import Tokenizer
+from dalle1.transformer import Transformer, TransformerConfig
+
+__version__ = "0.1.0"
+__all__ = [
+    "CLIP",
+    "CLIPConfig",
+    "Model",
+    "Result",
+    "Tokenizer",
+    "Transformer",
+    "TransformerConfig",
+    "attention",
+    "clip",
+    "decoding",
+    "load",
+    "rank",
+    "sample",
+]

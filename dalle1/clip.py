@@ -1,0 +1,217 @@
+"""CLIP: how well a picture fits a caption (Radford et al. 2021; DALL-E paper section 2.6).
+
+Dimensions: b batch, p patches, t text positions, w width of an encoder, e shared embedding.
+The default config is ViT-B/32; parameter names are those of the published weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAX_SCALE = 100.0  # the logit scale is clipped here
+
+
+class CLIPConfig(BaseModel):
+    """Shape of a CLIP with a ViT; the defaults are ViT-B/32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedding: int = Field(512, ge=1, description="width of the shared embedding")
+    image_size: int = Field(224, ge=1)
+    patch_size: int = Field(32, ge=1)
+    vision_width: int = Field(768, ge=1)
+    vision_layers: int = Field(12, ge=1)
+    vision_heads: int = Field(12, ge=1)
+    text_vocab: int = Field(49408, ge=3, description="start and end of text are the last two")
+    text_length: int = Field(77, ge=3)
+    text_width: int = Field(512, ge=1)
+    text_layers: int = Field(12, ge=1)
+    text_heads: int = Field(8, ge=1)
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @model_validator(mode="after")
+    def _check(self) -> CLIPConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
+            )
+        for name in ("vision", "text"):
+            width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
+            if width % heads:
+                raise ValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+        return self
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the published models' activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the published parameter names."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = rearrange(qkv, "b n (three s d) -> three b s n d", three=3, s=self.heads)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        out: Tensor = self.out_proj(rearrange(y, "b s n d -> b n (s d)"))
+        return out
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm attention and MLP of both encoders."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.attn = SelfAttention(width, heads, causal)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        x = x + self.attn(self.ln_1(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class Stack(nn.Module):
+    """The blocks of an encoder, one after the other."""
+
+    def __init__(self, width: int, layers: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.width, self.layers = width, layers
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, causal) for _ in range(layers))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.resblocks(x)
+        return y
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a class token to one embedding."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width, patch = config.vision_width, config.patch_size
+        patches = (config.image_size // patch) ** 2
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Stack(width, config.vision_layers, config.vision_heads, causal=False)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, config.embedding))
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, 3, H, W] -> [b, e]
+        x = rearrange(self.conv1(x), "b w rows columns -> b (rows columns) w")
+        first = self.class_embedding.expand(x.shape[0], 1, -1)
+        x = torch.cat([first, x], dim=1) + self.positional_embedding
+        x = self.transformer(self.ln_pre(x))
+        y: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        return y
+
+
+class CLIP(nn.Module):
+    """Image and text encoders into one space; the cosine there is the score."""
+
+    def __init__(self, config: CLIPConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or CLIPConfig()
+        self.visual = VisionTransformer(c)
+        self.transformer = Stack(c.text_width, c.text_layers, c.text_heads, causal=True)
+        self.token_embedding = nn.Embedding(c.text_vocab, c.text_width)
+        self.positional_embedding = nn.Parameter(torch.empty(c.text_length, c.text_width))
+        self.ln_final = nn.LayerNorm(c.text_width)
+        self.text_projection = nn.Parameter(torch.empty(c.text_width, c.embedding))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The published initialisation."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.config.text_width**-0.5)
+        for stack in (self.visual.transformer, self.transformer):
+            residual = stack.width**-0.5 * (2 * stack.layers) ** -0.5
+            for block in stack.resblocks:
+                assert isinstance(block, ResidualAttentionBlock)
+                nn.init.normal_(block.attn.in_proj_weight, std=stack.width**-0.5)
+                nn.init.normal_(block.attn.out_proj.weight, std=residual)
+                nn.init.normal_(block.mlp.c_fc.weight, std=(2 * stack.width) ** -0.5)  # type: ignore[union-attr, arg-type]
+                nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Pixels [b, 3, H, W] in [0, 1] -> [b, 3, image_size, image_size], normalised.
+
+        Bicubic to the shorter side, centre crop, mean and standard deviation of the config.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"images: expected floats [b, 3, H, W] in [0, 1], got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        size, (h, w) = self.config.image_size, images.shape[2:]
+        if min(h, w) != size:
+            ratio = size / min(h, w)
+            shape = [max(size, round(h * ratio)), max(size, round(w * ratio))]
+            images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
+        images = images[:, :, top : top + size, left : left + size]
+        mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.config.std, device=images.device)[:, None, None]
+        return (images - mean) / std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1]."""
+        return F.normalize(self.visual(self.preprocess(images)).float(), dim=-1)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings [b, e] of ids, int64 [b, t] with t <= text_length.
+
+        The feature is read at the end of text, the highest id.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.text_length:
+            raise ValueError(
+                f"text tokens: expected int64 [b, at most {self.config.text_length}], got "
+                f"{list(tokens.shape)}"
+            )
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.ln_final(self.transformer(x))
+        end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+        return F.normalize((end @ self.text_projection).float(), dim=-1)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Cosine similarities [images, texts]."""
+        return self.encode_image(images) @ self.encode_text(tokens).t()
+
+    def scale(self) -> Tensor:
+        """The factor on the cosines in the loss, clipped at 100."""
+        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+
+    def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Symmetric cross-entropy over the batch: pair i is right for row and column i."""
+        logits = self.scale() * self(images, tokens)
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2

@@ -1,0 +1,54 @@
+"""Sheets of pictures with their captions."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST = 64  # pixels; smaller pictures are shown enlarged, each pixel a square
+GAP = 4
+CAPTION_WIDTH = 190
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    captions: Sequence[str],
+    titles: Sequence[str] = (),
+    columns_before_gap: int = 0,
+) -> Image.Image:
+    """A row of pictures for each caption, the caption on the left.
+
+    titles: texts above groups of columns: one, or two where `columns_before_gap` splits them.
+    """
+    if len(rows) != len(captions) or not rows or not rows[0]:
+        raise ValueError(f"contact_sheet: {len(rows)} rows of pictures, {len(captions)} captions")
+    width, height = rows[0][0].size
+    zoom = max(1, -(-SMALLEST // width))
+    width, height = width * zoom, height * zoom
+    columns = max(len(row) for row in rows)
+    split = 3 * GAP if columns_before_gap else 0
+    top = 22 if titles else GAP
+    sheet = Image.new(
+        "RGB",
+        (CAPTION_WIDTH + columns * (width + GAP) + split, top + len(rows) * (height + GAP)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+
+    def left(column: int) -> int:
+        gap = split if columns_before_gap and column >= columns_before_gap else 0
+        return CAPTION_WIDTH + column * (width + GAP) + gap
+
+    for title, column in zip(titles, (0, columns_before_gap), strict=False):
+        draw.text((left(column), 4), title, fill="black", font=font)
+    for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + i * (height + GAP)
+        lines = textwrap.wrap(caption, 30, max_lines=max(1, height // 14), placeholder=" ...")
+        draw.text((GAP, y + 2), "\n".join(lines), fill="black", font=font, spacing=2)
+        for column, image in enumerate(row):
+            shown = image.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(shown, (left(column), y))
+    return sheet

@@ -1,0 +1,48 @@
+"""Ranks candidates with CLIP and measures what ranking gains (paper section 2.6, figure 6).
+
+Dimensions: n candidates, e shared embedding, t text positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dalle1.clip import CLIP
+
+
+@torch.inference_mode()
+def score(clip: CLIP, text: Tensor, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Cosine similarity of one caption with each picture: float32 [n].
+
+    text: ids as CLIP reads them, int64 [1, t]; images: floats [n, 3, H, W] in [0, 1].
+    """
+    device = clip.logit_scale.device
+    caption = clip.encode_text(text.to(device))
+    parts = [clip.encode_image(part.to(device)) @ caption[0] for part in images.split(batch_size)]
+    return torch.cat(parts).float().cpu()
+
+
+def best_of_n(scores: Tensor, correct: Tensor, n: int) -> float:
+    """Chance that the best-scored of n candidates is right, over all n-subsets of those given.
+
+    scores: float [m]; correct: bool [m]; 1 <= n <= m. Exact: in descending order the k-th
+    (k = 0 ...) is the best of C(m - 1 - k, n - 1) of the C(m, n) subsets.
+    """
+    m = len(scores)
+    if not 1 <= n <= m:
+        raise ValueError(f"n: expected 1 to {m} candidates, got {n}")
+    ordered = correct[scores.argsort(descending=True, stable=True)].tolist()
+    total = math.comb(m, n)
+    return sum(math.comb(m - 1 - k, n - 1) / total for k, right in enumerate(ordered) if right)
+
+
+def oracle_of_n(correct: Tensor, n: int) -> float:
+    """Chance that at least one of n candidates is right, over all n-subsets: what a perfect
+    ranking would reach."""
+    m, wrong = len(correct), int((~correct.bool()).sum())
+    if not 1 <= n <= m:
+        raise ValueError(f"n: expected 1 to {m} candidates, got {n}")
+    return 1 - math.comb(wrong, n) / math.comb(m, n)

@@ -1,0 +1,258 @@
+"""`dalle1.sample` and `dalle1.rank`: a caption in, the best pictures out (paper section 2.6).
+
+Dimensions: b candidates, r c rows and columns of the token grid, H W picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dalle1 import ranking
+from dalle1.decoding import Options, cache_bytes, candidate_uniforms, draw
+from dalle1.model import Model, load
+
+MODEL_VARIABLE = "DALLE1_MODEL"
+LARGEST_BATCH = 512
+
+
+@dataclass
+class Result:
+    """What `sample` returns, for each caption the best `keep`, best first."""
+
+    captions: list[str]
+    images: list[list[Image.Image]]  # [captions][keep]
+    tokens: Tensor  # int64 [captions, keep, rows, columns]
+    scores: Tensor  # float32 [captions, keep], cosine similarity; NaN without a CLIP
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a PNG for each picture, `sheet.png` and `result.json`; returns the folder."""
+        from dalle1.pictures import contact_sheet  # matplotlib-free, but only needed here
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):
+            slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "caption"
+            names = [f"{i:03d}-{slug}-{j:02d}.png" for j in range(len(images))]
+            for name, image in zip(names, images, strict=True):
+                image.save(folder / name)
+            scores = [None if s != s else round(s, 6) for s in self.scores[i].tolist()]
+            entries.append({"caption": caption, "files": names, "scores": scores})
+        contact_sheet(self.images, self.captions).save(folder / "sheet.png")
+        content = {"settings": self.settings, "results": entries}
+        beside = folder / "result.json.tmp"
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(beside, folder / "result.json")
+        return folder
+
+
+def sample(
+    captions: str | Sequence[str],
+    model: Model | str | Path | None = None,
+    candidates: int = 512,
+    keep: int = 8,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float = 1.0,
+    image: Image.Image | None = None,
+    rows: int = 0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Result:
+    """Draws candidates for each caption and returns the best by CLIP (section 2.6).
+
+    captions: one or a list. model: a Model or its folder; left out, the folder that the
+    environment's DALLE1_MODEL names. candidates: drawn for each caption; keep: returned for each.
+    temperature, top_k, top_p, guidance: see `dalle1.decoding.Options`. image, rows: completion,
+    every candidate begins with this image's first `rows` token rows. seed: candidate i depends on
+    (seed, caption, i) alone. batch_size: candidates drawn at once; None, as many as memory allows.
+
+    Raises ValueError before anything is drawn when an argument does not fit; a model without CLIP
+    can only be asked for keep = candidates, and returns them unranked with scores of NaN.
+    """
+    captions = [captions] if isinstance(captions, str) else list(captions)
+    model = resolve(model)
+    options = Options(temperature, top_k, top_p, guidance)
+    if not captions:
+        raise ValueError("captions: expected at least one")
+    if candidates < 1:
+        raise ValueError(f"candidates: expected at least 1, got {candidates}")
+    if not 1 <= keep <= candidates:
+        raise ValueError(f"keep: expected 1 to candidates = {candidates}, got {keep}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1 or None, got {batch_size}")
+    if model.clip is None and keep < candidates:
+        raise ValueError(
+            f"the model has no CLIP to rank with: ask for keep = candidates = {candidates}, or "
+            "train configs/shapes/clip.yaml and export again"
+        )
+    text = [model.tokenizer.encode(caption)[0] for caption in captions]
+    prefix = _prefix(model, image, rows)
+    grid = model.transformer.config.grid
+    batch_size = batch_size or _fitting_batch(model, candidates, options)
+
+    kept_tokens, kept_scores, kept_images = [], [], []
+    total = len(captions) * candidates
+    with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
+        for caption, row in zip(captions, text, strict=True):
+            tokens = draw_candidates(
+                model, caption, row, candidates, seed, batch_size, options, prefix, bar.update
+            )
+            images = decode(model, tokens, batch_size)
+            scores = torch.full((candidates,), float("nan"))
+            if model.clip is not None:
+                clip_text = clip_ids(model, caption)
+                scores = ranking.score(model.clip, clip_text, images)
+                order = scores.argsort(descending=True, stable=True)[:keep]
+            else:
+                order = torch.arange(keep)
+            kept_tokens.append(rearrange(tokens[order], "b (r c) -> b r c", r=grid))
+            kept_scores.append(scores[order])
+            kept_images.append([to_pil(picture) for picture in images[order]])
+    settings = {
+        "candidates": candidates,
+        "keep": keep,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "rows": rows,
+        "seed": seed,
+    }
+    return Result(
+        captions, kept_images, torch.stack(kept_tokens), torch.stack(kept_scores), settings
+    )
+
+
+def rank(
+    caption: str,
+    images: Sequence[Image.Image] | Tensor,
+    model: Model | str | Path | None = None,
+) -> Tensor:
+    """CLIP's cosine similarity of a caption with each picture: float32 [len(images)].
+
+    images: PIL pictures of any size and mode, or floats [n, 3, H, W] in [0, 1].
+    """
+    model = resolve(model)
+    if model.clip is None:
+        raise ValueError("the model has no CLIP to rank with; its folder lacks clip.safetensors")
+    text = clip_ids(model, caption)
+    if isinstance(images, Tensor):
+        return ranking.score(model.clip, text, images)
+    if len(images) == 0:
+        raise ValueError("images: expected at least one")
+    # One at a time, because pictures may differ in size.
+    parts = [ranking.score(model.clip, text, to_tensor(picture)[None]) for picture in images]
+    return torch.cat(parts)
+
+
+def resolve(model: Model | str | Path | None) -> Model:
+    """A Model of what `sample` and `rank` accept; ValueError when none is named."""
+    if isinstance(model, Model):
+        return model
+    if model is None:
+        model = os.environ.get(MODEL_VARIABLE)
+        if not model:
+            raise ValueError(
+                f"model: give a Model or its folder, or set {MODEL_VARIABLE} to a folder"
+            )
+    return load(model)
+
+
+def draw_candidates(
+    model: Model,
+    caption: str,
+    text_tokens: Tensor,
+    candidates: int,
+    seed: int,
+    batch_size: int,
+    options: Options,
+    prefix: Tensor | None = None,
+    update: Callable[[int], Any] | None = None,
+) -> Tensor:
+    """Image tokens of one caption's candidates, in batches: int64 [candidates, rows x columns]."""
+    length = model.transformer.config.stream.image_length
+    parts = []
+    for first in range(0, candidates, batch_size):
+        count = min(batch_size, candidates - first)
+        uniforms = candidate_uniforms(seed, caption, first, count, length)
+        parts.append(draw(model.transformer, text_tokens, uniforms, options, prefix).cpu())
+        if update:
+            update(count)
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def decode(model: Model, tokens: Tensor, batch_size: int) -> Tensor:
+    """Pictures of tokens [b, rows x columns]: float32 [b, 3, H, W] in [0, 1], on the CPU."""
+    grid = model.transformer.config.grid
+    device = next(model.dvae.parameters()).device
+    folded = rearrange(tokens, "b (r c) -> b r c", r=grid)
+    parts = [model.dvae.decode(part.to(device)).float().cpu() for part in folded.split(batch_size)]
+    return torch.cat(parts)
+
+
+def clip_ids(model: Model, caption: str) -> Tensor:
+    """The caption as the model's CLIP reads it: int64 [1, t]."""
+    assert model.clip is not None
+    return model.tokenizer.encode_for_clip(caption, model.clip.config.text_length)
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """Pixels [3, H, W] in [0, 1] as an 8-bit RGB picture."""
+    pixels = (picture * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture of any mode as float32 pixels [3, H, W] in [0, 1]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return rearrange(pixels, "h w c -> c h w").float() / 255
+
+
+def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None:
+    """The tokens of the first rows of the image to complete: int64 [rows x columns]."""
+    grid, side = model.transformer.config.grid, model.image_size
+    if image is None:
+        if rows:
+            raise ValueError(f"rows: {rows} rows of which image? Give image too")
+        return None
+    if not 0 < rows < grid:
+        raise ValueError(f"rows: expected 1 to {grid - 1} of the {grid} token rows, got {rows}")
+    if image.size != (side, side):
+        raise ValueError(
+            f"image: expected {side}x{side} pixels, got {image.size[0]}x{image.size[1]}"
+        )
+    device = next(model.dvae.parameters()).device
+    tokens = model.dvae.encode(to_tensor(image)[None].to(device))
+    return tokens[0, :rows].flatten().cpu()
+
+
+def _fitting_batch(model: Model, candidates: int, options: Options) -> int:
+    """Candidates whose caches fit into half of the free memory."""
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    config, dtype = model.transformer.config, model.transformer.start_of_image.dtype
+    passes = 1 if options.guidance == 1 else 2
+    shared = passes * cache_bytes(config, 0, dtype)
+    each = passes * cache_bytes(config, 1, dtype) - shared
+    return max(1, min(candidates, LARGEST_BATCH, (free // 2 - shared) // each))

@@ -1,0 +1,195 @@
+"""Captions to token ids and back: lower-cased byte-level BPE (paper section 2.2).
+
+Ids are those of `dalle1.layout`: END_OF_CAPTION is token 0 of the vocabulary, and each text
+position has a padding id of its own behind the vocabulary. Dropout of merges (10 % in the paper)
+is applied only where it is asked for: in training.
+
+Dimensions: b captions, t text positions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as BPE
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from dalle1.layout import END_OF_CAPTION, padding_id
+
+END_TOKEN = "<|endofcaption|>"
+BYTES = 256  # a byte-level vocabulary holds every byte, so no caption is out of it
+
+
+class Tokenizer:
+    """A trained byte-level BPE with the transformer's padding and CLIP's start and end marks."""
+
+    def __init__(self, bpe: BPE, text_length: int, dropout: float = 0.1) -> None:
+        if bpe.token_to_id(END_TOKEN) != END_OF_CAPTION:
+            raise ValueError(f"tokenizer: token {END_OF_CAPTION} must be {END_TOKEN}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"tokenizer.dropout must be in [0, 1), got {dropout}")
+        self.text_length = text_length
+        self.dropout = dropout
+        self._bpe = bpe
+        model = json.loads(bpe.to_str())["model"]
+        self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+        self._vocab: dict[str, int] = model["vocab"]
+
+    @classmethod
+    def train(
+        cls,
+        captions: Iterable[str],
+        vocab_size: int = 16384,
+        text_length: int = 256,
+        dropout: float = 0.1,
+    ) -> Tokenizer:
+        """Learns merges from captions until `vocab_size` tokens (or until none is left).
+
+        Raises ValueError when vocab_size cannot hold the bytes and the end mark.
+        """
+        if vocab_size < BYTES + 1:
+            raise ValueError(
+                f"tokenizer.vocab_size must be at least {BYTES + 1} (the bytes and "
+                f"{END_TOKEN}), got {vocab_size}"
+            )
+        bpe = BPE(models.BPE())
+        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_TOKEN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(captions, trainer)
+        return cls(bpe, text_length, dropout)
+
+    def resized(self, text_length: int) -> Tokenizer:
+        """The same tokens for another number of text positions."""
+        return Tokenizer(self._bpe, text_length, self.dropout)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the text vocabulary, END_OF_CAPTION included; paddings are not counted."""
+        return int(self._bpe.get_vocab_size())
+
+    def tokens(self, caption: str, rng: random.Random | None = None) -> list[int]:
+        """The caption's tokens, at most text_length - 1, without end or padding.
+
+        With `rng`, merges are dropped at random (BPE dropout): only for training. A longer caption is cut with a warning, since the last position must hold the end. Raises
+        ValueError for a caption that is empty or no string.
+        """
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"caption: expected text, got {caption!r}")
+        if rng is not None and self.dropout:
+            ids = self._dropped_out(caption.strip(), rng)
+        else:
+            ids = self._bpe.encode(caption.strip(), add_special_tokens=False).ids
+        # Text that spells out the end mark must not end the caption.
+        ids = [i for i in ids if i != END_OF_CAPTION]
+        limit = self.text_length - 1
+        if len(ids) > limit:
+            if rng is None:  # with dropped merges a caption is longer by chance: no news
+                warnings.warn(
+                    f"caption has {len(ids)} tokens and is cut to {limit}: {caption[:60]!r}...",
+                    stacklevel=3,
+                )
+            ids = ids[:limit]
+        return ids
+
+    def _dropped_out(self, caption: str, rng: random.Random) -> list[int]:
+        """Ids with each possible merge passed over with probability `dropout`, at every turn.
+
+        Provilkov et al. 2020, algorithm 1. Done here because the library's own dropout cannot be
+        seeded, and a resumed run must see the same tokens.
+        """
+        ids = []
+        normal = self._bpe.normalizer.normalize_str(caption)
+        for word, _ in self._bpe.pre_tokenizer.pre_tokenize_str(normal):
+            parts = list(word)
+            while len(parts) > 1:
+                possible = [
+                    (self._ranks[pair], i)
+                    for i, pair in enumerate(pairwise(parts))
+                    if pair in self._ranks and rng.random() >= self.dropout
+                ]
+                if not possible:
+                    break
+                _, i = min(possible)
+                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            ids += [self._vocab[part] for part in parts]
+        return ids
+
+    def encode(
+        self, captions: str | Sequence[str], rng: random.Random | None = None
+    ) -> Tensor:
+        """Padded ids for the transformer: one caption or b of them -> int64 [b, text_length].
+
+        With `rng`, BPE dropout is applied; an empty string is refused, see `tokens`.
+        """
+        captions = [captions] if isinstance(captions, str) else captions
+        rows = []
+        for caption in captions:
+            ids = self.tokens(caption, rng)
+            padding = (padding_id(self.vocab_size, p) for p in range(len(ids), self.text_length))
+            rows.append([*ids, *padding])
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.text_length)
+
+    def encode_for_clip(
+        self, captions: str | Sequence[str], length: int, rng: random.Random | None = None
+    ) -> Tensor:
+        """Ids as CLIP reads them: start, tokens, end, zeros -> int64 [b, length].
+
+        As in the published vocabulary, start and end are the two highest ids (vocab_size and
+        vocab_size + 1), so that the end is where the ids have their maximum.
+        """
+        captions = [captions] if isinstance(captions, str) else captions
+        result = torch.zeros(len(captions), length, dtype=torch.int64)
+        for row, caption in zip(result, captions, strict=True):
+            ids = [self.vocab_size, *self.tokens(caption, rng)[: length - 2], self.vocab_size + 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return result
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of ids up to the end of the caption or the first padding."""
+        kept = []
+        for i in ids.tolist() if isinstance(ids, Tensor) else ids:
+            if i == END_OF_CAPTION or i >= self.vocab_size:
+                break
+            kept.append(i)
+        return str(self._bpe.decode(kept)).strip()
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file: the BPE and, beside it, text_length and dropout."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "text_length": self.text_length,
+            "dropout": self.dropout,
+            "bpe": json.loads(self._bpe.to_str()),
+        }
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text(json.dumps(content))
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads what `save` wrote; ValueError when the file is missing or not of its kind."""
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text())
+            bpe = BPE.from_str(json.dumps(content["bpe"]))
+            return cls(bpe, int(content["text_length"]), float(content["dropout"]))
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: missing; a tokenizer is written by training") from error
+        except Exception as error:  # the tokenizers library raises bare Exception on bad JSON
+            raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error

@@ -1,0 +1,212 @@
+"""One YAML file an experiment: its settings, all of them read, none unknown.
+
+`load_config` reads a file, lays `key=value` overrides over it and checks the whole before
+anything is built. `extends: other.yaml` starts from another file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dalle1.clip import CLIPConfig
+from dalle1.transformer import TransformerConfig
+from dvae import DVAEConfig
+
+SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """Where pictures and captions come from, and the size they are brought to."""
+
+    caption_key: str = Field("txt", description="txt, or the name of a key of the json")
+    image_size: int = Field(256, ge=8, description="side of the training pictures, pixels")
+    shuffle_buffer: int = Field(1000, ge=1, description="samples in the shuffle buffer")
+    workers: int = Field(0, ge=0, description="processes that decode ahead, for each rank")
+    shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
+    shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
+
+
+class OptimiserSettings(Section):
+    """AdamW and its step size; the defaults are the transformer's (appendix B.2)."""
+
+    learning_rate: float = Field(4.5e-4, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.96, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(4.5e-2, ge=0)
+    clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; none: no clip")
+    clip_variance: float | None = Field(None, gt=0, description="bound on the running variance")
+    warm_up: int = Field(5000, ge=0, description="updates of linear warm-up")
+    schedule: Literal["constant", "cosine", "plateau"] = "plateau"
+    cosine_end: float = Field(0.0, ge=0, description="step size at the end of a cosine")
+    cosine_steps: int | None = Field(None, ge=1, description="its length; none: the whole run")
+    plateau_patience: int = Field(5000, ge=1, description="updates of a window, see schedules")
+
+
+class EMASettings(Section):
+    """The iterate average."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    every: int = Field(25, ge=1, description="updates between two averagings")
+
+
+class DVAESettings(Section):
+    """The relaxed ELB's schedules (appendix A.2) and the warm start (ours, docs/dvae.md)."""
+
+    kl_weight: float = Field(6.6, ge=0, description="beta at the end of its rise")
+    kl_steps: int = Field(5000, ge=0, description="updates over which beta rises from 0")
+    temperature_start: float = Field(1.0, gt=0)
+    temperature_end: float = Field(1 / 16, gt=0)
+    temperature_steps: int = Field(150_000, ge=0)
+    grain: float = Field(0.0, ge=0, description="sigma of noise on the training pixels, in [0, 1]")
+    encoder_rate: float = Field(
+        1.0, gt=0, description="the encoder's step size in units of the decoder's"
+    )
+    warm_start_steps: int = Field(0, ge=0, description="updates without tokens; 0: none")
+    warm_start_learning_rate: float = Field(4e-3, gt=0)
+    warm_start_bottleneck: int = Field(32, ge=1, description="width of the linear bottleneck")
+    warm_start_logit_scale: float = Field(12.0, gt=0, description="s of the k-means logits")
+    warm_start_pictures: int = Field(2048, ge=1, description="pictures given to k-means")
+
+
+class TokenizerSettings(Section):
+    """Byte-level BPE (section 2.2)."""
+
+    dropout: float = Field(0.1, ge=0, lt=1)
+    captions: int = Field(1_000_000, ge=1, description="captions that the merges are learnt from")
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    stage: Literal["dvae", "clip", "dalle"]
+    run: str = Field(description="folder of the run")
+    data: str = Field(description="shards, a folder of pairs, or 'shapes'")
+    seed: int = Field(0, ge=0)
+    steps: int = Field(ge=1, description="updates in all")
+    batch_size: int = Field(ge=1, description="over all ranks")
+    log_every: int = Field(50, ge=1)
+    sheet_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
+    reader: DataSettings = DataSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    ema: EMASettings = EMASettings()
+    # Stage one.
+    dvae: DVAEConfig | None = None
+    dvae_training: DVAESettings | None = None
+    # CLIP, and the tokenizer that the transformer shares with it.
+    clip: CLIPConfig | None = None
+    tokenizer: TokenizerSettings | None = None
+    # Stage two.
+    transformer: TransformerConfig | None = None
+    dvae_model: str | None = Field(None, description="folder of the trained dVAE")
+    clip_model: str | None = Field(None, description="folder of the trained CLIP; none: no ranking")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of captions emptied")
+
+    @model_validator(mode="after")
+    def _sections(self) -> RunConfig:
+        needed = {
+            "dvae": {"dvae", "dvae_training"},
+            "clip": {"clip", "tokenizer"},
+            "dalle": {"transformer", "dvae_model"},
+        }
+        own = needed[self.stage]
+        optional = {"tokenizer", "clip_model"} if self.stage == "dalle" else set()
+        every = set().union(*needed.values(), {"clip_model"})
+        for name in sorted(every):
+            given = getattr(self, name) is not None
+            if given and name not in own | optional:
+                raise ValueError(f"{name} is not read by stage {self.stage!r}: take it out")
+            if not given and name in own:
+                raise ValueError(f"{name} is needed by stage {self.stage!r}")
+        if self.stage == "dalle" and (self.clip_model is None) == (self.tokenizer is None):
+            raise ValueError(
+                "stage 'dalle' takes its tokenizer from clip_model or trains it by the section "
+                "tokenizer: give one of the two"
+            )
+        if self.stage != "dalle" and self.caption_dropout:
+            raise ValueError(f"caption_dropout is not read by stage {self.stage!r}: take it out")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a YAML file with overrides such as `optimiser.learning_rate=1e-3`.
+
+    Raises ValueError that names the file and each setting that is unknown, missing or wrong.
+    """
+    content = _read(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override {override!r}: expected key=value")
+        _lay(content, key.split("."), _value(text), override)
+    try:
+        return RunConfig(**content)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"
+            + (f" (got {e['input']!r})" if e["type"] != "missing" and e["loc"] else "")
+            for e in error.errors()
+        ]
+        raise ValueError(f"{path}:\n" + "\n".join(lines)) from error
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Writes the resolved settings, defaults included, so that `load_config` reads them back."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(
+        yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    )
+    beside.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"config {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path}: expected settings as 'key: value'")
+    parent = content.pop("extends", None)
+    return content if parent is None else _merged(_read(path.parent / parent), content)
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _lay(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"override {override!r}: {key} is no section")
+    content[keys[-1]] = value
+
+
+def _value(text: str) -> Any:
+    for number in (int, float):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # a brace pattern such as path/{0000..0009}.tar

@@ -1,0 +1,111 @@
+"""Where a run reports: metrics.jsonl, TensorBoard, a progress line, sample sheets."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+SHEETS = "sheets"
+
+
+class RunLog:
+    """Reports of rank 0 of a run that has done `first` of `steps` updates."""
+
+    def __init__(self, folder: Path, steps: int, first: int, stage: str) -> None:
+        self.folder = folder
+        _cut(folder / METRICS, first)
+        self._file = (folder / METRICS).open("a")
+        self._board = _tensorboard(folder, first)
+        live = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            desc=stage,
+            unit="step",
+            mininterval=0.5 if live else 20.0,
+            dynamic_ncols=live,
+            ncols=None if live else 110,
+        )
+        self._time, self._images = time.monotonic(), 0
+
+    def advance(self, images: int) -> None:
+        """One update over so many images is done."""
+        self._images += images
+        self._bar.update()
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Writes the values after `step` updates, with images per second since the last time."""
+        now = time.monotonic()
+        rate = self._images / max(now - self._time, 1e-9)
+        self._time, self._images = now, 0
+        values = {**values, "images_per_second": rate}
+        self.scalars(step, values)
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s", refresh=False)
+
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
+        """Writes values after `step` updates as they are."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def sheet(self, step: int, image: Image.Image) -> None:
+        """Keeps a sample sheet as `sheets/step-0000500.png`."""
+        (self.folder / SHEETS).mkdir(exist_ok=True)
+        image.save(self.folder / SHEETS / f"step-{step:07d}.png")
+        if self._board is not None:
+            self._board.add_image("sheet", np.asarray(image), step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line for the user, above the progress line."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the progress line and closes the files."""
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run) / METRICS).read_text().splitlines()]
+
+
+def _cut(path: Path, first: int) -> None:
+    """Drops lines behind the checkpoint that the run goes on from: they will come again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if _step(line) <= first]
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text("".join(line + "\n" for line in lines))
+        beside.replace(path)
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line cut short by a crash
+
+
+def _tensorboard(folder: Path, first: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(
+            "TensorBoard is not installed (pip install 'dalle1[curves]'): metrics go to "
+            f"{folder / METRICS} only",
+            file=sys.stderr,
+        )
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)  # type: ignore[no-untyped-call]

@@ -1,0 +1,276 @@
+"""The transformer over caption tokens followed by image tokens (paper section 2.2, appendix B).
+
+Dimensions: b batch, t text positions, m image positions, n = t + m, s heads, d head size,
+w width (= s * d), r c grid rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle1.attention import CONV_KERNEL, dense_attention
+from dalle1.layout import END_OF_CAPTION, Pattern, Stream, layer_pattern
+
+
+class TransformerConfig(BaseModel):
+    """Shape of the transformer; the defaults are the paper's 12 billion (section 2.2, B.1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(3968, ge=1, description="model width, heads x head_size")
+    layers: int = Field(64, ge=1)
+    heads: int = Field(62, ge=1)
+    head_size: int = Field(64, ge=1)
+    text_vocab: int = Field(16384, ge=2, description="byte-pair tokens, end-of-caption included")
+    text_length: int = Field(256, ge=2, description="text positions")
+    image_vocab: int = Field(8192, ge=2, description="the dVAE's codebook size")
+    grid: int = Field(32, ge=1, description="rows and columns of the image's token grid")
+    conv_kernel: int = Field(CONV_KERNEL, ge=1, description="kernel of the last layer's pattern")
+    text_loss_weight: float = Field(1 / 8, ge=0, le=1, description="the image's is 1 minus this")
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.width != self.heads * self.head_size:
+            raise ValueError(
+                f"width must be heads x head_size = {self.heads} x {self.head_size} = "
+                f"{self.heads * self.head_size}, got {self.width}"
+            )
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel must be odd, got {self.conv_kernel}")
+        return self
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.text_length, self.grid)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Attention pattern of each layer, first to last."""
+        return tuple(layer_pattern(i, self.layers) for i in range(1, self.layers + 1))
+
+
+class Attention(nn.Module):
+    """Residual block of a layer: pre-norm, sparse multi-head attention."""
+
+    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.pattern = pattern
+        self.grid, self.text_length = config.grid, config.text_length
+        self.kernel = config.conv_kernel
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [b, s, n, d] of states [b, n, w]."""
+        q, k, v = rearrange(
+            self.qkv(self.norm(x)), "b n (three s d) -> three b s n d", three=3, s=self.heads
+        )
+        return q, k, v
+
+    def merge(self, x: Tensor) -> Tensor:
+        """The output map on heads put side by side: [b, s, n, d] -> [b, n, w]."""
+        y: Tensor = self.out(rearrange(x, "b s n d -> b n (s d)"))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        q, k, v = self.project(x)
+        y = dense_attention(q, k, v, self.pattern, self.text_length, self.grid, self.kernel)
+        return x + self.merge(y)
+
+
+class MLP(nn.Module):
+    """Residual block of a layer: pre-norm, four times the width, GELU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        y: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        return y
+
+
+class Layer(nn.Module):
+    """Attention and MLP, two residual blocks (the paper scales the gradients of each, 2.4)."""
+
+    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
+        super().__init__()
+        self.attention = Attention(config, pattern)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        y: Tensor = self.mlp(self.attention(x))
+        return y
+
+
+@dataclass
+class Losses:
+    """Means in nats a token; `loss` is their weighted sum (section 2.2: 1/8 and 7/8)."""
+
+    loss: Tensor
+    text: Tensor
+    image: Tensor
+
+
+class Transformer(nn.Module):
+    """Autoregressive model of caption tokens followed by image tokens."""
+
+    def __init__(self, config: TransformerConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or TransformerConfig()
+        # One table for byte-pair tokens and, behind them, the padding of each text position.
+        self.text_embedding = nn.Embedding(c.text_vocab + c.text_length, c.width)
+        self.text_position = nn.Embedding(c.text_length, c.width)
+        self.start_of_text = nn.Parameter(torch.empty(c.width))
+        self.image_embedding = nn.Embedding(c.image_vocab, c.width)
+        self.row_position = nn.Embedding(c.grid, c.width)
+        self.column_position = nn.Embedding(c.grid, c.width)
+        self.start_of_image = nn.Parameter(torch.empty(c.width))
+        self.layers = nn.ModuleList(Layer(c, pattern) for pattern in c.patterns)
+        self.norm = nn.LayerNorm(c.width)
+        self.text_head = nn.Linear(c.width, c.text_vocab)
+        self.image_head = nn.Linear(c.width, c.image_vocab)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Ours, the paper gives none: N(0, 0.02), the maps that end a block by 1/sqrt(2 L)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for start in (self.start_of_text, self.start_of_image):
+            nn.init.normal_(start, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers))
+
+    def embed_text(self, text_tokens: Tensor) -> Tensor:
+        """States of the text inputs [start, t0 ... t_{T-2}]: int64 [b, t] -> [b, t, w]."""
+        b, t = text_tokens.shape
+        start = self.start_of_text.expand(b, 1, -1)
+        tokens = self.text_embedding(text_tokens[:, :-1])
+        x: Tensor = torch.cat([start, tokens], dim=1) + self.text_position.weight[:t]
+        return x
+
+    def embed_image(self, image_tokens: Tensor, positions: int) -> Tensor:
+        """States of the image inputs [start, z0 ... z_{m-2}]: int64 [b, >= m-1] -> [b, m, w]."""
+        b = image_tokens.shape[0]
+        start = self.start_of_image.expand(b, 1, -1)
+        tokens = self.image_embedding(image_tokens[:, : positions - 1])
+        x: Tensor = torch.cat([start, tokens], dim=1) + self.grid_positions()[:positions]
+        return x
+
+    def grid_positions(self) -> Tensor:
+        """Row plus column embedding of each image position, raster order: [r * c, w]."""
+        rows = rearrange(self.row_position.weight, "r w -> r 1 w")
+        columns = rearrange(self.column_position.weight, "c w -> 1 c w")
+        return rearrange(rows + columns, "r c w -> (r c) w")
+
+    def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of every position; position p of a segment predicts its token p.
+
+        text_tokens: int64 [b, text_length], padded by `Tokenizer.encode`;
+        image_tokens: int64 [b, m], m <= grid^2, raster order; with none, the start alone is fed.
+        Returns float32 [b, text_length, text_vocab] and [b, max(m, 1), image_vocab].
+        Raises ValueError when a shape, type or token does not fit.
+        """
+        self.check_tokens(text_tokens, image_tokens)
+        x = torch.cat(
+            [
+                self.embed_text(text_tokens),
+                self.embed_image(image_tokens, max(1, image_tokens.shape[1])),
+            ],
+            dim=1,
+        )
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        text, image = x[:, : self.config.text_length], x[:, self.config.text_length :]
+        return self.text_head(text).float(), self.image_head(image).float()
+
+    def loss(self, text_tokens: Tensor, image_tokens: Tensor) -> Losses:
+        """Cross-entropies of whole streams (section 2.2); shapes as for `forward`.
+
+        Each is divided by the batch's count of targets of its kind. Text targets are the
+        caption's tokens and one end-of-caption; the padding behind it is no target.
+        """
+        text_logits, image_logits = self(text_tokens, image_tokens)
+        text = F.cross_entropy(
+            rearrange(text_logits, "b t v -> (b t) v"),
+            rearrange(text_targets(text_tokens, self.config.text_vocab), "b t -> (b t)"),
+            ignore_index=IGNORED,
+        )
+        image = F.cross_entropy(
+            rearrange(image_logits, "b m v -> (b m) v"),
+            rearrange(image_tokens, "b m -> (b m)"),
+        )
+        weight = self.config.text_loss_weight
+        return Losses(weight * text + (1 - weight) * image, text, image)
+
+    def check_tokens(self, text_tokens: Tensor, image_tokens: Tensor) -> None:
+        """Raises ValueError when the tokens do not fit the stream or the vocabularies."""
+        c = self.config
+        for name, tokens in (("text_tokens", text_tokens), ("image_tokens", image_tokens)):
+            if tokens.ndim != 2 or tokens.dtype != torch.int64:
+                raise ValueError(
+                    f"{name}: expected int64 [batch, positions], got {tokens.dtype} "
+                    f"{list(tokens.shape)}"
+                )
+        if text_tokens.shape[1] != c.text_length:
+            raise ValueError(
+                f"text_tokens: expected {c.text_length} positions (Tokenizer.encode pads to "
+                f"them), got {text_tokens.shape[1]}"
+            )
+        if image_tokens.shape[1] > c.stream.image_length:
+            raise ValueError(
+                f"image_tokens: expected at most {c.stream.image_length} positions, got "
+                f"{image_tokens.shape[1]}"
+            )
+        if text_tokens.shape[0] != image_tokens.shape[0]:
+            raise ValueError(
+                f"text_tokens and image_tokens differ in batch: {text_tokens.shape[0]} and "
+                f"{image_tokens.shape[0]}"
+            )
+        if text_tokens.device.type != "cpu":
+            return  # reading values would stall the device; its embedding look-up asserts there
+        if image_tokens.numel() and not (
+            0 <= int(image_tokens.min()) and int(image_tokens.max()) < c.image_vocab
+        ):
+            raise ValueError(
+                f"image_tokens: expected values in [0, {c.image_vocab - 1}], got "
+                f"[{int(image_tokens.min())}, {int(image_tokens.max())}]"
+            )
+        padding = c.text_vocab + torch.arange(c.text_length)
+        fits = ((text_tokens >= 0) & (text_tokens < c.text_vocab)) | (text_tokens == padding)
+        if not bool(fits.all()):
+            wrong = int(text_tokens[~fits][0])
+            raise ValueError(
+                f"text_tokens: expected tokens in [0, {c.text_vocab - 1}] or, at position p, the "
+                f"padding {c.text_vocab} + p; got {wrong}"
+            )
+
+
+IGNORED = -100  # cross_entropy's mark for positions that are no target
+
+
+def text_targets(text_tokens: Tensor, text_vocab: int) -> Tensor:
+    """Targets of the text positions: int64 [b, t] -> int64 [b, t].
+
+    Tokens stay, the first padding becomes END_OF_CAPTION, later padding is IGNORED.
+    """
+    padded = text_tokens >= text_vocab
+    first = padded & (padded.cumsum(dim=1) == 1)
+    targets = text_tokens.masked_fill(padded, IGNORED)
+    return targets.masked_fill(first, END_OF_CAPTION)

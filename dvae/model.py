@@ -1,0 +1,225 @@
+"""Encoder, decoder and the codec made of both (paper section 2.1, appendix A.1-A.2).
+
+Dimensions: b batch, c channels, H W picture height and width, h w token grid, k codebook size.
+The defaults are the paper's: 256x256 RGB, four groups, an 8,192-word codebook. Parameter names
+are those of the released weights (`blocks.group_1.block_1.res_path.conv_1.w`, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dvae.objective import map_pixels, unmap_pixels
+
+
+class DVAEConfig(BaseModel):
+    """Shape of a discrete VAE; the defaults are the paper's (appendix A.1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(3, ge=1, description="picture channels")
+    width: int = Field(256, ge=4, multiple_of=4, description="n_hid: width of the outermost group")
+    bottleneck: int = Field(128, ge=1, description="n_init: width of the decoder's first map")
+    groups: int = Field(4, ge=1, description="groups of blocks; a factor 2 between neighbours")
+    blocks_per_group: int = Field(2, ge=1, description="residual blocks in a group")
+    codebook_size: int = Field(8192, ge=2, description="k: number of image tokens")
+    residual_gain: float | None = Field(
+        None, gt=0, description="post_gain; none: the paper's 1 / (number of blocks)^2"
+    )
+    init_gain: float = Field(1.0, gt=0, description="factor on the weights' initial deviation")
+
+    @property
+    def stride(self) -> int:
+        """Pixels a token's side stands for (8 in the paper)."""
+        return int(2 ** (self.groups - 1))
+
+    @property
+    def post_gain(self) -> float:
+        """Factor on each residual path."""
+        if self.residual_gain is not None:
+            return self.residual_gain
+        return 1.0 / (self.groups * self.blocks_per_group) ** 2
+
+
+class Conv2d(nn.Module):
+    """Convolution that keeps the picture's size; weights start N(0, 1 / (n_in k^2)), biases 0."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, full_precision: bool = False) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.full_precision = full_precision
+        self.w = nn.Parameter(torch.empty(n_out, n_in, kernel, kernel))
+        self.b = nn.Parameter(torch.zeros(n_out))
+        nn.init.normal_(self.w, std=1.0 / math.sqrt(n_in * kernel**2))
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n_in, H, W] -> [b, n_out, H, W]
+        if self.full_precision:
+            # The convolutions next to the relaxation stay in 32 bits under mixed precision (A.2).
+            with torch.autocast(x.device.type, enabled=False):
+                return F.conv2d(
+                    x.float(), self.w.float(), self.b.float(), padding=self.kernel // 2
+                )
+        return F.conv2d(x, self.w, self.b, padding=self.kernel // 2)
+
+
+class ResidualBlock(nn.Module):
+    """identity(x) + post_gain * four (ReLU, convolution) pairs of a quarter of the width."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], post_gain: float) -> None:
+        super().__init__()
+        hidden = n_out // 4
+        widths = [n_in] + [hidden] * (len(kernels) - 1) + [n_out]
+        self.post_gain = post_gain
+        self.id_path = Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        path: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, kernel in enumerate(kernels):
+            path[f"relu_{i + 1}"] = nn.ReLU()
+            path[f"conv_{i + 1}"] = Conv2d(widths[i], widths[i + 1], kernel)
+        self.res_path = nn.Sequential(path)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n_in, H, W] -> [b, n_out, H, W]
+        identity: Tensor = self.id_path(x)
+        return identity + self.post_gain * self.res_path(x)
+
+
+class Encoder(nn.Module):
+    """Picture, pixels mapped by `map_pixels`, to logits over the codebook."""
+
+    KERNELS = (3, 3, 3, 1)
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        widths = [config.width * 2**g for g in range(config.groups)]
+        n_in = widths[0]
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
+        blocks["input"] = Conv2d(config.channels, n_in, 7)
+        for g, n_out in enumerate(widths):
+            group: OrderedDict[str, nn.Module] = OrderedDict()
+            for i in range(config.blocks_per_group):
+                group[f"block_{i + 1}"] = ResidualBlock(
+                    n_in, n_out, self.KERNELS, config.post_gain
+                )
+                n_in = n_out
+            if g < config.groups - 1:
+                group["pool"] = nn.MaxPool2d(2)
+            blocks[f"group_{g + 1}"] = nn.Sequential(group)
+        blocks["output"] = nn.Sequential(
+            OrderedDict(
+                relu=nn.ReLU(), conv=Conv2d(n_in, config.codebook_size, 1, full_precision=True)
+            )
+        )
+        self.blocks = nn.Sequential(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, c, H, W] -> [b, k, h, w]
+        logits: Tensor = self.blocks(x)
+        return logits
+
+
+class Decoder(nn.Module):
+    """One-hot or relaxed tokens to the means and log-scales of the logit-Laplace pixels."""
+
+    KERNELS = (1, 3, 3, 3)
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        widths = [config.width * 2**g for g in reversed(range(config.groups))]
+        n_in = config.bottleneck
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
+        blocks["input"] = Conv2d(config.codebook_size, n_in, 1, full_precision=True)
+        for g, n_out in enumerate(widths):
+            group: OrderedDict[str, nn.Module] = OrderedDict()
+            for i in range(config.blocks_per_group):
+                group[f"block_{i + 1}"] = ResidualBlock(
+                    n_in, n_out, self.KERNELS, config.post_gain
+                )
+                n_in = n_out
+            if g < config.groups - 1:
+                group["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
+            blocks[f"group_{g + 1}"] = nn.Sequential(group)
+        blocks["output"] = nn.Sequential(
+            OrderedDict(relu=nn.ReLU(), conv=Conv2d(n_in, 2 * config.channels, 1))
+        )
+        self.blocks = nn.Sequential(blocks)
+
+    def forward(self, z: Tensor) -> Tensor:  # [b, k, h, w] -> [b, 2c, H, W]
+        maps: Tensor = self.blocks(z)
+        return maps
+
+
+class DVAE(nn.Module):
+    """Images to tokens and back: `encode` is the plain argmax of the logits, without noise."""
+
+    def __init__(self, config: DVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or DVAEConfig()
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        if self.config.init_gain != 1:
+            with torch.no_grad():
+                for module in self.modules():
+                    if isinstance(module, Conv2d):
+                        module.w.mul_(self.config.init_gain)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Codebook logits, float [b, k, H/stride, W/stride], of images [b, c, H, W] in [0, 1].
+
+        Raises ValueError when the shape does not fit or the type is not floating point.
+        """
+        self._check_images(images)
+        logits: Tensor = self.encoder(map_pixels(images))
+        return logits
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Image tokens, int64 [b, H/stride, W/stride], of images, float [b, c, H, W] in [0, 1]."""
+        return self.logits(images).argmax(dim=1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images, float [b, c, H, W] in [0, 1], of tokens, int64 [b, h, w].
+
+        Raises ValueError for tokens outside the codebook or of another type or rank.
+        """
+        k = self.config.codebook_size
+        if tokens.ndim != 3 or tokens.dtype != torch.int64:
+            raise ValueError(
+                f"tokens: expected int64 [b, rows, columns], got {tokens.dtype} "
+                f"{list(tokens.shape)}"
+            )
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < k):
+            raise ValueError(
+                f"tokens: expected values in [0, {k - 1}], got "
+                f"[{int(tokens.min())}, {int(tokens.max())}]"
+            )
+        return self._decode(tokens)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        first: Conv2d = self.decoder.blocks.input  # type: ignore[assignment]
+        # A 1x1 convolution of a one-hot map is a row of its weights: look it up instead.
+        x = F.embedding(tokens, first.w[:, :, 0, 0].t()) + first.b  # [b, h, w, bottleneck]
+        x = self.decoder.blocks[1:](x.movedim(-1, 1).contiguous())  # [b, 2c, H, W]
+        mean = x[:, : self.config.channels]
+        return unmap_pixels(torch.sigmoid(mean.float()))
+
+    def _check_images(self, images: Tensor) -> None:
+        c, s = self.config.channels, self.config.stride
+        shape = list(images.shape)
+        if images.ndim != 4 or shape[1] != c:
+            raise ValueError(f"images: expected [b, {c}, H, W], got {shape}")
+        if not images.is_floating_point():
+            raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}")
+        if shape[2] % s or shape[3] % s or 0 in shape[2:]:
+            raise ValueError(f"images: height and width must be multiples of {s}, got {shape[2:]}")
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json` and `dvae.safetensors` into `folder`."""
+        from dvae.storage import save  # here, because storage builds a DVAE itself
+
+        save(self, folder)

@@ -1,0 +1,93 @@
+"""The evidence lower bound of the discrete VAE (paper section 2.1, appendix A.2-A.3).
+
+Dimensions: b batch, c channels, H W picture, h w token grid, k codebook size.
+Pure functions; pixels are in [0, 1] and every likelihood is in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from dvae.model import DVAE
+
+EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infinite (A.3)
+
+
+def map_pixels(x: Tensor) -> Tensor:
+    """phi(x) = (1 - 2 eps) x + eps: pixels from [0, 1] into [0.1, 0.9] (appendix A.3)."""
+    return (1 - 2 * EPSILON) * x + EPSILON
+
+
+def unmap_pixels(x: Tensor) -> Tensor:
+    """Inverse of `map_pixels`, clipped to [0, 1]."""
+    return ((x - EPSILON) / (1 - 2 * EPSILON)).clamp(0, 1)
+
+
+def logit_laplace_log_prob(x: Tensor, maps: Tensor) -> Tensor:
+    """ln f(x | mu, b) of the logit-Laplace distribution, elementwise (appendix A.3, eq. 1).
+
+    f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x)), for x in (0, 1).
+    x: mapped pixels [b, c, H, W]; maps: [b, 2c, H, W], mu then ln b. Returns [b, c, H, W].
+    """
+    mu, ln_b = maps.float().chunk(2, dim=1)
+    x = x.float()
+    return -(torch.logit(x) - mu).abs() * torch.exp(-ln_b) - ln_b - torch.log(2 * x * (1 - x))
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(q || uniform) in nats, summed over the grid: [b, k, h, w] -> [b]."""
+    log_q = F.log_softmax(logits.float(), dim=1)
+    kl = (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(dim=1)  # [b, h, w]
+    return kl.sum(dim=(1, 2))
+
+
+def gumbel_softmax(
+    logits: Tensor, temperature: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """A relaxed one-hot draw over dim 1, soft in forward and backward (section 2.1).
+
+    logits [b, k, h, w], temperature tau > 0; as tau falls to 0 the draw becomes categorical.
+    """
+    noise = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+    # -ln(Exponential) is Gumbel; the exponential sampler never returns 0.
+    return F.softmax((logits.float() - noise.log()) / temperature, dim=1)
+
+
+@dataclass
+class ELB:
+    """The loss and its parts; nats a subpixel, averaged over the batch."""
+
+    loss: Tensor  # scalar: -ELB / (H W c)
+    reconstruction: Tensor  # scalar: -ln p(x | z) / (H W c)
+    kl: Tensor  # scalar: KL summed over the grid / (H W c), before the factor beta
+    tokens: Tensor  # int64 [b, h, w]: argmax of the logits, for counting the codes in use
+
+
+def relaxed_elb(
+    codec: DVAE,
+    images: Tensor,
+    temperature: float,
+    kl_weight: float,
+    generator: torch.Generator | None = None,
+) -> ELB:
+    """Negative relaxed ELB of images [b, c, H, W] in [0, 1], divided by H*W*c (section 2.1).
+
+    Divided so, the KL summed over a 32x32 grid weighs beta/192 per position's mean at 256x256.
+    Both terms are averaged over the batch, so the balance does not depend on its size.
+    """
+    subpixels = images[0].numel()
+    logits = codec.logits(images)
+    relaxed = gumbel_softmax(logits, temperature, generator)
+    maps = codec.decoder(relaxed)
+    log_prob = logit_laplace_log_prob(map_pixels(images), maps)
+    reconstruction = -log_prob.mean()
+    kl = kl_to_uniform(logits).mean() / subpixels
+    loss = reconstruction + kl_weight * kl
+    return ELB(loss, reconstruction, kl, logits.detach().argmax(dim=1))

@@ -1,0 +1,36 @@
+"""Trains one stage: `deepspeed launch/train.py CONFIG [--resume] [key=value ...]`.
+
+The same with plain `python` runs as one process. Ctrl-C saves a checkpoint; --resume goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dalle1.training.config import load_config
+from dalle1.training.trainer import Interrupted, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when trained to the end, 130 when stopped, 2 for a mistake in the settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", help="a YAML file such as configs/shapes/dvae.yaml")
+    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
+    options = parser.parse_args(arguments)
+    try:
+        train(load_config(options.config, options.overrides), options.resume)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
