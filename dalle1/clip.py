@@ -145,7 +145,8 @@ class CLIP(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(c.text_length, c.text_width))
         self.ln_final = nn.LayerNorm(c.text_width)
         self.text_projection = nn.Parameter(torch.empty(c.text_width, c.embedding))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # One number, as a vector: DeepSpeed 0.19 cannot train a parameter without dimensions.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -208,7 +209,7 @@ class CLIP(nn.Module):
 
     def scale(self) -> Tensor:
         """The factor on the cosines in the loss, clipped at 100."""
-        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+        return self.logit_scale[0].exp().clamp(max=MAX_SCALE)
 
     def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Symmetric cross-entropy over the batch: pair i is right for row and column i."""

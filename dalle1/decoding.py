@@ -99,8 +99,8 @@ def _read(cache: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     first, last = int(keys[0]), int(keys[-1])
     stride = int(keys[1]) - first if len(keys) > 1 else 1
     if len(keys) == (last - first) // stride + 1:
-        return tuple(cache[:, :, :, first : last + 1 : stride])  # type: ignore[return-value]
-    return tuple(cache.index_select(3, keys.to(cache.device)))  # type: ignore[return-value]
+        return tuple(cache[:, :, :, first : last + 1 : stride])
+    return tuple(cache.index_select(3, keys.to(cache.device)))
 
 
 @torch.inference_mode()

@@ -102,7 +102,7 @@ class Model:
         _, logits = self.transformer(text.to(self.device), flat.to(self.device))
         log_probs = logits.log_softmax(dim=-1)
         chosen = log_probs.gather(-1, flat.to(self.device)[..., None])[..., 0]
-        total = chosen.sum(dim=-1).cpu()
+        total: Tensor = chosen.sum(dim=-1).cpu()
         return total[0] if image_tokens.ndim == 2 else total
 
     def rank(self, caption: str, images: Sequence[Image] | Tensor) -> Tensor:

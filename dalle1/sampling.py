@@ -154,10 +154,10 @@ def rank(
     if model.clip is None:
         raise ValueError("the model has no CLIP to rank with; its folder lacks clip.safetensors")
     text = clip_ids(model, caption)
-    if isinstance(images, Tensor):
-        return ranking.score(model.clip, text, images)
     if len(images) == 0:
         raise ValueError("images: expected at least one")
+    if isinstance(images, Tensor):
+        return ranking.score(model.clip, text, images)
     # One at a time, because pictures may differ in size.
     parts = [ranking.score(model.clip, text, to_tensor(picture)[None]) for picture in images]
     return torch.cat(parts)

@@ -38,6 +38,8 @@ class Tokenizer:
             raise ValueError(f"tokenizer.dropout must be in [0, 1), got {dropout}")
         self.text_length = text_length
         self.dropout = dropout
+        # A caption that spells out the end mark is text like any other, as it is with dropout.
+        bpe.encode_special_tokens = True
         self._bpe = bpe
         model = json.loads(bpe.to_str())["model"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
@@ -85,7 +87,8 @@ class Tokenizer:
     def tokens(self, caption: str, rng: random.Random | None = None) -> list[int]:
         """The caption's tokens, at most text_length - 1, without end or padding.
 
-        With `rng`, merges are dropped at random (BPE dropout): only for training. A longer caption is cut with a warning, since the last position must hold the end. Raises
+        With `rng`, merges are dropped at random (BPE dropout): only for training. A longer
+        caption is cut with a warning, since the last position must hold the end. Raises
         ValueError for a caption that is empty or no string.
         """
         if not isinstance(caption, str) or not caption.strip():
@@ -94,8 +97,6 @@ class Tokenizer:
             ids = self._dropped_out(caption.strip(), rng)
         else:
             ids = self._bpe.encode(caption.strip(), add_special_tokens=False).ids
-        # Text that spells out the end mark must not end the caption.
-        ids = [i for i in ids if i != END_OF_CAPTION]
         limit = self.text_length - 1
         if len(ids) > limit:
             if rng is None:  # with dropped merges a caption is longer by chance: no news

@@ -246,7 +246,7 @@ class Transformer(nn.Module):
         if text_tokens.device.type != "cpu":
             return  # reading values would stall the device; its embedding look-up asserts there
         if image_tokens.numel() and not (
-            0 <= int(image_tokens.min()) and int(image_tokens.max()) < c.image_vocab
+            int(image_tokens.min()) >= 0 and int(image_tokens.max()) < c.image_vocab
         ):
             raise ValueError(
                 f"image_tokens: expected values in [0, {c.image_vocab - 1}], got "

@@ -86,7 +86,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n_in, H, W] -> [b, n_out, H, W]
         identity: Tensor = self.id_path(x)
-        return identity + self.post_gain * self.res_path(x)
+        residual: Tensor = self.res_path(x)
+        return identity + self.post_gain * residual
 
 
 class Encoder(nn.Module):
@@ -193,7 +194,7 @@ class DVAE(nn.Module):
                 f"tokens: expected int64 [b, rows, columns], got {tokens.dtype} "
                 f"{list(tokens.shape)}"
             )
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < k):
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < k):
             raise ValueError(
                 f"tokens: expected values in [0, {k - 1}], got "
                 f"[{int(tokens.min())}, {int(tokens.max())}]"

@@ -45,7 +45,7 @@ def load(folder: str | Path) -> DVAE:
         section = json.loads((folder / CONFIG).read_text())["dvae"]
         codec = DVAE(DVAEConfig(**section))
         codec.load_state_dict(load_file(folder / WEIGHTS))
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
         raise ValueError(f"{folder / CONFIG}: not a codec's config: {error}") from error
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(

@@ -80,7 +80,8 @@ class ContinuousBottleneck(nn.Module):
         """
         z = torch.cat([self.features(codec, part) for part in images.split(64)])
         samples = z.movedim(1, -1).reshape(-1, z.shape[1])
-        self.install(codec, k_means(samples, codec.config.codebook_size, 20, generator), logit_scale)
+        centres = k_means(samples, codec.config.codebook_size, 20, generator)
+        self.install(codec, centres, logit_scale)
         output: Conv2d = codec.decoder.blocks.output.conv  # type: ignore[union-attr, assignment]
         c = codec.config.channels
         error = torch.zeros(c, device=images.device)
@@ -97,7 +98,7 @@ def _parts(codec: DVAE) -> tuple[nn.Sequential, Conv2d, Conv2d]:
     """The encoder up to its last ReLU, its last convolution, the decoder's first convolution."""
     blocks = codec.encoder.blocks
     output: nn.Sequential = blocks.output  # type: ignore[assignment]
-    body = nn.Sequential(*list(blocks)[:-1], output.relu)
+    body = nn.Sequential(*list(blocks)[:-1], output[0])
     return body, output.conv, codec.decoder.blocks.input  # type: ignore[return-value]
 
 
@@ -123,10 +124,12 @@ def k_means(
         distance = torch.minimum(distance, torch.cdist(samples, samples[picked]).square().amin(1))
     for _ in range(iterations):
         gap, nearest = torch.cdist(samples, centres).min(1)
-        count = torch.zeros(k).index_add_(0, nearest, torch.ones(n))
+        ones = samples.new_ones(n)
+        members = samples.new_zeros(k).index_add_(0, nearest, ones)  # [k]
         total = torch.zeros_like(centres).index_add_(0, nearest, samples)
-        centres = torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), centres)
-        empty = (count == 0).nonzero()[:, 0]
+        mean = total / members[:, None].clamp(min=1)
+        centres = torch.where(members[:, None] > 0, mean, centres)
+        empty = (members == 0).nonzero()[:, 0]
         if len(empty):
             centres[empty] = samples[gap.topk(len(empty)).indices]
     return centres

@@ -36,7 +36,8 @@ def _area_weights(length: int, target: int) -> np.ndarray:
     start, end = edges[:-1, None], edges[1:, None]
     pixel = np.arange(length)[None]
     overlap = np.clip(np.minimum(end, pixel + 1) - np.maximum(start, pixel), 0, None)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: np.ndarray = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def resize_area(image: Pixels, height: int, width: int) -> Pixels:
@@ -46,7 +47,8 @@ def resize_area(image: Pixels, height: int, width: int) -> Pixels:
     rows = _area_weights(image.shape[0], height)
     columns = _area_weights(image.shape[1], width)
     mixed = np.einsum("yh,hwc,xw->yxc", rows, image.astype(np.float32), columns, optimize=True)
-    return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+    rounded: Pixels = np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def _crop(image: Pixels, top: int, left: int, side: int) -> Pixels:
@@ -80,9 +82,3 @@ def augment_dalle(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
     image = _crop(image, round(top), round(left), s)
     return _resized_crop(image, min(s, side), min(s, side * 9 // 8), side, rng)
 
-
-def centre(image: Pixels, side: int, rng: np.random.Generator | None = None) -> Pixels:
-    """The middle square, resized; no randomness (for validation and for CLIP)."""
-    h, w = image.shape[:2]
-    s = min(h, w)
-    return resize_area(_crop(image, (h - s) // 2, (w - s) // 2, s), side, side)

@@ -44,7 +44,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 # 0.2 is about the most at which two big shapes still fit side by side with a gap between them.
-SIZES: dict[str, float] = {"small": 0.125, "big": 0.2}
+SIZES: dict[str, float] = {"small": 0.145, "big": 0.2}
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 OPPOSITE: dict[str, str] = {
     "left of": "right of",
@@ -77,10 +77,10 @@ MIN_SIDE = 16
 MARGIN = 0.02  # between a thing and the picture's edge
 MIN_GAP = 0.07  # between two things: about two pixels at a side of 32
 MAX_GAP = 0.25
-MAX_OFFSET = 0.1  # between two centres, across the relation's axis
-# Centres lie on a lattice of two pixels at a side of 32: edges then fall into few places, which a
-# codebook of demo size can draw sharply.
-LATTICE = 16
+MAX_OFFSET = 0.125  # between two centres, across the relation's axis
+# Centres lie on a lattice of four pixels at a side of 32: edges then fall into few places, which a
+# codebook of demo size can draw sharply and a transformer of demo size can learn in minutes.
+LATTICE = 8
 
 # Proportions in units of the radius. They give the four shapes about the same area, and a
 # bounding box that is centred on (x, y).

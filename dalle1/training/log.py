@@ -108,4 +108,4 @@ def _tensorboard(folder: Path, first: int) -> Any:
             file=sys.stderr,
         )
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)

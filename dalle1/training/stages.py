@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 import dvae
 from dalle1.clip import CLIP
-from dalle1.data.images import Augmentation, augment_dalle, augment_dvae, centre
+from dalle1.data.images import Augmentation, augment_dalle, augment_dvae
 from dalle1.data.shards import Batch, read_captions
 from dalle1.decoding import Options
 from dalle1.layout import padding_id
@@ -46,12 +45,16 @@ class Phase:
 class Stage(nn.Module):
     """A model in training. `forward` is one step's loss, so that DeepSpeed wraps all of it."""
 
-    augmentation: ClassVar[Augmentation]
     model: nn.Module  # what is averaged and exported
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.settings = config
+
+    @property
+    @abstractmethod
+    def augmentation(self) -> Augmentation:
+        """What is done to each training picture."""
 
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
@@ -103,7 +106,6 @@ def _device(module: nn.Module) -> torch.device:
 class DVAEStage(Stage):
     """Stage one: the relaxed ELB (section 2.1), after a warm start where one is asked for."""
 
-    augmentation = staticmethod(augment_dvae)
     model: dvae.DVAE
 
     def __init__(self, config: RunConfig) -> None:
@@ -127,6 +129,10 @@ class DVAEStage(Stage):
                 self.model, self.objective.warm_start_bottleneck
             )
         self._used = torch.zeros(config.dvae.codebook_size, dtype=torch.bool)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augment_dvae
 
     def phase(self, step: int) -> Phase:
         if step < self.warm_up:
@@ -203,7 +209,6 @@ class DVAEStage(Stage):
 class CLIPStage(Stage):
     """CLIP, by the symmetric cross-entropy over the whole batch; it also trains the tokenizer."""
 
-    augmentation = staticmethod(augment_dalle)
     model: CLIP
 
     def __init__(self, config: RunConfig) -> None:
@@ -218,6 +223,10 @@ class CLIPStage(Stage):
             config, config.tokenizer, config.clip.text_vocab - 2, config.clip.text_length - 1
         )
         self.model = CLIP(config.clip)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augment_dalle
 
     def _tokens(self, captions: list[str]) -> Tensor:
         ids = self.tokenizer.encode_for_clip(captions, self.model.config.text_length)
@@ -250,7 +259,6 @@ class CLIPStage(Stage):
 class DALLEStage(Stage):
     """Stage two: the transformer over captions and the frozen dVAE's tokens (section 2.2)."""
 
-    augmentation = staticmethod(augment_dalle)
     model: Transformer
 
     def __init__(self, config: RunConfig) -> None:
@@ -275,6 +283,10 @@ class DALLEStage(Stage):
         self._frozen = (codec, clip)
         self.tokenizer = tokenizer.resized(config.transformer.text_length)
         self._whole()  # refuses parts of different runs before the first step
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augment_dalle
 
     def _whole(self) -> Model:
         training = self.model.training

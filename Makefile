@@ -1,0 +1,28 @@
+# `make demo` and `make test` set themselves up: Python >= 3.10, pip, a C++ compiler, make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SHELL := /bin/bash
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	source $(BIN)/activate && python launch/demo.py
+
+test: $(INSTALLED)
+	source $(BIN)/activate && python -m pytest tests
+
+lint: $(INSTALLED)
+	source $(BIN)/activate && ruff check . && ruff format --check . && mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs data

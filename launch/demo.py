@@ -1,0 +1,130 @@
+"""Trains the three stages on the built-in shapes, then draws, ranks and judges: `make demo`.
+
+    python launch/demo.py [--runs runs/shapes] [--quick]
+
+Goes on where it stopped when run again. --quick trains each stage for a few updates, to see that
+everything runs; its pictures are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import dalle1
+from dalle1 import report
+from dalle1.training.config import load_config
+from dalle1.training.log import read_metrics
+
+STAGES = ("dvae", "clip", "dalle")
+QUICK = {
+    "dvae": ["steps=60", "dvae_training.warm_start_steps=30", "dvae.codebook_size=64"],
+    "clip": ["steps=10"],
+    "dalle": ["steps=10", "transformer.image_vocab=64"],
+}
+CAPTIONS = (
+    "a small green square to the left of a big yellow triangle",
+    "a large red circle above a little blue square",
+    "the tiny cyan cross is below the huge orange triangle",
+    "there is a big purple square on a white background",
+    "a little pink triangle on the right of a small blue circle",
+    "a big orange circle under a large cyan square on a black background",
+    "a picture of a small red cross over a big green circle",
+    "a yellow square left of a purple circle on a grey background",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains what is not trained yet and writes the report; exit status of the first failure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="folder of the runs")
+    parser.add_argument("--quick", action="store_true", help="a few updates only")
+    options = parser.parse_args(arguments)
+    seconds: dict[str, float] = {}
+    overrides = {name: [f"run={options.runs / name}"] for name in STAGES}
+    overrides["dalle"] += [f"{n}_model={options.runs / n / 'model'}" for n in ("dvae", "clip")]
+    for name in STAGES:
+        if options.quick:
+            overrides[name] += [*QUICK[name], "reader.shapes_count=500"]
+            if name == "clip":
+                overrides[name].append("tokenizer.captions=500")
+        start = time.monotonic()
+        command = ["deepspeed", "--num_accelerators", "1", "launch/train.py"]
+        command += [f"configs/shapes/{name}.yaml", *overrides[name], "--resume"]
+        print("\n$ " + " ".join(command), flush=True)
+        code = subprocess.run(command).returncode
+        if code:
+            return code
+        seconds[name] = time.monotonic() - start
+
+    start = time.monotonic()
+    torch.manual_seed(0)
+    sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
+    summary = write_report(options.runs, overrides["dvae"], *sizes)
+    seconds["report"] = time.monotonic() - start
+    usage = resource.getrusage
+    peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
+    summary |= {"seconds": seconds, "peak_memory_gb": peak / 2**20}
+    path = options.runs / "report" / "report.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    show(summary, path.parent)
+    return 0
+
+
+def write_report(
+    runs: Path, dvae_overrides: list[str], count: int, candidates: int, drawn: int, keep: int
+) -> dict[str, object]:
+    """Judges `count` unseen captions a split, `candidates` draws each; writes the pictures."""
+    folder = runs / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    model = dalle1.load(runs / "dalle" / "model")
+    reader = load_config("configs/shapes/dvae.yaml", dvae_overrides).reader
+    summary: dict[str, object] = {"captions": count, "candidates": candidates}
+    curves = {}
+    for split, name in (("test", "unseen captions"), ("heldout", "held-out pairs")):
+        samples = report.unseen(split, count, reader.shapes_count, reader.image_size)
+        kept = report.draws(model, samples, candidates)
+        curves[name] = kept.curve()
+        summary[split] = {
+            "reconstruction": report.reconstructed(model, samples),
+            "single_draw": curves[name][1]["clip"],
+            "clip_best": curves[name][candidates]["clip"],
+            "oracle_best": curves[name][candidates]["oracle"],
+            "best_of_n": curves[name],
+        }
+    report.plot_best_of_n(curves, folder / "best_of_n.png")
+    report.plot_losses({name: read_metrics(runs / name) for name in STAGES}, folder / "losses.png")
+    report.sheet(model, list(CAPTIONS), drawn, keep).save(folder / "sheet.png")
+    return summary
+
+
+def show(summary: dict[str, object], folder: Path) -> None:
+    """Prints the few numbers that matter and where the rest is."""
+    n = summary["candidates"]
+    print(f"\n{'of captions, shown exactly':34}{'unseen':>10}{'held-out':>10}")
+    for key, label in (
+        ("reconstruction", "dVAE's copy of a true picture"),
+        ("single_draw", "a single draw"),
+        ("clip_best", f"CLIP's first of {n}"),
+        ("oracle_best", f"at least one of {n} (oracle)"),
+    ):
+        cells = [100 * summary[split][key] for split in ("test", "heldout")]  # type: ignore[index]
+        print(f"{label:34}" + "".join(f"{cell:9.1f}%" for cell in cells))
+    seconds: dict[str, float] = summary["seconds"]  # type: ignore[assignment]
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"time: {times}; peak memory {summary['peak_memory_gb']:.1f} GB")
+    for name in ("sheet.png", "losses.png", "best_of_n.png", "report.json"):
+        print(f"  {folder / name}")
+    print(f'try: dalle1 sample "a big red cross" --model {folder.parent / "dalle" / "model"}')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Drawing: the cached steps against the full forward pass, the draws against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dalle1 import Transformer, TransformerConfig
+from dalle1.attention import step_keys
+from dalle1.decoding import (
+    Cache,
+    Options,
+    _read,
+    cache_bytes,
+    candidate_uniforms,
+    choose,
+    draw,
+)
+from dalle1.layout import Pattern
+from tests.conftest import TransformerMaker
+
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("kernel", [3, 11])
+def test_cached_logits_equal_the_forward_pass(
+    make_transformer: TransformerMaker, layers: int, kernel: int
+) -> None:
+    """A cache that holds the wrong position, candidate or layer, or reads too few keys."""
+    transformer = make_transformer(layers=layers, grid=6, text_length=10, conv_kernel=kernel)
+    g = torch.Generator().manual_seed(layers)
+    text = torch.tensor([3, 1, 4, 1, *(11 + p for p in range(4, 10))])
+    image = torch.randint(9, (3, 36), generator=g)
+    with torch.inference_mode():
+        _, expected = transformer(text.expand(3, -1), image)
+        cache = Cache(transformer, text, 3)
+        fed = transformer.start_of_image.expand(3, -1)
+        for p in range(36):
+            logits = cache.step(transformer, fed + transformer.grid_positions()[p], p)
+            torch.testing.assert_close(logits, expected[:, p], rtol=0, atol=1e-4)
+            fed = transformer.image_embedding(image[:, p])
+
+
+@pytest.mark.parametrize("pattern", ["row", "column", "conv", "full"])
+@pytest.mark.parametrize("grid", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
+def test_strided_reading_is_the_index_set(pattern: Pattern, grid: int, kernel: int) -> None:
+    """A slice that is taken where the keys are not evenly spaced."""
+    cache = torch.arange(grid * grid).expand(2, 1, 1, -1)[..., None]
+    for keys in step_keys(pattern, grid, kernel):
+        for part in _read(cache, keys):
+            assert part[0, 0, :, 0].tolist() == keys.tolist()
+
+
+def test_likeliest_tokens(make_transformer: TransformerMaker) -> None:
+    """Temperature 0 that draws; a token that is fed one position late."""
+    transformer = make_transformer()
+    text = torch.tensor([3, 1, 13, 14, 15, 16])
+    steps: list[int] = []
+    tokens = draw(
+        transformer, text, torch.rand(2, 16), Options(temperature=0), on_step=steps.append
+    )
+    assert tokens.shape == (2, 16) and tokens.dtype == torch.int64
+    assert steps == list(range(1, 17))
+    with torch.no_grad():
+        _, logits = transformer(text.expand(2, -1), tokens)
+    assert torch.equal(tokens, logits.argmax(dim=-1))
+
+
+def test_draws_do_not_depend_on_the_batch(make_transformer: TransformerMaker) -> None:
+    """Random numbers that are shared by a batch: another batch size, other pictures."""
+    transformer = make_transformer()
+    text = torch.tensor([3, 1, 13, 14, 15, 16])
+    before = text.clone()
+    options = Options(top_p=0.95, guidance=1.5)
+    drawn = []
+    for batch in (1, 3, 8):
+        parts = [
+            draw(transformer, text, candidate_uniforms(7, "x", i, min(batch, 8 - i), 16), options)
+            for i in range(0, 8, batch)
+        ]
+        drawn.append(torch.cat(parts))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].unique(dim=0)) == 8
+    assert torch.equal(text, before)  # guidance must not overwrite the caption
+
+
+def test_candidate_uniforms() -> None:
+    """Candidates that share numbers, or depend on where their batch begins."""
+    rows = candidate_uniforms(3, "a cat", 0, 50, 40)
+    assert rows.shape == (50, 40) and rows.dtype == torch.float64
+    assert float(rows.min()) >= 0 and float(rows.max()) < 1
+    assert torch.equal(candidate_uniforms(3, "a cat", 17, 5, 40), rows[17:22])
+    assert torch.equal(candidate_uniforms(3, "a cat", 0, 50, 30), rows[:, :30])
+    assert len(rows.flatten().unique()) == 2000
+    for other in ((4, "a cat"), (3, "a dog"), (3, ""), (-3, "a cat")):
+        assert not bool(torch.isin(candidate_uniforms(*other, 0, 50, 40), rows).any())
+    counts = torch.histc(rows, 20, 0, 1)
+    assert float(((counts - 100) ** 2 / 100).sum()) < 50  # chi-square, 19 degrees of freedom
+
+
+def tiny(make_transformer: TransformerMaker) -> tuple[Transformer, Tensor]:
+    """Four positions of three tokens: 81 images, that can be enumerated; and a caption."""
+    transformer = make_transformer(2, 0.3, grid=2, image_vocab=3, layers=3)
+    return transformer, torch.tensor([3, 1, 13, 14, 15, 16])
+
+
+def shaped(logits: np.ndarray, options: Options) -> np.ndarray:
+    """Probabilities of tokens [v] under the options, re-stated with sets."""
+    p = np.exp(logits / options.temperature)
+    p /= p.sum()
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    kept = set(order[: options.top_k])
+    p = np.array([x if i in kept else 0.0 for i, x in enumerate(p)])
+    p /= p.sum()
+    if options.top_p is not None:
+        kept, mass = set(), 0.0
+        for i in order:
+            if mass < options.top_p:
+                kept.add(i)
+            mass += p[i]
+        p = np.array([x if i in kept else 0.0 for i, x in enumerate(p)])
+        p /= p.sum()
+    return p
+
+
+def enumerated(
+    transformer: Transformer, text: Tensor, options: Options, prefix: list[int]
+) -> dict[tuple[int, ...], float]:
+    """The probability of each of the 81 images, from the full forward pass."""
+    images = list(itertools.product(range(3), repeat=4))
+    every = torch.tensor(images)
+    padding = torch.tensor([11 + p for p in range(6)])
+    with torch.no_grad():
+        conditional = transformer(text.expand(81, -1), every)[1].double().numpy()
+        free = transformer(padding.expand(81, -1), every)[1].double().numpy()
+    logits = free + options.guidance * (conditional - free)
+    table = {}
+    for i, image in enumerate(images):
+        p = float(list(image[: len(prefix)]) == prefix)
+        for position in range(len(prefix), 4):
+            p *= shaped(logits[i, position], options)[image[position]]
+        table[image] = p
+    return table
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix"),
+    [
+        ({}, []),
+        ({"temperature": 0.6}, []),
+        ({"temperature": 2.0}, []),
+        ({"top_k": 2}, []),
+        ({"top_p": 0.8}, []),
+        ({"guidance": 2.0}, []),
+        ({"guidance": 0.0}, []),
+        ({}, [2, 0]),
+        ({"temperature": 1.3, "top_k": 2, "top_p": 0.9, "guidance": 1.5}, [1]),
+    ],
+)
+def test_frequencies(
+    make_transformer: TransformerMaker, settings: dict[str, Any], prefix: list[int]
+) -> None:
+    """Draws of another law: a bias, an option with no effect, a prefix that is not read."""
+    transformer, text = tiny(make_transformer)
+    options = Options(**settings)
+    table = enumerated(transformer, text, options, prefix)
+    assert sum(table.values()) == pytest.approx(1)
+    plain = enumerated(transformer, text, Options(), [])
+    given = torch.tensor(prefix) if prefix else None
+    uniforms = candidate_uniforms(0, str(settings), 0, DRAWS, 4)
+    tokens = draw(transformer, text, uniforms, options, given)
+    images, counts = tokens.unique(dim=0, return_counts=True)
+    seen = {tuple(image.tolist()): int(n) for image, n in zip(images, counts, strict=True)}
+    assert all(table[image] > 0 for image in seen), "an image of probability 0 was drawn"
+
+    def misfit(expected: dict[tuple[int, ...], float]) -> tuple[float, int]:
+        """Chi-square and its degrees of freedom, rare images taken together."""
+        common = [image for image, p in expected.items() if DRAWS * p >= 5]
+        bins = [(seen.get(image, 0), DRAWS * expected[image]) for image in common]
+        rare = DRAWS - sum(n for n, _ in bins), DRAWS - sum(e for _, e in bins)
+        if rare[1] >= 5:
+            bins.append(rare)
+        return sum((n - e) ** 2 / e for n, e in bins), len(bins) - 1
+
+    chi_square, freedom = misfit(table)
+    assert freedom >= 5
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
+    if options != Options() or prefix:  # the test can tell the options apart
+        chi_square, freedom = misfit(plain)
+        assert chi_square > 3 * freedom
+
+
+def chosen(uniforms: list[float], **settings: Any) -> list[int]:
+    """Tokens that `choose` takes of p = 0.05, 0.5, 0.15, 0.3 at the given uniforms."""
+    logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log().expand(len(uniforms), -1)
+    before = logits.clone()
+    tokens = choose(logits, torch.tensor(uniforms, dtype=torch.float64), Options(**settings))
+    assert torch.equal(logits, before)
+    return tokens.tolist()
+
+
+def test_choose_by_hand() -> None:
+    """Options in another order, a set too small or too large, a point off its interval."""
+    # p = 0.05, 0.5, 0.15, 0.3: ends of the intervals 0.05, 0.55, 0.7, 1.
+    points = [0.0, 0.049, 0.051, 0.549, 0.551, 0.699, 0.701, 1 - 2**-53]
+    assert chosen(points) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert chosen([0.0, 0.3, 0.999], temperature=0) == [1, 1, 1]
+    assert chosen([0.0, 0.3, 0.999], top_k=1) == [1, 1, 1]
+    # top_k 2: 0.5 and 0.3 of 0.8: the first ends at 0.625.
+    assert chosen([0.0, 0.624, 0.626, 0.999], top_k=2) == [1, 1, 3, 3]
+    assert chosen(points, top_k=4) == chosen(points, top_k=100) == chosen(points)
+    # top_p: the smallest set that holds the mass; 0.79 needs two tokens, 0.81 three.
+    assert chosen([0.0, 0.624, 0.626, 0.999], top_p=0.79) == [1, 1, 3, 3]
+    # 0.5, 0.15, 0.3 of 0.95: ends 0.526, 0.684, 1.
+    assert chosen([0.0, 0.52, 0.53, 0.68, 0.69], top_p=0.81) == [1, 1, 2, 2, 3]
+    assert chosen(points, top_p=1.0) == chosen(points)
+    assert chosen([0.0, 0.5, 0.999], top_p=1e-9) == [1, 1, 1]
+    # Temperature 1/2 squares: 0.0025, 0.25, 0.0225, 0.09 of 0.365: ends 0.0068, 0.6918, 0.7534.
+    assert chosen([0.006, 0.007, 0.691, 0.692, 0.753, 0.754], temperature=0.5) == [
+        0, 1, 1, 2, 2, 3,
+    ]  # fmt: skip
+    # top_k first: of 0.526, 0.158, 0.316 two hold 0.84; of the untruncated it takes three.
+    assert chosen([0.624, 0.626, 0.7], top_k=3, top_p=0.83) == [1, 3, 3]
+    # Temperature before top_p: squared, 0.685 + 0.247 hold 0.9.
+    assert chosen([0.73, 0.74], temperature=0.5, top_p=0.9) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"guidance": -1.0},
+        {"guidance": math.nan},
+        {"guidance": math.inf},
+    ],
+)
+def test_options_errors(settings: dict[str, float]) -> None:
+    """An option out of its range that gives NaN logits instead of an error with its name."""
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Options(**settings)  # type: ignore[arg-type]
+
+
+def test_cache_bytes() -> None:
+    """A caption counted once for each candidate; keys without values; the wrong item size."""
+    paper = TransformerConfig()
+    # Keys and values, 64 layers, 3968 wide, 256 text positions once, 1024 for each candidate.
+    assert cache_bytes(paper, 1, torch.float16) == 2 * 64 * 3968 * (256 + 1024) * 2
+    assert cache_bytes(paper, 512, torch.bfloat16) == 2 * 64 * 3968 * (256 + 524_288) * 2
+    assert cache_bytes(paper, 3, torch.float32) == 2 * 64 * 3968 * (256 + 3072) * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_bytes_are_the_caches(
+    make_transformer: TransformerMaker, dtype: torch.dtype
+) -> None:
+    """A count that is not what is really held."""
+    transformer = make_transformer().to(dtype)
+    cache = Cache(transformer, torch.tensor([3, 1, 13, 14, 15, 16]), 5)
+    held = [*cache.text_k, *cache.text_v, cache.image]
+    assert all(x.dtype == dtype for x in held)
+    count = sum(x.numel() * x.element_size() for x in held)
+    assert cache_bytes(transformer.config, 5, dtype) == count

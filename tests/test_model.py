@@ -1,0 +1,224 @@
+"""A whole model: its folder, its parts, its log-probabilities."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import dalle1
+from dalle1 import CLIP, CLIPConfig, Model
+from dalle1.model import load_clip, save_clip
+from dvae import DVAE, DVAEConfig
+from tests.conftest import ModelMaker
+
+FILES = {
+    "config.json",
+    "tokenizer.json",
+    "transformer.safetensors",
+    "dvae.safetensors",
+    "clip.safetensors",
+    "README.md",
+}
+
+
+def draws(model: Model) -> dalle1.Result:
+    return dalle1.sample(
+        ["a red cat", "the blue dog"], model, candidates=4, keep=3, seed=5, progress=False
+    )
+
+
+def test_save_and_load(model: Model, tmp_path: Path) -> None:
+    """A part that is saved in part, cast, or loaded with other settings: other pictures."""
+    folder = tmp_path / "deep" / "model"
+    model.save(folder)
+    again = dalle1.load(folder)
+    for part in ("transformer", "dvae", "clip"):
+        module, expected = getattr(again, part), getattr(model, part)
+        assert not module.training
+        assert module.config == expected.config
+        state = expected.state_dict()
+        assert module.state_dict().keys() == state.keys()
+        assert all(torch.equal(w, state[key]) for key, w in module.state_dict().items())
+    first, second = draws(model), draws(again)
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.scores, second.scores)
+    for a, b in zip(first.images, second.images, strict=True):
+        assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
+
+
+def test_folder(model: Model, make_model: ModelMaker, tmp_path: Path) -> None:
+    """A pickle in the folder, a file left beside its place, a CLIP of an earlier save."""
+    model.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == FILES
+    for name in FILES:
+        content = (tmp_path / name).read_bytes()
+        assert content[:2] not in (b"PK", b"\x80\x02"), f"{name} is a pickle"
+    assert set(json.loads((tmp_path / "config.json").read_text())) == {"transformer", "dvae", "clip"}
+    assert "8x8" in (tmp_path / "README.md").read_text()
+    make_model(clip=False).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == FILES - {"clip.safetensors"}
+    assert dalle1.load(tmp_path).clip is None
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"README.md"}))
+@pytest.mark.parametrize("kept", [None, 0, 0.5])
+def test_damaged_folder(model: Model, tmp_path: Path, name: str, kept: float | None) -> None:
+    """A missing or cut file that loads as something else or raises without naming it."""
+    model.save(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        dalle1.load(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["transformer", "dvae", "clip"])
+@pytest.mark.parametrize("content", [None, 3, [], {"wdith": 8}])
+def test_config_sections(model: Model, tmp_path: Path, section: str, content: object) -> None:
+    """An unknown key or a section of another kind that raises anything but ValueError."""
+    model.save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config[section] = content
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        dalle1.load(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["transformer", "dvae"])
+def test_config_without_a_section(model: Model, tmp_path: Path, section: str) -> None:
+    """A folder of another stage that ends in a KeyError."""
+    model.save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config[section]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json.*{section}"):
+        dalle1.load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["transformer", "dvae", "clip"])
+def test_weights_of_another_shape(model: Model, tmp_path: Path, part: str) -> None:
+    """Weights of another config that are loaded where they happen to fit."""
+    model.save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    setting = {"transformer": "layers", "dvae": "blocks_per_group", "clip": "text_layers"}[part]
+    config[part][setting] += 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"{part}\.safetensors"):
+        dalle1.load(tmp_path)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    """A path that is no model folder, or a config that is no object, with a puzzling error."""
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        dalle1.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        dalle1.load(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected an object"):
+        dalle1.load(tmp_path)
+
+
+def test_parts_that_do_not_fit(model: Model) -> None:
+    """Parts of different runs, whose pictures would be noise without an error."""
+    codec = DVAE(DVAEConfig(width=4, bottleneck=2, groups=2, codebook_size=6))
+    with pytest.raises(ValueError, match="codebook_size is 6.*image_vocab is 5"):
+        Model(model.tokenizer, model.transformer, codec)
+    longer = model.tokenizer.resized(11)
+    with pytest.raises(ValueError, match="text_length is 11.*text_length is 10"):
+        Model(longer, model.transformer, model.dvae)
+    other = dalle1.Tokenizer.train(["a"], vocab_size=257, text_length=10)
+    with pytest.raises(ValueError, match="vocabulary is 257.*text_vocab is 280"):
+        Model(other, model.transformer, model.dvae)
+    assert model.clip is not None
+    config = CLIPConfig(**{**model.clip.config.model_dump(), "text_vocab": 280})
+    with pytest.raises(ValueError, match="CLIP's text_vocab less 2 is 278.*text_vocab is 280"):
+        Model(model.tokenizer, model.transformer, model.dvae, CLIP(config))
+
+
+def test_image_size(model: Model, make_model: ModelMaker) -> None:
+    """A side that is the grid's alone, without the dVAE's stride."""
+    assert model.image_size == 8
+    assert make_model(grid=3).image_size == 6
+
+
+def test_log_prob_by_hand(model: Model) -> None:
+    """A sum over other tokens than the image's, a mean, text tokens that are counted too."""
+    caption, images = "a red cat", torch.randint(5, (3, 4, 4))
+    with torch.no_grad():
+        text = model.tokenizer.encode(caption).expand(3, -1)
+        _, logits = model.transformer(text, images.flatten(1))
+    p = logits.double().softmax(dim=-1)
+    expected = [
+        sum(p[i, r * 4 + c, images[i, r, c]].log().item() for r in range(4) for c in range(4))
+        for i in range(3)
+    ]
+    got = model.log_prob(caption, images)
+    assert got.shape == (3,) and got.dtype == torch.float32
+    assert got.tolist() == pytest.approx(expected, rel=1e-5)
+    one = model.log_prob(caption, images[1])
+    assert one.shape == () and one.item() == pytest.approx(expected[1], rel=1e-5)
+    assert model.log_prob("the blue dog", images[1]).item() != pytest.approx(expected[1], rel=1e-4)
+
+
+def test_probabilities_sum_to_one(make_model: ModelMaker) -> None:
+    """Log-probabilities that see the token they predict: their sum over all images is not 1."""
+    model = make_model(grid=2, codes=3)
+    every = torch.tensor(list(itertools.product(range(3), repeat=4))).reshape(81, 2, 2)
+    log_probs = model.log_prob("a blue dog", every)
+    assert log_probs.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert log_probs.max() - log_probs.min() > 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(16, dtype=torch.int64), r"\[4, 4\] or \[b, 4, 4\], got \[16\]"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"got \[3, 4\]"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.int64), r"got \[1, 1, 4, 4\]"),
+        (torch.full((4, 4), 5), r"\[0, 4\], got \[5, 5\]"),
+        (torch.zeros(4, 4), "float32"),
+    ],
+)
+def test_log_prob_errors(model: Model, tokens: Tensor, message: str) -> None:
+    """Part of an image, or tokens outside the vocabulary, that get a probability."""
+    with pytest.raises(ValueError, match=message):
+        model.log_prob("a red cat", tokens)
+    with pytest.raises(ValueError, match="caption: expected text"):
+        model.log_prob("", torch.zeros(4, 4, dtype=torch.int64))
+
+
+def test_rank_is_dalle1_rank(model: Model) -> None:
+    """A method that ranks otherwise than the function of its name."""
+    images = [Image.new("RGB", (9, 9), c) for c in ("red", "blue")]
+    assert torch.equal(model.rank("a cat", images), dalle1.rank("a cat", images, model=model))
+
+
+def test_clip_folder(model: Model, tmp_path: Path) -> None:
+    """A CLIP's own folder that does not open again, or opens without its tokenizer."""
+    assert model.clip is not None
+    save_clip(model.clip, model.tokenizer, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "config.json",
+        "clip.safetensors",
+        "tokenizer.json",
+    }
+    clip, tokenizer = load_clip(tmp_path)
+    images, caption = torch.rand(2, 3, 8, 8), "a red cat"
+    with torch.no_grad():
+        got = clip(images, tokenizer.encode_for_clip(caption, 10))
+        expected = model.clip(images, model.tokenizer.encode_for_clip(caption, 10))
+    assert torch.equal(got, expected)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no 'clip' section"):
+        load_clip(tmp_path)

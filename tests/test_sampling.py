@@ -1,0 +1,273 @@
+"""`dalle1.sample` and `dalle1.rank`: what they return, keep, refuse and write."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import dalle1
+from dalle1 import Model, sampling
+from dalle1.decoding import Options, cache_bytes
+from dalle1.model import load
+from tests.conftest import ModelMaker
+
+CAPTION = "a red cat"
+
+
+def sample(model: Model, captions: str | list[str] = CAPTION, **settings: Any) -> dalle1.Result:
+    settings = {"candidates": 6, "keep": 3, "progress": False, **settings}
+    return dalle1.sample(captions, model=model, **settings)
+
+
+def picture(seed: int = 0, side: int = 8) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_result(model: Model) -> None:
+    """A result of other shapes or types than the contract's."""
+    result = sample(model, ["a red cat", "the blue dog"])
+    assert result.captions == ["a red cat", "the blue dog"]
+    assert [len(row) for row in result.images] == [3, 3]
+    for image in (x for row in result.images for x in row):
+        assert (image.size, image.mode) == ((8, 8), "RGB")
+    assert result.tokens.shape == (2, 3, 4, 4) and result.tokens.dtype == torch.int64
+    assert result.scores.shape == (2, 3) and result.scores.dtype == torch.float32
+    assert bool((result.scores.abs() <= 1 + 1e-6).all())
+    assert sample(model).tokens.shape == (1, 3, 4, 4)  # a caption alone is a list of one
+
+
+def test_pictures_are_the_tokens(model: Model) -> None:
+    """Pictures in another order than their tokens and scores, or transposed."""
+    result = sample(model, ["a red cat", "the blue dog"])
+    for i, caption in enumerate(result.captions):
+        for image, tokens in zip(result.images[i], result.tokens[i], strict=True):
+            pixels = model.dvae.decode(tokens[None])[0].permute(1, 2, 0).numpy()
+            assert np.abs(np.asarray(image) - 255 * pixels).max() <= 0.51
+        exact = model.dvae.decode(result.tokens[i])
+        torch.testing.assert_close(
+            dalle1.rank(caption, exact, model=model), result.scores[i], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_best_first(model: Model) -> None:
+    """The worst candidates kept, or the best in another order."""
+    every = sample(model, candidates=12, keep=12)
+    scores = every.scores[0].tolist()
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    best = sample(model, candidates=12, keep=4)
+    assert torch.equal(best.tokens[0], every.tokens[0, :4])
+    assert torch.equal(best.scores[0], every.scores[0, :4])
+    few = {tuple(t.flatten().tolist()) for t in sample(model, candidates=5, keep=5).tokens[0]}
+    assert few < {tuple(t.flatten().tolist()) for t in every.tokens[0]}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, None])
+def test_draws_depend_on_seed_and_caption_alone(model: Model, batch_size: int | None) -> None:
+    """Pictures that change with the batch size or with the captions beside them."""
+    both = sample(model, ["a blue dog", CAPTION], batch_size=batch_size)
+    alone = sample(model, CAPTION)
+    assert torch.equal(both.tokens[1], alone.tokens[0])
+    assert not torch.equal(sample(model, seed=1).tokens, alone.tokens)
+    state = torch.get_rng_state()
+    sample(model)
+    assert torch.equal(torch.get_rng_state(), state)  # nor do they touch the global generator
+
+
+def test_options_reach_the_draw(model: Model) -> None:
+    """A keyword that does nothing."""
+    greedy = sample(model, temperature=0.0).tokens[0]
+    assert len(greedy.unique(dim=0)) == 1
+    assert torch.equal(sample(model, top_k=1).tokens[0], greedy)
+    assert torch.equal(sample(model, top_p=1e-6).tokens[0], greedy)
+    assert not torch.equal(sample(model, guidance=3.0).tokens, sample(model).tokens)
+
+
+def test_without_clip(make_model: ModelMaker) -> None:
+    """A model without CLIP that keeps some as if it had ranked them."""
+    model = make_model(clip=False)
+    with pytest.raises(ValueError, match="no CLIP.*keep = candidates = 6"):
+        sample(model)
+    result = sample(model, keep=6)
+    assert result.tokens.shape == (1, 6, 4, 4)
+    assert bool(result.scores.isnan().all()) and result.scores.shape == (1, 6)
+    assert torch.equal(sample(model, candidates=2, keep=2).tokens[0], result.tokens[0, :2])
+    with pytest.raises(ValueError, match="no CLIP"):
+        dalle1.rank(CAPTION, [picture()], model=model)
+
+
+@pytest.mark.parametrize(
+    ("captions", "settings", "message"),
+    [
+        (CAPTION, {"keep": 7}, "keep: expected 1 to candidates = 6, got 7"),
+        (CAPTION, {"keep": 0}, "keep: .*got 0"),
+        (CAPTION, {"candidates": 0, "keep": 0}, "candidates: expected at least 1, got 0"),
+        (CAPTION, {"batch_size": 0}, "batch_size: .*got 0"),
+        (CAPTION, {"temperature": -1.0}, "temperature: .*got -1"),
+        (CAPTION, {"top_k": 0}, "top_k: .*got 0"),
+        (CAPTION, {"top_p": 1.5}, "top_p: .*got 1.5"),
+        (CAPTION, {"guidance": math.nan}, "guidance: .*got nan"),
+        ("", {}, "caption: expected text, got ''"),
+        ([CAPTION, " "], {}, "caption: expected text"),
+        ([], {}, "captions: expected at least one"),
+        (CAPTION, {"rows": 2}, "rows: 2 rows of which image"),
+        (CAPTION, {"image": picture()}, "rows: expected 1 to 3 of the 4 token rows, got 0"),
+        (CAPTION, {"image": picture(), "rows": 4}, "rows: .*got 4"),
+        (CAPTION, {"image": picture(), "rows": -1}, "rows: .*got -1"),
+        (CAPTION, {"image": picture(side=9), "rows": 2}, "image: expected 8x8 pixels, got 9x9"),
+    ],
+)
+def test_errors_before_anything_is_drawn(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    captions: str | list[str],
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    """A mistake that shows only after an hour of drawing, or without the setting's name."""
+
+    def draw(*_: object) -> Tensor:
+        raise AssertionError("drawn before the arguments were checked")
+
+    monkeypatch.setattr(sampling, "draw", draw)
+    with pytest.raises(ValueError, match=message):
+        sample(model, captions, **settings)
+
+
+def test_unknown_keyword(model: Model) -> None:
+    """A misspelt keyword that is swallowed silently."""
+    with pytest.raises(TypeError, match="temprature"):
+        sample(model, temprature=0.5)
+    with pytest.raises(TypeError, match="candidates"):
+        dalle1.rank(CAPTION, [picture()], model=model, candidates=3)  # type: ignore[call-arg]
+
+
+def test_model_from_the_environment(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that is not found where DALLE1_MODEL names it, or an error that names nothing."""
+    settings: dict[str, Any] = {"candidates": 2, "keep": 2, "progress": False}
+    monkeypatch.delenv("DALLE1_MODEL", raising=False)
+    with pytest.raises(ValueError, match="DALLE1_MODEL"):
+        dalle1.sample(CAPTION, **settings)
+    with pytest.raises(ValueError, match="DALLE1_MODEL"):
+        dalle1.rank(CAPTION, [picture()])
+    model.save(tmp_path)
+    expected = dalle1.sample(CAPTION, model=model, **settings).tokens
+    assert torch.equal(dalle1.sample(CAPTION, model=tmp_path, **settings).tokens, expected)
+    assert torch.equal(dalle1.sample(CAPTION, model=str(tmp_path), **settings).tokens, expected)
+    monkeypatch.setenv("DALLE1_MODEL", str(tmp_path))
+    assert torch.equal(dalle1.sample(CAPTION, **settings).tokens, expected)
+    monkeypatch.setenv("DALLE1_MODEL", str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="gone"):
+        dalle1.sample(CAPTION, **settings)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_completion(model: Model, rows: int, mode: str) -> None:
+    """First rows that are drawn anew, are the columns, or come from another channel order."""
+    image = picture(3).convert(mode)
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+    given = model.dvae.encode(pixels)[0, :rows]
+    result = sample(model, image=image, rows=rows, candidates=8, keep=8)
+    assert torch.equal(result.tokens[0, :, :rows], given.expand(8, -1, -1))
+    assert len(result.tokens[0, :, rows:].unique(dim=0)) > 1
+    assert result.settings["rows"] == rows
+
+
+def test_save(model: Model, tmp_path: Path) -> None:
+    """A picture, score or setting that is not written, or a caption that makes a path."""
+    captions = ["A red/cat: ../../x?", "the blue dog", "日本"]
+    result = sample(model, captions, seed=3, top_k=4)
+    folder = tmp_path / "deep" / "out"
+    assert result.save(str(folder)) == folder
+    content = json.loads((folder / "result.json").read_text())
+    expected = {"candidates": 6, "keep": 3, "seed": 3, "top_k": 4, "temperature": 1.0,
+                "top_p": None, "guidance": 1.0}  # fmt: skip
+    assert expected.items() <= content["settings"].items()
+    names = []
+    for i, entry in enumerate(content["results"]):
+        assert entry["caption"] == captions[i]
+        assert entry["scores"] == pytest.approx(result.scores[i].tolist(), abs=1e-6)
+        for name, image in zip(entry["files"], result.images[i], strict=True):
+            with Image.open(folder / name) as saved:
+                assert saved.tobytes() == image.tobytes()
+            names.append(name)
+    assert len(set(names)) == 9
+    assert {p.name for p in folder.iterdir()} == {*names, "sheet.png", "result.json"}
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.width > 3 * 64 and sheet.height > 3 * 64
+
+
+def test_save_without_scores(make_model: ModelMaker, tmp_path: Path) -> None:
+    """A NaN in result.json, which is no JSON."""
+    sample(make_model(clip=False), keep=6).save(tmp_path)
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
+    assert content["results"][0]["scores"] == [None] * 6
+
+
+def test_rank_of_sizes_and_modes(model: Model) -> None:
+    """Pictures that must share a size or a mode; scores in another order than the pictures."""
+    sizes = [(8, 8), (16, 16), (30, 11), (7, 40), (1, 1)]
+    modes = ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA", "I;16"]
+    images = [picture(i, 40).crop((0, 0, *size)) for i, size in enumerate(sizes)]
+    images += [picture(9, 12).convert("L" if mode == "I;16" else mode) for mode in modes]
+    images[-1] = images[-1].convert("I;16")
+    scores = dalle1.rank(CAPTION, images, model=model)
+    assert scores.shape == (len(images),) and scores.dtype == torch.float32
+    assert bool(scores.isfinite().all()) and bool((scores.abs() <= 1 + 1e-6).all())
+    assert len(scores.unique()) > len(sizes)
+    for image, score in zip(images, scores, strict=True):
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        one = dalle1.rank(CAPTION, pixels, model=model)
+        torch.testing.assert_close(one, score[None], rtol=1e-4, atol=1e-5)
+
+
+def test_rank_errors(model: Model) -> None:
+    """No pictures, or no caption, answered with an empty or a senseless score."""
+    with pytest.raises(ValueError, match="images: expected at least one"):
+        dalle1.rank(CAPTION, [], model=model)
+    with pytest.raises(ValueError, match="images"):
+        dalle1.rank(CAPTION, torch.rand(0, 3, 8, 8), model=model)
+    with pytest.raises(ValueError, match="caption: expected text"):
+        dalle1.rank("", [picture()], model=model)
+    with pytest.raises(ValueError, match="images: expected floats"):
+        dalle1.rank(CAPTION, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), model=model)
+
+
+def test_batch_fits_the_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch whose caches exceed the free memory, guidance's second pass included."""
+    config = model.transformer.config
+    for free, guidance in ((0, 1.0), (10**6, 1.0), (10**6, 2.0), (10**12, 1.0)):
+        monkeypatch.setattr(
+            sampling.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free)
+        )
+        batch = sampling._fitting_batch(model, 100, Options(guidance=guidance))
+        passes = 2 if guidance != 1 else 1
+        sizes = [passes * cache_bytes(config, b, torch.float32) for b in range(1, 101)]
+        fitting = sum(size <= free / 2 for size in sizes)
+        assert batch == max(1, fitting)
+
+
+def test_loaded_model_moves(model: Model, tmp_path: Path) -> None:
+    """A `to` that forgets a part or returns nothing."""
+    model.save(tmp_path)
+    again = load(tmp_path).to("meta")
+    assert isinstance(again, Model) and again.device.type == "meta"
+    assert again.clip is not None
+    for part in (again.transformer, again.dvae, again.clip):
+        assert {p.device.type for p in part.parameters()} == {"meta"}

@@ -1,0 +1,35 @@
+"""Writes golden_losses.json anew: python -m tests.training.golden"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from dalle1.data import shapes
+from dalle1.training.trainer import Trainer
+
+from .conftest import tiny
+from .test_trainer import GOLDEN, STAGES, losses
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shapes.write_shards(folder, "train", 96, side=16, samples_per_shard=48)
+        data = str(folder / "train-{00000..00001}.tar")
+        for stage in ("dvae", "clip"):
+            Trainer(tiny(stage, data, folder / stage, folder, steps=6)).run()
+        golden = {}
+        for stage in STAGES:
+            run = folder / f"{stage}-100"
+            Trainer(tiny(stage, data, run, folder, steps=100)).run()
+            golden[stage] = [round(loss, 5) for loss in losses(run)[9::10]]
+    GOLDEN.write_text(json.dumps(golden, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

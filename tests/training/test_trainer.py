@@ -1,0 +1,133 @@
+"""The one trainer over its three stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dalle1
+import dvae
+from dalle1.training.log import read_metrics
+from dalle1.training.trainer import Trainer
+
+from .conftest import run_until, tiny
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+STAGES = ("dvae", "clip", "dalle")
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("at", [3, 10])
+def test_resume_is_the_same_run(
+    stage: str, at: int, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """Order of data, noise, moments, average or schedules lost between stop and --resume.
+
+    Update 3 is inside the dVAE's warm start, update 10 behind it.
+    """
+    Trainer(tiny(stage, shards, tmp_path / "whole", parts)).run()
+    config = tiny(stage, shards, tmp_path / "parts", parts)
+    run_until(config, at)
+    Trainer(config, resume=True).run()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    for name in ("weights", "average", "optimiser"):
+        files = [
+            tmp_path / run / "checkpoints" / "step-0000020" / f"{name}.safetensors"
+            for run in ("whole", "parts")
+        ]
+        whole, resumed = map(load_file, files)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_hundred_updates_keep_their_losses(
+    stage: str, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """A change of a loss, an initialisation, a schedule or the data that nobody meant.
+
+    After a change that is meant, write the new losses: python -m tests.training.golden
+    """
+    Trainer(tiny(stage, shards, tmp_path / "run", parts, steps=100)).run()
+    golden = json.loads(GOLDEN.read_text())[stage]
+    found = losses(tmp_path / "run")[9::10]
+    assert found == pytest.approx(golden, rel=0.02, abs=0.005)
+    assert sum(found[-3:]) < sum(found[:3]) or stage == "dvae"
+
+
+def test_run_folder(tmp_path: Path, shards: str, parts: Path) -> None:
+    """A run that cannot be sampled from, or that leaves no trace of its settings."""
+    run = tmp_path / "run"
+    Trainer(tiny("dalle", shards, run, parts, steps=4, sheet_every=2, save_every=2)).run()
+    assert {p.name for p in (run / "sheets").iterdir()} == {
+        "step-0000002.png",
+        "step-0000004.png",
+    }
+    assert (run / "config.yaml").is_file() and list((run / "tensorboard").iterdir())
+    line = read_metrics(run)[0]
+    assert {"step", "loss", "text", "image", "learning_rate", "images_per_second"} <= line.keys()
+    result = dalle1.sample(
+        "a red circle", model=run / "model", candidates=3, keep=2, progress=False
+    )
+    assert result.tokens.shape == (1, 2, 4, 4)
+
+
+def test_exported_weights_are_the_average(tmp_path: Path, shards: str, parts: Path) -> None:
+    """Exporting the last weights in place of the iterate average."""
+    run = tmp_path / "run"
+    Trainer(tiny("dvae", shards, run, parts, steps=8)).run()
+    average = load_file(run / "checkpoints" / "step-0000008" / "average.safetensors")
+    exported = dvae.load(run / "model").state_dict()
+    assert all(torch.equal(exported[key], average[key]) for key in exported)
+
+
+def test_refuses_to_overwrite_a_run(tmp_path: Path, shards: str, parts: Path) -> None:
+    """Losing a trained run by typing the same command again."""
+    config = tiny("clip", shards, tmp_path / "run", parts, steps=2)
+    Trainer(config).run()
+    with pytest.raises(ValueError, match="--resume"):
+        Trainer(config)
+
+
+def test_refuses_to_resume_another_model(tmp_path: Path, shards: str, parts: Path) -> None:
+    """Going on with another batch size or shape as if nothing had happened."""
+    Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=2)).run()
+    with pytest.raises(ValueError, match="batch_size"):
+        Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=4, batch_size=4), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "words"),
+    [
+        ("dvae", {"data": "nowhere/{0..3}.tar"}, "nowhere/0.tar"),
+        ("dvae", {"reader": {"image_size": 18}}, "multiple of the dVAE's stride"),
+        ("clip", {"reader": {"image_size": 8}}, "clip.image_size"),
+        ("dalle", {"reader": {"image_size": 32}}, "reader.image_size"),
+        ("dalle", {"dvae_model": "nowhere"}, "nowhere"),
+        ("dalle", {"clip_model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_before_the_first_update(
+    stage: str, settings: dict[str, object], words: str, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """A wrong setting that costs the time until it is first used."""
+    with pytest.raises(ValueError, match=words):
+        Trainer(tiny(stage, shards, tmp_path / "run", parts, **settings))
+
+
+def test_parts_of_different_sizes(tmp_path: Path, shards: str, parts: Path) -> None:
+    """A transformer that trains on tokens which its dVAE cannot decode."""
+    config = tiny("dalle", shards, tmp_path / "run", parts)
+    assert config.transformer is not None
+    other = config.transformer.model_copy(update={"image_vocab": 64})
+    with pytest.raises(ValueError, match="codebook_size"):
+        Trainer(config.model_copy(update={"transformer": other}))
