@@ -33,6 +33,7 @@ class TransformerConfig(BaseModel):
     image_vocab: int = Field(8192, ge=2, description="the dVAE's codebook size")
     grid: int = Field(32, ge=1, description="rows and columns of the image's token grid")
     conv_kernel: int = Field(CONV_KERNEL, ge=1, description="kernel of the last layer's pattern")
+    init_std: float = Field(0.02, gt=0, description="deviation of the initial weights")
     text_loss_weight: float = Field(1 / 8, ge=0, le=1, description="the image's is 1 minus this")
 
     @model_validator(mode="after")
@@ -144,17 +145,18 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Ours, the paper gives none: N(0, 0.02), the maps that end a block by 1/sqrt(2 L)."""
+        """Ours, the paper gives none: N(0, init_std), the maps that end a block by 1/sqrt(2 L)."""
+        std = self.config.init_std
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         for start in (self.start_of_text, self.start_of_image):
-            nn.init.normal_(start, std=0.02)
+            nn.init.normal_(start, std=std)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers))
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.layers))
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """States of the text inputs [start, t0 ... t_{T-2}]: int64 [b, t] -> [b, t, w]."""

@@ -108,7 +108,7 @@ def test_candidate_uniforms() -> None:
 
 def tiny(make_transformer: TransformerMaker) -> tuple[Transformer, Tensor]:
     """Four positions of three tokens: 81 images, that can be enumerated; and a caption."""
-    transformer = make_transformer(2, 0.3, grid=2, image_vocab=3, layers=3)
+    transformer = make_transformer(4, 0.25, grid=2, image_vocab=3, layers=3)
     return transformer, torch.tensor([3, 1, 13, 14, 15, 16])
 
 

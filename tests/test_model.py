@@ -59,7 +59,8 @@ def test_folder(model: Model, make_model: ModelMaker, tmp_path: Path) -> None:
     for name in FILES:
         content = (tmp_path / name).read_bytes()
         assert content[:2] not in (b"PK", b"\x80\x02"), f"{name} is a pickle"
-    assert set(json.loads((tmp_path / "config.json").read_text())) == {"transformer", "dvae", "clip"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config) == {"transformer", "dvae", "clip"}
     assert "8x8" in (tmp_path / "README.md").read_text()
     make_model(clip=False).save(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == FILES - {"clip.safetensors"}
@@ -132,17 +133,17 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_parts_that_do_not_fit(model: Model) -> None:
     """Parts of different runs, whose pictures would be noise without an error."""
     codec = DVAE(DVAEConfig(width=4, bottleneck=2, groups=2, codebook_size=6))
-    with pytest.raises(ValueError, match="codebook_size is 6.*image_vocab is 5"):
+    with pytest.raises(ValueError, match=r"codebook_size is 6.*image_vocab is 5"):
         Model(model.tokenizer, model.transformer, codec)
     longer = model.tokenizer.resized(11)
-    with pytest.raises(ValueError, match="text_length is 11.*text_length is 10"):
+    with pytest.raises(ValueError, match=r"text_length is 11.*text_length is 10"):
         Model(longer, model.transformer, model.dvae)
     other = dalle1.Tokenizer.train(["a"], vocab_size=257, text_length=10)
-    with pytest.raises(ValueError, match="vocabulary is 257.*text_vocab is 280"):
+    with pytest.raises(ValueError, match=r"vocabulary is 257.*text_vocab is 280"):
         Model(other, model.transformer, model.dvae)
     assert model.clip is not None
     config = CLIPConfig(**{**model.clip.config.model_dump(), "text_vocab": 280})
-    with pytest.raises(ValueError, match="CLIP's text_vocab less 2 is 278.*text_vocab is 280"):
+    with pytest.raises(ValueError, match=r"CLIP's text_vocab less 2 is 278.*text_vocab is 280"):
         Model(model.tokenizer, model.transformer, model.dvae, CLIP(config))
 
 

@@ -95,7 +95,7 @@ def test_options_reach_the_draw(model: Model) -> None:
 def test_without_clip(make_model: ModelMaker) -> None:
     """A model without CLIP that keeps some as if it had ranked them."""
     model = make_model(clip=False)
-    with pytest.raises(ValueError, match="no CLIP.*keep = candidates = 6"):
+    with pytest.raises(ValueError, match=r"no CLIP.*keep = candidates = 6"):
         sample(model)
     result = sample(model, keep=6)
     assert result.tokens.shape == (1, 6, 4, 4)
@@ -185,6 +185,7 @@ def test_completion(model: Model, rows: int, mode: str) -> None:
     assert result.settings["rows"] == rows
 
 
+@pytest.mark.filterwarnings("ignore:caption has")
 def test_save(model: Model, tmp_path: Path) -> None:
     """A picture, score or setting that is not written, or a caption that makes a path."""
     captions = ["A red/cat: ../../x?", "the blue dog", "日本"]

@@ -70,7 +70,7 @@ def test_merges_are_learnt(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 280
     assert sum(len(tokenizer.tokens(c)) for c in CAPTIONS) < sum(map(len, CAPTIONS)) / 2
     assert Tokenizer.train(CAPTIONS, vocab_size=257).vocab_size == 257
-    with pytest.raises(ValueError, match="at least 257.*got 256"):
+    with pytest.raises(ValueError, match=r"at least 257.*got 256"):
         Tokenizer.train(CAPTIONS, vocab_size=256)
 
 
