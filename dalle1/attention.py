@@ -48,9 +48,7 @@ def allowed(
     image positions that the pattern allows. Raises ValueError for an unknown pattern.
     """
     if text_length < 1 or grid < 1:
-        raise ValueError(
-            f"text_length and grid must be positive, got {text_length} and {grid}"
-        )
+        raise ValueError(f"text_length and grid must be positive, got {text_length} and {grid}")
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel: expected an odd number, got {kernel}")
     n = text_length + grid * grid

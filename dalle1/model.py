@@ -138,7 +138,7 @@ class Model:
             f"{c.grid}x{c.grid} image tokens\n"
             f"- dVAE: {c.image_vocab:,} codes\n"
             f"- CLIP for ranking: {'yes' if self.clip is not None else 'no'}\n\n"
-            "```python\nimport dalle1\n\nmodel = dalle1.load(\"this folder\")\n"
+            '```python\nimport dalle1\n\nmodel = dalle1.load("this folder")\n'
             'result = dalle1.sample("a caption", model=model, candidates=64, keep=4)\n'
             'result.save("out")\n```\n'
         )

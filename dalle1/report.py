@@ -55,9 +55,14 @@ class Draws:
         }
 
 
-def unseen(split: str, count: int, trained: int, side: int) -> list[shapes.Sample]:
-    """Samples of a split whose captions are not among the first `trained` of training."""
-    known = {shapes.make(0, i, "train", shapes.MIN_SIDE).caption for i in range(trained)}
+def training_captions(count: int) -> set[str]:
+    """The captions of the first `count` training samples."""
+    return {shapes.make(0, i, "train", shapes.MIN_SIDE).caption for i in range(count)}
+
+
+def unseen(split: str, count: int, known: set[str], side: int) -> list[shapes.Sample]:
+    """The first samples of a split whose captions are neither known nor repeated."""
+    known = set(known)
     found: list[shapes.Sample] = []
     index = 0
     while len(found) < count:

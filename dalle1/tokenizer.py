@@ -130,9 +130,7 @@ class Tokenizer:
             ids += [self._vocab[part] for part in parts]
         return ids
 
-    def encode(
-        self, captions: str | Sequence[str], rng: random.Random | None = None
-    ) -> Tensor:
+    def encode(self, captions: str | Sequence[str], rng: random.Random | None = None) -> Tensor:
         """Padded ids for the transformer: one caption or b of them -> int64 [b, text_length].
 
         With `rng`, BPE dropout is applied; an empty string is refused, see `tokens`.

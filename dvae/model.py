@@ -63,9 +63,7 @@ class Conv2d(nn.Module):
         if self.full_precision:
             # The convolutions next to the relaxation stay in 32 bits under mixed precision (A.2).
             with torch.autocast(x.device.type, enabled=False):
-                return F.conv2d(
-                    x.float(), self.w.float(), self.b.float(), padding=self.kernel // 2
-                )
+                return F.conv2d(x.float(), self.w.float(), self.b.float(), padding=self.kernel // 2)
         return F.conv2d(x, self.w, self.b, padding=self.kernel // 2)
 
 
@@ -104,9 +102,7 @@ class Encoder(nn.Module):
         for g, n_out in enumerate(widths):
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(config.blocks_per_group):
-                group[f"block_{i + 1}"] = ResidualBlock(
-                    n_in, n_out, self.KERNELS, config.post_gain
-                )
+                group[f"block_{i + 1}"] = ResidualBlock(n_in, n_out, self.KERNELS, config.post_gain)
                 n_in = n_out
             if g < config.groups - 1:
                 group["pool"] = nn.MaxPool2d(2)
@@ -137,9 +133,7 @@ class Decoder(nn.Module):
         for g, n_out in enumerate(widths):
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(config.blocks_per_group):
-                group[f"block_{i + 1}"] = ResidualBlock(
-                    n_in, n_out, self.KERNELS, config.post_gain
-                )
+                group[f"block_{i + 1}"] = ResidualBlock(n_in, n_out, self.KERNELS, config.post_gain)
                 n_in = n_out
             if g < config.groups - 1:
                 group["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")

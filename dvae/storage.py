@@ -48,7 +48,5 @@ def load(folder: str | Path) -> DVAE:
     except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
         raise ValueError(f"{folder / CONFIG}: not a codec's config: {error}") from error
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"{folder / WEIGHTS}: truncated or of another shape: {error}"
-        ) from error
+        raise ValueError(f"{folder / WEIGHTS}: truncated or of another shape: {error}") from error
     return codec.eval()

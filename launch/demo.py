@@ -82,15 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_report(
     runs: Path, dvae_overrides: list[str], count: int, candidates: int, drawn: int, keep: int
 ) -> dict[str, object]:
-    """Judges `count` unseen captions a split, `candidates` draws each; writes the pictures."""
+    """Judges `count` unseen captions, half as many with held-out pairs; writes the pictures."""
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
     model = dalle1.load(runs / "dalle" / "model")
     reader = load_config("configs/shapes/dvae.yaml", dvae_overrides).reader
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
     curves = {}
-    for split, name in (("test", "unseen captions"), ("heldout", "held-out pairs")):
-        samples = report.unseen(split, count, reader.shapes_count, reader.image_size)
+    known = report.training_captions(reader.shapes_count)
+    for split, name, part in (
+        ("test", "unseen captions", count),
+        ("heldout", "held-out pairs", count // 2),
+    ):
+        samples = report.unseen(split, part, known, reader.image_size)
         kept = report.draws(model, samples, candidates)
         curves[name] = kept.curve()
         summary[split] = {

@@ -264,9 +264,7 @@ def test_cache_bytes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cache_bytes_are_the_caches(
-    make_transformer: TransformerMaker, dtype: torch.dtype
-) -> None:
+def test_cache_bytes_are_the_caches(make_transformer: TransformerMaker, dtype: torch.dtype) -> None:
     """A count that is not what is really held."""
     transformer = make_transformer().to(dtype)
     cache = Cache(transformer, torch.tensor([3, 1, 13, 14, 15, 16]), 5)

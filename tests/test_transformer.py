@@ -28,9 +28,7 @@ def tokens(batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def padded(*captions: list[int]) -> Tensor:
-    return torch.tensor(
-        [ids + [TEXT_VOCAB + p for p in range(len(ids), TEXT)] for ids in captions]
-    )
+    return torch.tensor([ids + [TEXT_VOCAB + p for p in range(len(ids), TEXT)] for ids in captions])
 
 
 def changed(before: Tensor, after: Tensor) -> list[bool]:
@@ -220,9 +218,7 @@ def test_every_parameter_learns(make_transformer: TransformerMaker) -> None:
 
 
 @pytest.mark.parametrize(("given", "positions"), [(0, 1), (1, 1), (5, 5), (16, 16)])
-def test_logits_shapes(
-    make_transformer: TransformerMaker, given: int, positions: int
-) -> None:
+def test_logits_shapes(make_transformer: TransformerMaker, given: int, positions: int) -> None:
     """An image cut short that gives other logits than the whole one; none that fails."""
     transformer = make_transformer()
     text, image = tokens(2)
@@ -315,6 +311,4 @@ def test_token_errors(
     """A token outside its vocabulary, or a padding of another position, that is embedded."""
     right = tokens(1)
     with pytest.raises(ValueError, match=message):
-        make_transformer()(
-            right[0] if text is None else text, right[1] if image is None else image
-        )
+        make_transformer()(right[0] if text is None else text, right[1] if image is None else image)

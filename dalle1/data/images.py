@@ -55,7 +55,9 @@ def _crop(image: Pixels, top: int, left: int, side: int) -> Pixels:
     return image[top : top + side, left : left + side]
 
 
-def _resized_crop(image: Pixels, low: int, high: int, side: int, rng: np.random.Generator) -> Pixels:
+def _resized_crop(
+    image: Pixels, low: int, high: int, side: int, rng: np.random.Generator
+) -> Pixels:
     """A square picture to a random side in [low, high], then a random side x side crop."""
     # A picture smaller than the model's is enlarged; the listings assume that none is.
     target = max(side, int(rng.integers(low, high + 1)))
@@ -81,4 +83,3 @@ def augment_dalle(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
     top, left = ((length - s) * rng.uniform(3 / 8, 5 / 8) for length in (h, w))
     image = _crop(image, round(top), round(left), s)
     return _resized_crop(image, min(s, side), min(s, side * 9 // 8), side, rng)
-

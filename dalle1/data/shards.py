@@ -186,7 +186,7 @@ class Batches(IterableDataset[Batch]):
         reserve: list[tuple[Tensor, str]] = []
         seen: Counter[str] = Counter()
         for step, block in enumerate(_blocks(stream, self.batch_size)):
-            if step < self.first or step % workers != mine:
+            if step < self.first or (step - self.first) % workers != mine:
                 continue
             dropped: Counter[str] = Counter()
             good: list[tuple[Tensor, str]] = []

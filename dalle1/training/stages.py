@@ -125,9 +125,7 @@ class DVAEStage(Stage):
                 f"{config.steps}"
             )
         if self.warm_up:
-            self.bottleneck = ContinuousBottleneck(
-                self.model, self.objective.warm_start_bottleneck
-            )
+            self.bottleneck = ContinuousBottleneck(self.model, self.objective.warm_start_bottleneck)
         self._used = torch.zeros(config.dvae.codebook_size, dtype=torch.bool)
 
     @property

@@ -25,9 +25,7 @@ def codec() -> DVAE:
     """The paper's four groups, so that a token stands for 8 x 8 x 3 = 192 subpixels."""
     torch.manual_seed(1)
     return DVAE(
-        DVAEConfig(
-            width=8, bottleneck=6, codebook_size=7, blocks_per_group=1, residual_gain=0.5
-        )
+        DVAEConfig(width=8, bottleneck=6, codebook_size=7, blocks_per_group=1, residual_gain=0.5)
     )
 
 
@@ -59,9 +57,7 @@ def test_logit_laplace_values() -> None:
     x = rng.uniform(0.1, 0.9, (2, 3, 4, 5))
     mu, ln_b = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 3, 4, 5))
     b = np.exp(ln_b)
-    expected = np.log(
-        1 / (2 * b * x * (1 - x)) * np.exp(-np.abs(np.log(x / (1 - x)) - mu) / b)
-    )
+    expected = np.log(1 / (2 * b * x * (1 - x)) * np.exp(-np.abs(np.log(x / (1 - x)) - mu) / b))
     maps = torch.from_numpy(np.concatenate([mu, ln_b], axis=1))
     value = logit_laplace_log_prob(torch.from_numpy(x), maps)
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-4, atol=1e-5)

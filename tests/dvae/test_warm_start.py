@@ -81,9 +81,7 @@ def test_logit_scale_is_in_units_of_the_spacing(
     torch.testing.assert_close(gap, gap[:, :1].expand_as(gap), rtol=0, atol=1e-3)
 
 
-def test_install_centres_sets_the_scales(
-    codec: DVAE, bottleneck: ContinuousBottleneck
-) -> None:
+def test_install_centres_sets_the_scales(codec: DVAE, bottleneck: ContinuousBottleneck) -> None:
     """A ln b that is not the best constant: ln of the mean absolute error of the logits."""
     images = torch.rand(70, 3, 8, 8)  # more than one part of 64
     images[:, 1] *= 0.2  # channels that differ

@@ -13,7 +13,8 @@ from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "steps"), [(0.0, 6.6, 5000), (1.0, 1 / 16, 150_000), (1e-4, 1.25e-6, 1_200_000)]
+    ("start", "end", "steps"),
+    [(0.0, 6.6, 5000), (1.0, 1 / 16, 150_000), (1e-4, 1.25e-6, 1_200_000)],
 )
 def test_cosine_ends(start: float, end: float, steps: int) -> None:
     """The paper's three schedules missing their end points, or going on behind them."""

@@ -1,0 +1,100 @@
+"""The scripts behind the README's commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dalle1 import cli
+from dalle1.training.log import read_metrics
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_demo_from_shards_to_report(tmp_path: Path) -> None:
+    """`make demo` broken in a step that no other test runs; a few updates through DeepSpeed."""
+    done = launch("launch/demo.py", "--quick", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    report = tmp_path / "runs" / "report"
+    numbers = json.loads((report / "report.json").read_text())
+    for split in ("test", "heldout"):
+        assert set(numbers[split]["best_of_n"]) == {"1", "2", "4"}
+        assert 0 <= numbers[split]["single_draw"] <= numbers[split]["oracle_best"] <= 1
+    for name in ("sheet.png", "losses.png", "best_of_n.png"):
+        with Image.open(report / name) as picture:
+            assert picture.width > 300
+        assert name in done.stdout
+    # What the demo's last line tells the user to try.
+    out = tmp_path / "out"
+    model = str(tmp_path / "runs" / "dalle" / "model")
+    flags = ["--model", model, "--candidates", "4", "--keep", "2", "--out", str(out)]
+    assert cli.main(["sample", "a big red cross", *flags]) == 0
+    pictures = sorted(str(path) for path in out.glob("000-*.png"))
+    assert len(pictures) == 2 and (out / "sheet.png").is_file()
+    assert cli.main(["rank", "a big red cross", *pictures, "--model", model]) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+    """Work lost on Ctrl-C, or a message that does not say how to go on."""
+    command = [
+        *("launch/train.py", "configs/shapes/dvae.yaml", "steps=80", "log_every=1"),
+        *("dvae_training.warm_start_steps=40", "dvae.codebook_size=32", "dvae.width=8"),
+        *("reader.shapes_count=64", f"reader.shapes_folder={tmp_path / 'data'}"),
+        f"run={tmp_path / 'run'}",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors[-2000:]
+    assert "--resume" in errors
+    again = launch(*command, "--resume")
+    assert again.returncode == 0, again.stderr[-2000:]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert steps == list(range(1, 81))
+
+
+def test_train_names_mistakes_without_a_traceback() -> None:
+    """A wall of text in which the one line that matters drowns."""
+    done = launch("launch/train.py", "configs/shapes/dvae.yaml", "data=none/{0..3}.tar")
+    assert done.returncode == 2
+    assert "error: data: none/0.tar does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cli_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A traceback for a folder that is no model."""
+    assert cli.main(["sample", "a circle", "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_readme_names_what_exists() -> None:
+    """Commands and links in the README that lead nowhere."""
+    text = (ROOT / "README.md").read_text()
+    paths = re.findall(r"(?:launch|configs|docs|dalle1)/[\w./-]+\.(?:py|yaml|md|png)", text)
+    assert len(paths) > 8
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"make (\w+)", text)) <= {*targets}
