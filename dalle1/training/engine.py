@@ -28,6 +28,10 @@ def start_processes() -> tuple[int, int]:
                 port = probe.getsockname()[1]
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(port)
+        if os.environ["WORLD_SIZE"] == "1":
+            # A group of one shares memory with nobody: spare it the minute of compiling the op,
+            # and the silent wait for a lock that a killed compilation leaves behind.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -125,5 +129,8 @@ class Engine:
         for path, value in tensors.items():
             name, key = path.rsplit("/", 1)
             parameter = self._parameters[name]
-            # The fused optimiser keeps its counts where the parameters are.
-            self.optimiser.state[parameter][key] = value.to(parameter.device)
+            state = self.optimiser.state[parameter]
+            # In the parameter's own memory format: the fused update walks both side by side.
+            like = parameter if value.shape == parameter.shape else value
+            state[key] = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            state[key].copy_(value)

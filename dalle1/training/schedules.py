@@ -51,7 +51,12 @@ class PlateauHalving:
     def state_dict(self) -> dict[str, Any]:
         """All that changes; `former` is None before the first window ends."""
         former = None if math.isinf(self.former) else self.former
-        return dict(halvings=self.halvings, count=self.count, total=self.total, former=former)
+        return {
+            "halvings": self.halvings,
+            "count": self.count,
+            "total": self.total,
+            "former": former,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned."""

@@ -27,7 +27,7 @@ from dalle1.training.config import DVAESettings, RunConfig, TokenizerSettings
 from dalle1.training.schedules import cosine
 from dalle1.transformer import Transformer
 from dvae.objective import relaxed_elb
-from dvae.warm_start import ContinuousBottleneck, k_means
+from dvae.warm_start import ContinuousBottleneck
 
 SHEET_COLUMNS = 8
 Metrics = dict[str, Tensor]

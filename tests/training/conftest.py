@@ -40,7 +40,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, shards: str) -> Path:
     return folder
 
 
-def tiny(stage: str, data: str, run: Path, parts: Path, **settings: object) -> RunConfig:
+def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) -> RunConfig:
     """A config of a stage small enough for a few hundred updates in seconds."""
     optimiser = {
         "learning_rate": 1e-3,
@@ -52,7 +52,7 @@ def tiny(stage: str, data: str, run: Path, parts: Path, **settings: object) -> R
     common: dict[str, object] = {
         "stage": stage,
         "run": str(run),
-        "data": data,
+        "data": shards,
         "steps": 20,
         "batch_size": 8,
         "log_every": 1,

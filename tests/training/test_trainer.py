@@ -121,7 +121,7 @@ def test_mistakes_before_the_first_update(
 ) -> None:
     """A wrong setting that costs the time until it is first used."""
     with pytest.raises(ValueError, match=words):
-        Trainer(tiny(stage, shards, tmp_path / "run", parts, **settings))
+        Trainer(tiny(stage, shards, tmp_path / "run", parts, **{"data": shards} | settings))
 
 
 def test_parts_of_different_sizes(tmp_path: Path, shards: str, parts: Path) -> None:
