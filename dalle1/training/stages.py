@@ -127,6 +127,7 @@ class DVAEStage(Stage):
         if self.warm_up:
             self.bottleneck = ContinuousBottleneck(self.model, self.objective.warm_start_bottleneck)
         self._used = torch.zeros(config.dvae.codebook_size, dtype=torch.bool)
+        self._has_codes = True
 
     @property
     def augmentation(self) -> Augmentation:
@@ -160,7 +161,8 @@ class DVAEStage(Stage):
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         generator = torch.Generator().manual_seed(batch.seed)
         images = self._grained(batch, generator)
-        if step < self.warm_up:
+        self._has_codes = step >= self.warm_up
+        if not self._has_codes:
             loss = self.bottleneck.loss(self.model, images)
             return loss, {"squared_error": loss.detach()}
         s, step = self.objective, step - self.warm_up
@@ -193,6 +195,8 @@ class DVAEStage(Stage):
 
     @torch.no_grad()
     def sheet(self, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+        if not self._has_codes:
+            return None  # the warm start trains no tokens to look at
         images = _pixels(batch, _device(self.model))
         decoded = self.model.decode(self.model.encode(images))
         error = (decoded - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
