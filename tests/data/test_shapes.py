@@ -35,8 +35,8 @@ def test_first_captions_stay() -> None:
     """A change of the data set that nobody meant: trained models and figures refer to it."""
     assert [shapes.make(0, index).caption for index in range(3)] == [
         "there is a small cyan cross",
-        "a picture of a large blue cross right of a large green square on a black background",
-        "there is a large cyan square over a big cyan cross",
+        "a picture of a blue cross on the right of a large green square",
+        "a picture of a big cyan square above a large cyan cross",
     ]
 
 
