@@ -24,6 +24,7 @@ from tqdm import tqdm
 from dalle1 import ranking
 from dalle1.decoding import Options, cache_bytes, candidate_uniforms, draw
 from dalle1.model import Model, load
+from dalle1.pictures import contact_sheet
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 LARGEST_BATCH = 512
@@ -41,8 +42,6 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Writes a PNG for each picture, `sheet.png` and `result.json`; returns the folder."""
-        from dalle1.pictures import contact_sheet  # matplotlib-free, but only needed here
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
