@@ -76,9 +76,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     assert steps == list(range(1, 81))
 
 
-def test_train_names_mistakes_without_a_traceback() -> None:
+def test_train_names_mistakes_without_a_traceback(tmp_path: Path) -> None:
     """A wall of text in which the one line that matters drowns."""
-    done = launch("launch/train.py", "configs/shapes/dvae.yaml", "data=none/{0..3}.tar")
+    run = f"run={tmp_path / 'run'}"  # the default folder may hold the demo's
+    done = launch("launch/train.py", "configs/shapes/dvae.yaml", "data=none/{0..3}.tar", run)
     assert done.returncode == 2
     assert "error: data: none/0.tar does not exist" in done.stderr
     assert "Traceback" not in done.stderr
