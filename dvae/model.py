@@ -12,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +35,12 @@ class DVAEConfig(BaseModel):
         None, gt=0, description="post_gain; none: the paper's 1 / (number of blocks)^2"
     )
     init_gain: float = Field(1.0, gt=0, description="factor on the weights' initial deviation")
+    encoder_window: int | None = Field(
+        None,
+        ge=1,
+        description="the encoder sees squares of so many tokens a side, each on its own, and so a "
+        "token stands for what is in its square and nothing else; none: the whole picture",
+    )
 
     @property
     def stride(self) -> int:
@@ -113,9 +120,21 @@ class Encoder(nn.Module):
             )
         )
         self.blocks = nn.Sequential(blocks)
+        self.window = config.encoder_window
+        self.stride = config.stride
+
+    def features(self, x: Tensor) -> Tensor:  # [b, c, H, W] -> [b, n, h, w]
+        """What the output convolution reads."""
+        if self.window is None:
+            return F.relu(self.blocks[:-1](x))
+        side, rows = self.window * self.stride, x.shape[2] // (self.window * self.stride)
+        windows = rearrange(x, "b c (r p) (s q) -> (b r s) c p q", p=side, q=side)
+        y = F.relu(self.blocks[:-1](windows))
+        return rearrange(y, "(b r s) n p q -> b n (r p) (s q)", b=len(x), r=rows)
 
     def forward(self, x: Tensor) -> Tensor:  # [b, c, H, W] -> [b, k, h, w]
-        logits: Tensor = self.blocks(x)
+        last: Conv2d = self.blocks.output.conv  # type: ignore[union-attr, assignment]
+        logits: Tensor = last(self.features(x))
         return logits
 
 
@@ -204,7 +223,7 @@ class DVAE(nn.Module):
         return unmap_pixels(torch.sigmoid(mean.float()))
 
     def _check_images(self, images: Tensor) -> None:
-        c, s = self.config.channels, self.config.stride
+        c, s = self.config.channels, self.config.stride * (self.config.encoder_window or 1)
         shape = list(images.shape)
         if images.ndim != 4 or shape[1] != c:
             raise ValueError(f"images: expected [b, {c}, H, W], got {shape}")

@@ -31,14 +31,13 @@ class ContinuousBottleneck(nn.Module):
 
     def __init__(self, codec: DVAE, size: int = 16) -> None:
         super().__init__()
-        _, last, first = _parts(codec)
+        last, first = _parts(codec)
         self.down = nn.Conv2d(last.w.shape[1], size, 1)
         self.up = nn.Conv2d(size, first.w.shape[0], 1)
 
     def features(self, codec: DVAE, images: Tensor) -> Tensor:
         """Bottleneck values [b, d, h, w] of images [b, c, H, W] in [0, 1]."""
-        body, _, _ = _parts(codec)
-        return self.down(body(map_pixels(images)))  # type: ignore[no-any-return]
+        return self.down(codec.encoder.features(map_pixels(images)))  # type: ignore[no-any-return]
 
     def loss(self, codec: DVAE, images: Tensor, noise: float = 0.0) -> Tensor:
         """Mean squared error of the decoder's means, in mapped pixels, without tokens."""
@@ -53,7 +52,7 @@ class ContinuousBottleneck(nn.Module):
     @torch.no_grad()
     def install(self, codec: DVAE, centres: Tensor, logit_scale: float) -> None:
         """Writes centres [k, d] into the codec's two 1x1 convolutions."""
-        _, last, first = _parts(codec)
+        last, first = _parts(codec)
         a, a_bias = self.down.weight[:, :, 0, 0], self.down.bias  # [d, features], [d]
         b, b_bias = self.up.weight[:, :, 0, 0], self.up.bias  # [bottleneck, d], [bottleneck]
         assert a_bias is not None and b_bias is not None
@@ -94,12 +93,10 @@ class ContinuousBottleneck(nn.Module):
         output.b[c:] = error.log()
 
 
-def _parts(codec: DVAE) -> tuple[nn.Sequential, Conv2d, Conv2d]:
-    """The encoder up to its last ReLU, its last convolution, the decoder's first convolution."""
-    blocks = codec.encoder.blocks
-    output: nn.Sequential = blocks.output  # type: ignore[assignment]
-    body = nn.Sequential(*list(blocks)[:-1], output[0])
-    return body, output.conv, codec.decoder.blocks.input  # type: ignore[return-value]
+def _parts(codec: DVAE) -> tuple[Conv2d, Conv2d]:
+    """The encoder's last convolution and the decoder's first."""
+    output: nn.Sequential = codec.encoder.blocks.output  # type: ignore[assignment]
+    return output.conv, codec.decoder.blocks.input  # type: ignore[return-value]
 
 
 @torch.no_grad()

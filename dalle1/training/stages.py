@@ -113,10 +113,12 @@ class DVAEStage(Stage):
         assert config.dvae is not None and config.dvae_training is not None
         self.objective: DVAESettings = config.dvae_training
         self.model = dvae.DVAE(config.dvae)
-        side, stride = config.reader.image_size, config.dvae.stride
-        if side % stride:
+        side = config.reader.image_size
+        window = config.dvae.stride * (config.dvae.encoder_window or 1)
+        if side % window:
             raise ValueError(
-                f"reader.image_size {side} must be a multiple of the dVAE's stride {stride}"
+                f"reader.image_size {side} must be a multiple of {window}, the dVAE's stride times "
+                "its encoder_window"
             )
         self.warm_up = self.objective.warm_start_steps
         if self.warm_up >= config.steps:

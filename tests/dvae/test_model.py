@@ -142,6 +142,22 @@ def test_forward_against_restatement(codec: DVAE) -> None:
     torch.testing.assert_close(maps.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_encoder_window() -> None:
+    """Windows that see each other, or that are put back in another place or order."""
+    codec = DVAE(DVAEConfig(**TINY, residual_gain=0.5, encoder_window=2))
+    images = torch.rand(2, 3, 16, 24)  # windows of 8 x 8 pixels
+    logits = codec.logits(images)
+    assert logits.shape == (2, 12, 4, 6)
+    for r in (0, 1):
+        for c in (0, 1, 2):
+            part = images[:, :, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8]
+            expected = restated(codec.encoder, map_pixels(part), codec.config, encoder=True)
+            window = logits[:, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2]
+            torch.testing.assert_close(window.double(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"multiples of 8.*\[12, 8\]"):
+        codec.encode(torch.rand(1, 3, 12, 8))
+
+
 def test_encode_is_argmax(codec: DVAE) -> None:
     """Noise in encode, an argmax over another dimension, rows and columns exchanged."""
     images = torch.rand(2, 3, 8, 12)

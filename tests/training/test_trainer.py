@@ -109,7 +109,7 @@ def test_refuses_to_resume_another_model(tmp_path: Path, shards: str, parts: Pat
     ("stage", "settings", "words"),
     [
         ("dvae", {"data": "nowhere/{0..3}.tar"}, "nowhere/0.tar"),
-        ("dvae", {"reader": {"image_size": 18}}, "multiple of the dVAE's stride"),
+        ("dvae", {"reader": {"image_size": 18}}, "must be a multiple of 4"),
         ("clip", {"reader": {"image_size": 8}}, "clip.image_size"),
         ("dalle", {"reader": {"image_size": 32}}, "reader.image_size"),
         ("dalle", {"dvae_model": "nowhere"}, "nowhere"),
