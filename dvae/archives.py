@@ -1,0 +1,214 @@
+"""Reads the tensors of published weights files without running anything that is in them.
+
+A file of `torch.save` or TorchScript is a pickle, and a pickle is a program that calls whatever it
+names. Here it may name tensors, plain containers and the module classes that the caller allows;
+those become empty nodes that hold attributes. Any other name is an error before it is looked up.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class Node:
+    """Stands for a module of the file: its attributes and its class' name, no behaviour."""
+
+    name = ""
+
+    def __new__(cls, *_: Any) -> Node:
+        return super().__new__(cls)
+
+
+def read_tensors(
+    path: str | Path, allows: Callable[[str, str], bool] = lambda module, name: False
+) -> tuple[dict[str, Tensor], str]:
+    """The state dictionary of a weights file, and the full name of its root class.
+
+    The file is safetensors, or torch.save's (either format) or TorchScript's: a state dictionary,
+    alone or under the key "state_dict", or a module tree of which allows(module, name) accepts
+    every class. The class' name is "" where there is none.
+
+    Raises:
+        ValueError: the file is missing, cut short, or names anything that is not allowed.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            if start[:2] == b"PK":
+                root = _read_zip(path, allows)
+            elif len(start) == 8 and struct.unpack("<Q", start)[0] < os.path.getsize(path):
+                return load_file(path), ""
+            else:
+                root = _read_legacy(file, allows)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path}: no readable weights file: {error}") from error
+    # What a pickle's opcodes raise when they meet arguments that do not fit.
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:
+        raise ValueError(f"{path}: no readable weights file: {error}") from error
+    except (TypeError, ValueError, struct.error) as error:
+        raise ValueError(f"{path}: no readable weights file: {error}") from error
+    if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
+        root = root["state_dict"]
+    tensors = dict(_flatten(root, ""))
+    if not tensors:
+        raise ValueError(f"{path}: holds no tensors")
+    return tensors, root.name if isinstance(root, Node) else ""
+
+
+def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Node):
+        value = vars(value)
+        if "_modules" in value:  # an eager module keeps its parts in three dictionaries
+            value = {**value["_parameters"], **value.get("_buffers", {}), **value["_modules"]}
+    if isinstance(value, dict):
+        for key, part in value.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(part, Tensor):
+                yield name, part
+            elif isinstance(part, Node):
+                yield from _flatten(part, name)
+
+
+class _Unpickler(pickle.Unpickler):
+    """A pickle machine whose every name is on the list."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        allows: Callable[[str, str], bool],
+        storage: Callable[[torch.dtype, str, int], Tensor],
+    ) -> None:
+        super().__init__(file)
+        self.allows, self.storage = allows, storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NAMES:
+            return _NAMES[module, name]
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if self.allows(module, name):
+            return type("Node", (Node,), {"name": f"{module}.{name}"})
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for")
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind = pid[0]
+        if kind == "module":  # the old format adds a class' source text, which nobody reads here
+            return pid[1]
+        if kind != "storage" or not isinstance(pid[1], torch.dtype):
+            raise pickle.UnpicklingError(f"unknown reference {kind!r}")
+        return self.storage(pid[1], str(pid[2]), int(pid[4]))
+
+
+def _rebuild_tensor(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    if min((offset, *size, *stride)) < 0 or len(size) != len(stride):
+        raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= storage.numel():
+        raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its storage")
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _first,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    **{
+        ("torch.jit._pickle", name): _first
+        for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+    },
+    ("torch.jit._pickle", "restore_type_tag"): _first,
+}
+
+
+def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl in place of one")
+        folder = pickles[0].removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise zipfile.BadZipFile("written on a big-endian machine")
+        held: dict[str, Tensor] = {}
+
+        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+            if key not in held:
+                member = archive.getinfo(f"{folder}data/{key}")
+                size = count * dtype.itemsize
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size != size:
+                    raise zipfile.BadZipFile(f"{member.filename} does not hold {size} bytes")
+                content = bytearray(archive.read(member))
+                held[key] = torch.frombuffer(content, dtype=dtype) if size else torch.empty(0)
+            return held[key]
+
+        with archive.open(pickles[0]) as file:
+            return _Unpickler(file, allows, storage).load()
+
+
+def _read_legacy(file: IO[bytes], allows: Callable[[str, str], bool]) -> Any:
+    limit = os.fstat(file.fileno()).st_size
+    held: dict[str, Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        if not 0 <= count * dtype.itemsize <= limit:
+            raise pickle.UnpicklingError(f"a storage of {count} numbers in a file of {limit} bytes")
+        if key not in held:
+            held[key] = torch.empty(count, dtype=dtype)
+        return held[key]
+
+    def load() -> Any:
+        return _Unpickler(file, allows, storage).load()
+
+    if load() != LEGACY_MAGIC:
+        raise pickle.UnpicklingError("not a file of torch.save")
+    load(), load()  # the protocol's version, and the writer's byte order and integer sizes
+    root = load()
+    for key in load():
+        (count,) = struct.unpack("<q", file.read(8))
+        target = held[str(key)]
+        content = bytearray(file.read(target.numel() * target.itemsize))
+        if count != target.numel() or len(content) != target.numel() * target.itemsize:
+            raise EOFError(f"storage {key} is cut short")
+        if count:
+            target.copy_(torch.frombuffer(content, dtype=target.dtype))
+    return root

@@ -1,0 +1,95 @@
+"""The dVAE that was published with the paper: its encoder and decoder files -> DVAE.
+
+The files are pickled module trees of the package `dall_e`; see `dvae.archives` for how they are
+read without running them. Keys and shapes are those of `dvae.model`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dvae.archives import read_tensors
+from dvae.model import DVAE, DVAEConfig
+
+# The classes of the two published trees.
+_CLASSES = {
+    "dall_e.encoder": {"Encoder", "EncoderBlock"},
+    "dall_e.decoder": {"Decoder", "DecoderBlock"},
+    "dall_e.utils": {"Conv2d"},
+    "torch.nn.modules.container": {"Sequential"},
+    "torch.nn.modules.activation": {"ReLU"},
+    "torch.nn.modules.pooling": {"MaxPool2d"},
+    "torch.nn.modules.upsampling": {"Upsample"},
+    "torch.nn.modules.linear": {"Identity"},
+}
+
+
+def load_released(encoder: str | Path, decoder: str | Path) -> DVAE:
+    """The published dVAE, in eval mode, from its two files.
+
+    Each is the published pickle, or a state dictionary of that part (torch.save or safetensors).
+    Nothing in the files is executed. The size is read off the weights.
+
+    Raises:
+        ValueError: a file is missing, cut short, foreign, holds anything but tensors and the
+            published module classes, or the two do not belong together.
+    """
+    parts = {"encoder": _read(encoder, "encoder"), "decoder": _read(decoder, "decoder")}
+    config = _config(parts, encoder, decoder)
+    codec = DVAE(config)
+    modules: dict[str, nn.Module] = {"encoder": codec.encoder, "decoder": codec.decoder}
+    for (name, weights), path in zip(parts.items(), (encoder, decoder), strict=True):
+        expected = modules[name].state_dict()
+        for key in sorted(expected.keys() ^ weights.keys()):
+            state = "has no" if key in expected else "has an unexpected"
+            raise ValueError(f"{path}: {state} weight {key!r} of a released {name}")
+        for key, weight in weights.items():
+            if weight.shape != expected[key].shape:
+                raise ValueError(
+                    f"{path}: weight {key!r} has shape {list(weight.shape)}, expected "
+                    f"{list(expected[key].shape)}"
+                )
+        modules[name].load_state_dict(weights)
+    return codec.eval()
+
+
+def _allows(module: str, name: str) -> bool:
+    return name in _CLASSES.get(module, set())
+
+
+def _read(path: str | Path, part: str) -> dict[str, Tensor]:
+    tensors, root = read_tensors(path, _allows)
+    if root not in ("", f"dall_e.{part}.{part.capitalize()}"):
+        raise ValueError(f"{path}: expected the released {part}, got a {root}")
+    for key in ("blocks.input.w", "blocks.output.conv.w"):
+        if key not in tensors or tensors[key].ndim != 4:
+            raise ValueError(f"{path}: has no weight {key!r} of a released {part}")
+    return tensors
+
+
+def _config(
+    parts: dict[str, dict[str, Tensor]], encoder: str | Path, decoder: str | Path
+) -> DVAEConfig:
+    """The shape of both parts, from the ends of the encoder and of the decoder."""
+    first, last = (parts["encoder"][f"blocks.{end}.w"] for end in ("input", "output.conv"))
+    start = parts["decoder"]["blocks.input.w"]
+    if first.shape[2] == 1 or start.shape[2] != 1:
+        raise ValueError(
+            f"expected the encoder's file, then the decoder's; got {encoder} and {decoder}"
+        )
+    if start.shape[1] != last.shape[0]:
+        raise ValueError(
+            f"{decoder} reads {start.shape[1]} tokens, but {encoder} writes {last.shape[0]}"
+        )
+    blocks = {tuple(key.split(".")[1:3]) for key in parts["encoder"] if ".block_" in key}
+    groups = max(1, len({group for group, _ in blocks}))
+    return DVAEConfig(
+        channels=first.shape[1],
+        width=first.shape[0],
+        bottleneck=start.shape[0],
+        groups=groups,
+        blocks_per_group=max(1, len(blocks) // groups),
+        codebook_size=last.shape[0],
+    )
