@@ -28,15 +28,22 @@ def image_allowed(pattern: Pattern, q: Tensor, k: Tensor, grid: int, kernel: int
         return (distance >= 0) & (distance % grid == 0)
     if pattern == "conv":
         # distance = grid * a + b for some 0 <= a <= h, |b| <= h; with wraparound, so b may cross
-        # the picture's edge. Where kernel > grid several a fit; any will do.
+        # the picture's edge. If any a fits, the one of the least |b| does.
         h = kernel // 2
-        fits = torch.zeros_like(distance, dtype=torch.bool)
-        for a in range(h + 1):
-            fits |= (distance - grid * a).abs() <= h
-        return fits & (distance >= 0)
+        a = ((distance + grid // 2) // grid).clamp(0, h)  # the nearest row
+        return ((distance - grid * a).abs() <= h) & (distance >= 0)
     if pattern == "full":
         return distance >= 0
     raise ValueError(f"pattern: expected one of {', '.join(PATTERNS)}, got {pattern!r}")
+
+
+def stream_allowed(
+    pattern: Pattern, q: Tensor, k: Tensor, text_length: int, grid: int, kernel: int
+) -> Tensor:
+    """Whether stream position q may read position k: text reads text causally, an image position
+    all of the text and the image positions that the pattern allows; broadcast."""
+    image = image_allowed(pattern, q - text_length, k - text_length, grid, kernel)
+    return torch.where(k < text_length, k <= q, (q >= text_length) & image)
 
 
 def allowed(
@@ -51,11 +58,8 @@ def allowed(
         raise ValueError(f"text_length and grid must be positive, got {text_length} and {grid}")
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel: expected an odd number, got {kernel}")
-    n = text_length + grid * grid
-    position = torch.arange(n)
-    q, k = position[:, None], position[None, :]
-    image = image_allowed(pattern, q - text_length, k - text_length, grid, kernel)
-    return torch.where(k < text_length, k <= q, (q >= text_length) & image)
+    position = torch.arange(text_length + grid * grid)
+    return stream_allowed(pattern, position[:, None], position[None, :], text_length, grid, kernel)
 
 
 @lru_cache(maxsize=32)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dalle1.attention import CONV_KERNEL, dense_attention
 from dalle1.layout import END_OF_CAPTION, Pattern, Stream, layer_pattern
+from dalle1.loss import IGNORED, linear_cross_entropy
+from dalle1.sparse_attention import sparse_attention, sparse_pays
 
 
 class TransformerConfig(BaseModel):
@@ -57,11 +61,26 @@ class TransformerConfig(BaseModel):
         return tuple(layer_pattern(i, self.layers) for i in range(1, self.layers + 1))
 
 
+class Execution(BaseModel):
+    """How a transformer is run in training; the results are the same up to rounding."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attention: Literal["auto", "dense", "sparse"] = Field(
+        "auto", description="boolean masks, only the allowed blocks, or whichever is faster"
+    )
+    checkpointing: bool = Field(
+        False, description="keep each residual block's input alone; compute the rest twice"
+    )
+    compile: bool = Field(False, description="torch.compile of the residual blocks")
+
+
 class Attention(nn.Module):
     """Residual block of a layer: pre-norm, sparse multi-head attention."""
 
-    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
+    def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
         super().__init__()
+        self.execution = execution
         self.heads = config.heads
         self.pattern = pattern
         self.grid, self.text_length = config.grid, config.text_length
@@ -83,9 +102,17 @@ class Attention(nn.Module):
         return y
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        q, k, v = self.project(x)
-        y = dense_attention(q, k, v, self.pattern, self.text_length, self.grid, self.kernel)
-        return x + self.merge(y)
+        return x + self.merge(self.attend(*self.project(x)))
+
+    # Its masks are made once and kept; a graph of torch.compile would make them anew.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One softmax over the keys that the pattern allows: [b, s, n, d] each."""
+        sparse = self.execution.attention == "sparse"
+        if self.execution.attention == "auto":
+            sparse = sparse_pays(q, self.text_length, self.grid)
+        run = sparse_attention if sparse else dense_attention
+        return run(q, k, v, self.pattern, self.text_length, self.grid, self.kernel)
 
 
 class MLP(nn.Module):
@@ -105,14 +132,22 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, two residual blocks (the paper scales the gradients of each, 2.4)."""
 
-    def __init__(self, config: TransformerConfig, pattern: Pattern) -> None:
+    def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
         super().__init__()
-        self.attention = Attention(config, pattern)
+        self.checkpointing = execution.checkpointing
+        self.attention = Attention(config, pattern, execution)
         self.mlp = MLP(config)
+        if execution.compile:
+            self.attention.compile()
+            self.mlp.compile()
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        y: Tensor = self.mlp(self.attention(x))
-        return y
+        for block in (self.attention, self.mlp):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
 
 
 @dataclass
@@ -127,9 +162,12 @@ class Losses:
 class Transformer(nn.Module):
     """Autoregressive model of caption tokens followed by image tokens."""
 
-    def __init__(self, config: TransformerConfig | None = None) -> None:
+    def __init__(
+        self, config: TransformerConfig | None = None, execution: Execution | None = None
+    ) -> None:
         super().__init__()
         self.config = c = config or TransformerConfig()
+        execution = execution or Execution()
         # One table for byte-pair tokens and, behind them, the padding of each text position.
         self.text_embedding = nn.Embedding(c.text_vocab + c.text_length, c.width)
         self.text_position = nn.Embedding(c.text_length, c.width)
@@ -138,7 +176,7 @@ class Transformer(nn.Module):
         self.row_position = nn.Embedding(c.grid, c.width)
         self.column_position = nn.Embedding(c.grid, c.width)
         self.start_of_image = nn.Parameter(torch.empty(c.width))
-        self.layers = nn.ModuleList(Layer(c, pattern) for pattern in c.patterns)
+        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in c.patterns)
         self.norm = nn.LayerNorm(c.width)
         self.text_head = nn.Linear(c.width, c.text_vocab)
         self.image_head = nn.Linear(c.width, c.image_vocab)
@@ -188,6 +226,11 @@ class Transformer(nn.Module):
         Returns float32 [b, text_length, text_vocab] and [b, max(m, 1), image_vocab].
         Raises ValueError when a shape, type or token does not fit.
         """
+        text, image = self.states(text_tokens, image_tokens)
+        return self.text_head(text).float(), self.image_head(image).float()
+
+    def states(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two heads read, [b, text_length, w] and [b, max(m, 1), w]; as `forward`."""
         self.check_tokens(text_tokens, image_tokens)
         x = torch.cat(
             [
@@ -199,8 +242,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x)
         x = self.norm(x)
-        text, image = x[:, : self.config.text_length], x[:, self.config.text_length :]
-        return self.text_head(text).float(), self.image_head(image).float()
+        return x[:, : self.config.text_length], x[:, self.config.text_length :]
 
     def loss(self, text_tokens: Tensor, image_tokens: Tensor) -> Losses:
         """Cross-entropies of whole streams (section 2.2); shapes as for `forward`.
@@ -208,14 +250,15 @@ class Transformer(nn.Module):
         Each is divided by the batch's count of targets of its kind. Text targets are the
         caption's tokens and one end-of-caption; the padding behind it is no target.
         """
-        text_logits, image_logits = self(text_tokens, image_tokens)
-        text = F.cross_entropy(
-            rearrange(text_logits, "b t v -> (b t) v"),
+        text_states, image_states = self.states(text_tokens, image_tokens)
+        text = linear_cross_entropy(
+            rearrange(text_states, "b t w -> (b t) w"),
+            self.text_head,
             rearrange(text_targets(text_tokens, self.config.text_vocab), "b t -> (b t)"),
-            ignore_index=IGNORED,
         )
-        image = F.cross_entropy(
-            rearrange(image_logits, "b m v -> (b m) v"),
+        image = linear_cross_entropy(
+            rearrange(image_states, "b m w -> (b m) w"),
+            self.image_head,
             rearrange(image_tokens, "b m -> (b m)"),
         )
         weight = self.config.text_loss_weight
@@ -262,9 +305,6 @@ class Transformer(nn.Module):
                 f"text_tokens: expected tokens in [0, {c.text_vocab - 1}] or, at position p, the "
                 f"padding {c.text_vocab} + p; got {wrong}"
             )
-
-
-IGNORED = -100  # cross_entropy's mark for positions that are no target
 
 
 def text_targets(text_tokens: Tensor, text_vocab: int) -> Tensor:

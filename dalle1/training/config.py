@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dalle1.clip import CLIPConfig
-from dalle1.transformer import TransformerConfig
+from dalle1.transformer import Execution, TransformerConfig
 from dvae import DVAEConfig
 
 SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
@@ -110,6 +110,7 @@ class RunConfig(Section):
     tokenizer: TokenizerSettings | None = None
     # Stage two.
     transformer: TransformerConfig | None = None
+    execution: Execution | None = Field(None, description="how the transformer is run")
     dvae_model: str | None = Field(None, description="folder of the trained dVAE")
     clip_model: str | None = Field(None, description="folder of the trained CLIP; none: no ranking")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of captions emptied")
@@ -122,8 +123,8 @@ class RunConfig(Section):
             "dalle": {"transformer", "dvae_model"},
         }
         own = needed[self.stage]
-        optional = {"tokenizer", "clip_model"} if self.stage == "dalle" else set()
-        every = set().union(*needed.values(), {"clip_model"})
+        optional = {"tokenizer", "clip_model", "execution"} if self.stage == "dalle" else set()
+        every = set().union(*needed.values(), {"clip_model", "execution"})
         for name in sorted(every):
             given = getattr(self, name) is not None
             if given and name not in own | optional:

@@ -282,7 +282,7 @@ class DALLEStage(Stage):
                 f"reader.image_size is {config.reader.image_size}, but a grid of "
                 f"{config.transformer.grid} tokens of the dVAE {config.dvae_model} is {side} pixels"
             )
-        self.model = Transformer(config.transformer)
+        self.model = Transformer(config.transformer, config.execution)
         # In a tuple, where neither DeepSpeed nor the checkpoint takes them for trained weights.
         self._frozen = (codec, clip)
         self.tokenizer = tokenizer.resized(config.transformer.text_length)
