@@ -87,6 +87,16 @@ def step_keys(pattern: Pattern, grid: int, kernel: int) -> tuple[Tensor, ...]:
     return tuple(row.nonzero()[:, 0] for row in mask)
 
 
+def cache_length(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> int:
+    """How many image positions a decoder has to hold for a layer, the newest included.
+
+    Row and conv layers look back a fixed distance, so a ring of that length does; column and full
+    layers look back to the first row.
+    """
+    reach = {"row": grid, "conv": (kernel // 2) * (grid + 1)}
+    return min(grid * grid, reach.get(pattern, grid * grid) + 1)
+
+
 def cached_attention(
     q: Tensor, text_k: Tensor, text_v: Tensor, image_k: Tensor, image_v: Tensor
 ) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dalle1.attention import (
     allowed,
+    cache_length,
     cached_attention,
     dense_attention,
     image_allowed,
@@ -183,6 +184,23 @@ def test_step_keys_are_the_masks_rows(pattern: Pattern, grid: int) -> None:
     assert len(keys) == grid * grid
     for row, read in zip(mask.tolist(), keys, strict=True):
         assert read.tolist() == [k for k, allows in enumerate(row) if allows]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("grid", "kernel"), [(1, 3), (4, 3), (5, 3), (7, 11), (32, 11)])
+def test_cache_length(pattern: Pattern, grid: int, kernel: int) -> None:
+    """A ring one too short, which loses the oldest key, or longer than the pattern reaches."""
+    keys = step_keys(pattern, grid, kernel)
+    furthest = max(p - int(read[0]) for p, read in enumerate(keys))
+    held = cache_length(pattern, grid, kernel)
+    assert held == (grid * grid if pattern in ("column", "full") else furthest + 1)
+    assert furthest < held
+
+
+def test_cache_length_at_the_papers_size() -> None:
+    """A row layer that holds the whole image; a conv layer that forgets the wraparound."""
+    lengths = [cache_length(pattern, 32) for pattern in PATTERNS]
+    assert lengths == [33, 1024, 5 * 32 + 5 + 1, 1024]
 
 
 def heads(b: int, s: int, n: int, d: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dalle1 import Transformer, TransformerConfig
 from dalle1.attention import allowed
 from dalle1.layout import layer_pattern
-from dalle1.transformer import text_targets
+from dalle1.transformer import Execution, text_targets
 from tests.conftest import TransformerMaker
 
 # The fixture's shape: 11 text tokens at 6 positions, 9 image tokens on a 4 x 4 grid.
@@ -236,6 +236,54 @@ def test_logits_are_in_32_bits(make_transformer: TransformerMaker) -> None:
     transformer = make_transformer().bfloat16()
     for logits in transformer(*tokens(1)):
         assert logits.dtype == torch.float32
+
+
+EXECUTIONS = [
+    Execution(attention="dense"),
+    Execution(attention="sparse"),
+    Execution(attention="sparse", checkpointing=True),
+    pytest.param(Execution(attention="sparse", compile=True), marks=pytest.mark.slow),
+    pytest.param(Execution(checkpointing=True, compile=True), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=str)
+def test_executions_agree(make_transformer: TransformerMaker, execution: Execution) -> None:
+    """An option that changes losses or gradients, or weights' names."""
+    plain = make_transformer(layers=6, grid=6)
+    other = Transformer(plain.config, execution)
+    other.load_state_dict(plain.state_dict())
+    g = torch.Generator().manual_seed(3)
+    image = torch.randint(IMAGE_VOCAB, (2, 36), generator=g)
+    text = padded([5], [1, 2, 3, 4, 5])
+    losses = []
+    for transformer in (plain, other):
+        loss = transformer.train().loss(text, image).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+    with torch.no_grad():  # an image cut short, as in evaluation
+        for a, b in zip(plain(text, image[:, :9]), other(text, image[:, :9]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_keeps_less(make_transformer: TransformerMaker) -> None:
+    """A flag that does nothing: only the blocks' inputs may wait for the backward pass."""
+    config = make_transformer(layers=6).config
+    kept = []
+    for checkpointing in (False, True):
+        transformer = Transformer(config, Execution(checkpointing=checkpointing))
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x,  # type: ignore[misc]
+            lambda x: x,
+        ):
+            transformer.loss(*tokens(2))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
 
 
 def test_papers_size() -> None:

@@ -1,0 +1,80 @@
+"""The chunked cross-entropy against torch's own in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle1 import loss as module
+from dalle1.loss import IGNORED, linear_cross_entropy
+
+N, WIDTH, VOCAB = 23, 6, 11
+
+
+@pytest.fixture
+def head() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, VOCAB)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    targets = torch.randint(VOCAB, (N,), generator=g)
+    targets[[0, 4, 22]] = IGNORED
+    return 3 * torch.randn(N, WIDTH, generator=g), targets
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 512])
+def test_equal_to_cross_entropy(
+    head: nn.Linear, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ignored positions in the divisor, a last chunk lost, a gradient not scaled from above."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    states, targets = inputs()
+    states.requires_grad_()
+    loss = linear_cross_entropy(states, head, targets)
+    (0.3 * loss).backward()
+    exact = nn.Linear(WIDTH, VOCAB).double()
+    exact.load_state_dict(head.state_dict())
+    reference = states.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact(reference), targets, ignore_index=IGNORED)
+    (0.3 * expected).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    pairs = [(states, reference), (head.weight, exact.weight), (head.bias, exact.bias)]
+    for own, other in pairs:
+        assert own.grad is not None and other.grad is not None
+        torch.testing.assert_close(own.grad.double(), other.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_without_gradients(head: nn.Linear) -> None:
+    """An evaluation that pays for gradients, or fails without them."""
+    states, targets = inputs()
+    with torch.no_grad():
+        loss = linear_cross_entropy(states, head, targets)
+        expected = F.cross_entropy(head(states), targets, ignore_index=IGNORED)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected)
+
+
+def test_16_bits(head: nn.Linear) -> None:
+    """A softmax in 16 bits: the loss of states in bfloat16 stays that of their exact values."""
+    states, targets = inputs()
+    head = head.bfloat16()
+    loss = linear_cross_entropy(states.bfloat16().requires_grad_(), head, targets)
+    logits = head(states.bfloat16()).float()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets), rtol=1e-5, atol=0)
+    loss.backward()
+    assert head.weight.grad is not None and head.weight.grad.dtype == torch.bfloat16
+
+
+def test_logits_are_not_kept(head: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of all positions that wait in memory for the backward pass."""
+    monkeypatch.setattr(module, "CHUNK", 4)
+    kept: list[Tensor] = []
+    states, targets = inputs()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        linear_cross_entropy(states.requires_grad_(), head, targets)
+    assert sorted(x.numel() for x in kept) == sorted([N * WIDTH, VOCAB * WIDTH, VOCAB])
