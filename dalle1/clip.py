@@ -7,12 +7,20 @@ The default config is ViT-B/32; parameter names are those of the published weigh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dalle1.clip_tokenizer import CLIPTokenizer
+from dalle1.clip_weights import published_shape, read_published
 
 MAX_SCALE = 100.0  # the logit scale is clipped here
 
@@ -33,6 +41,9 @@ class CLIPConfig(BaseModel):
     text_width: int = Field(512, ge=1)
     text_layers: int = Field(12, ge=1)
     text_heads: int = Field(8, ge=1)
+    activation: Literal["quick_gelu", "gelu"] = Field(
+        "quick_gelu", description="OpenAI's is quick_gelu; most models trained since have gelu"
+    )
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -56,6 +67,17 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class Captions(Protocol):
+    """What turns captions into a CLIP's ids: `dalle1.Tokenizer` or `CLIPTokenizer`."""
+
+    def encode_for_clip(self, captions: str | Sequence[str], length: int) -> Tensor:
+        """int64 [b, length]: start, tokens, end, zeros."""
+        ...
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the published parameter names."""
 
@@ -77,13 +99,13 @@ class SelfAttention(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm attention and MLP of both encoders."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, activation: str) -> None:
         super().__init__()
         self.attn = SelfAttention(width, heads, causal)
         self.ln_1 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("gelu", ACTIVATIONS[activation]())
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
         self.ln_2 = nn.LayerNorm(width)
 
@@ -96,11 +118,11 @@ class ResidualAttentionBlock(nn.Module):
 class Stack(nn.Module):
     """The blocks of an encoder, one after the other."""
 
-    def __init__(self, width: int, layers: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, causal: bool, activation: str) -> None:
         super().__init__()
         self.width, self.layers = width, layers
         self.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads, causal) for _ in range(layers))
+            *(ResidualAttentionBlock(width, heads, causal, activation) for _ in range(layers))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +142,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Stack(width, config.vision_layers, config.vision_heads, causal=False)
+        self.transformer = Stack(
+            width, config.vision_layers, config.vision_heads, False, config.activation
+        )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embedding))
 
@@ -139,8 +163,9 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or CLIPConfig()
+        self.tokenizer: Captions | None = None  # set by those who know it, see `ids`
         self.visual = VisionTransformer(c)
-        self.transformer = Stack(c.text_width, c.text_layers, c.text_heads, causal=True)
+        self.transformer = Stack(c.text_width, c.text_layers, c.text_heads, True, c.activation)
         self.token_embedding = nn.Embedding(c.text_vocab, c.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(c.text_length, c.text_width))
         self.ln_final = nn.LayerNorm(c.text_width)
@@ -163,29 +188,52 @@ class CLIP(nn.Module):
                 nn.init.normal_(block.mlp.c_fc.weight, std=(2 * stack.width) ** -0.5)  # type: ignore[union-attr, arg-type]
                 nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Pixels [b, 3, H, W] in [0, 1] -> [b, 3, image_size, image_size], normalised.
+    def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalised.
 
-        Bicubic to the shorter side, centre crop, mean and standard deviation of the config.
+        images: pixels [b, 3, H, W] in [0, 1], or PIL pictures of any mode and size. As published:
+        bicubic to the shorter side, centre crop, mean and standard deviation of the config.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"images: expected floats [b, 3, H, W] in [0, 1], got {images.dtype} "
-                f"{list(images.shape)}"
-            )
-        size, (h, w) = self.config.image_size, images.shape[2:]
-        if min(h, w) != size:
-            ratio = size / min(h, w)
-            shape = [max(size, round(h * ratio)), max(size, round(w * ratio))]
-            images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
-        images = images[:, :, top : top + size, left : left + size]
+        size = self.config.image_size
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+                raise ValueError(
+                    f"images: expected floats [b, 3, H, W] in [0, 1], got {images.dtype} "
+                    f"{list(images.shape)}"
+                )
+            height, width = _resized(images.shape[2], images.shape[3], size)
+            if (height, width) != tuple(images.shape[2:]):
+                shape = [height, width]
+                images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
+            images = _centre(images, size)
+        else:
+            pixels = []
+            for picture in images:
+                height, width = _resized(picture.height, picture.width, size)
+                scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+                whole = torch.from_numpy(np.array(scaled.convert("RGB")))
+                whole = rearrange(whole, "h w c -> 1 c h w").float() / 255
+                pixels.append(_centre(whole, size))
+            images = torch.cat(pixels).to(self.logit_scale.device)
         mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.config.std, device=images.device)[:, None, None]
         return (images - mean) / std
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1]."""
+    def ids(self, captions: str | Sequence[str]) -> Tensor:
+        """Captions as `encode_text` reads them: int64 [b, text_length], on the weights' device.
+
+        Raises ValueError when the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "this CLIP has no tokenizer: give load_released the published vocabulary file, or "
+                "set clip.tokenizer"
+            )
+        ids = self.tokenizer.encode_for_clip(captions, self.config.text_length)
+        return ids.to(self.logit_scale.device)
+
+    def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1], or of PIL pictures."""
         return F.normalize(self.visual(self.preprocess(images)).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -203,9 +251,24 @@ class CLIP(nn.Module):
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
         return F.normalize((end @ self.text_projection).float(), dim=-1)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Sequence[Image.Image], tokens: Tensor) -> Tensor:
         """Cosine similarities [images, texts]."""
         return self.encode_image(images) @ self.encode_text(tokens).t()
+
+    @torch.inference_mode()
+    def classify(
+        self, images: Tensor | Sequence[Image.Image], prompts: Sequence[str] | Tensor
+    ) -> Tensor:
+        """Zero-shot classification: float32 [b, classes], each row a probability of each prompt.
+
+        images: as for `preprocess`; prompts: a caption of each class, or its ids int64 [classes,
+        t]. The likeliest class is the one with the nearest prompt (Radford et al. 2021, 3.1).
+        """
+        if len(prompts) == 0:
+            raise ValueError("prompts: expected at least one")
+        tokens = prompts if isinstance(prompts, Tensor) else self.ids(list(prompts))
+        probabilities: Tensor = (self.scale() * self(images, tokens)).softmax(dim=1)
+        return probabilities
 
     def scale(self) -> Tensor:
         """The factor on the cosines in the loss, clipped at 100."""
@@ -216,3 +279,41 @@ class CLIP(nn.Module):
         logits = self.scale() * self(images, tokens)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+def load_released(
+    path: str | Path,
+    vocabulary: str | Path | None = None,
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
+) -> CLIP:
+    """A published CLIP with a ViT (B/32, B/16, L/14, L/14@336, ...), in eval mode.
+
+    path: OpenAI's file (TorchScript archive or state dictionary), or a state dictionary of
+    open_clip or Hugging Face, as safetensors or by torch.save. Nothing in it is executed.
+    vocabulary: the published byte-pair file `bpe_simple_vocab_16e6.txt.gz`; without it the model
+    takes ids alone. activation: weights do not tell it; "gelu" for open_clip's own models but
+    those called quickgelu.
+
+    Raises ValueError when a file is missing, cut short, foreign or names what is no weight.
+    """
+    weights = read_published(path)
+    try:
+        config = CLIPConfig(**published_shape(weights), activation=activation)
+        clip = CLIP(config)
+        clip.load_state_dict(weights)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: no CLIP with a ViT: {error}") from error
+    if vocabulary is not None:
+        clip.tokenizer = CLIPTokenizer.from_published(vocabulary, config.text_vocab)
+    return clip.eval()
+
+
+def _resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width whose shorter one is `size`, the other cut to whole pixels."""
+    short = min(height, width)
+    return height * size // short, width * size // short
+
+
+def _centre(images: Tensor, size: int) -> Tensor:
+    top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
+    return images[:, :, top : top + size, left : left + size]

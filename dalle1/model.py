@@ -1,7 +1,7 @@
 """A whole DALL-E as one folder: tokenizer, transformer, dVAE and CLIP.
 
     config.json  tokenizer.json  transformer.safetensors  dvae.safetensors  clip.safetensors
-    README.md (the model card)
+    clip_tokenizer.json (of a published CLIP alone)  README.md (the model card)
 
 Nothing in it is a pickle. Each file is written beside its place and then renamed.
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import dvae
 from dalle1.clip import CLIP, CLIPConfig
+from dalle1.clip_tokenizer import CLIPTokenizer
 from dalle1.tokenizer import Tokenizer
 from dalle1.transformer import Transformer, TransformerConfig
 from dvae.storage import CONFIG
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=BaseModel)
 TOKENIZER = "tokenizer.json"
+CLIP_TOKENIZER = "clip_tokenizer.json"  # of a published CLIP alone
 CARD = "README.md"
 
 
@@ -54,7 +56,8 @@ class Model:
             ("tokenizer's text_length", tokenizer.text_length, "text_length", c.text_length),
             ("codec's codebook_size", codec.config.codebook_size, "image_vocab", c.image_vocab),
         ]
-        if clip is not None:
+        # A published CLIP has a vocabulary of its own.
+        if clip is not None and not isinstance(clip.tokenizer, CLIPTokenizer):
             known = clip.config.text_vocab - 2  # start and end of text are CLIP's own
             checks.append(("CLIP's text_vocab less 2", known, "text_vocab", c.text_vocab))
         for name, value, setting, expected in checks:
@@ -67,6 +70,8 @@ class Model:
         self.transformer = transformer.eval()
         self.dvae = codec.eval()
         self.clip = clip.eval() if clip is not None else None
+        if clip is not None and clip.tokenizer is None:
+            clip.tokenizer = tokenizer
 
     @property
     def image_size(self) -> int:
@@ -124,6 +129,7 @@ class Model:
                 config[name] = part.config.model_dump()
             else:
                 (folder / f"{name}.safetensors").unlink(missing_ok=True)
+        _save_clip_tokenizer(self.clip, folder)
         _write(folder / CARD, self._card())
         _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -166,6 +172,7 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> None:
     folder = Path(folder)
     tokenizer.save(folder / TOKENIZER)
     save_weights(clip, folder / "clip.safetensors")
+    _save_clip_tokenizer(clip, folder)
     _write(folder / CONFIG, json.dumps({"clip": clip.config.model_dump()}, indent=2) + "\n")
 
 
@@ -177,7 +184,18 @@ def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
         raise ValueError(f"{folder / CONFIG}: has no 'clip' section")
     clip = CLIP(parse_section(folder, config, "clip", CLIPConfig))
     load_weights(clip, folder / "clip.safetensors")
-    return clip.eval(), Tokenizer.load(folder / TOKENIZER)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    own = folder / CLIP_TOKENIZER
+    clip.tokenizer = CLIPTokenizer.load(own) if own.exists() else tokenizer
+    return clip.eval(), tokenizer
+
+
+def _save_clip_tokenizer(clip: CLIP | None, folder: Path) -> None:
+    """A published CLIP's own vocabulary; the others share the transformer's."""
+    if clip is not None and isinstance(clip.tokenizer, CLIPTokenizer):
+        clip.tokenizer.save(folder / CLIP_TOKENIZER)
+    else:
+        (folder / CLIP_TOKENIZER).unlink(missing_ok=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

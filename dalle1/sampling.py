@@ -211,7 +211,7 @@ def decode(model: Model, tokens: Tensor, batch_size: int) -> Tensor:
 def clip_ids(model: Model, caption: str) -> Tensor:
     """The caption as the model's CLIP reads it: int64 [1, t]."""
     assert model.clip is not None
-    return model.tokenizer.encode_for_clip(caption, model.clip.config.text_length)
+    return model.clip.ids(caption)
 
 
 def to_pil(picture: Tensor) -> Image.Image:

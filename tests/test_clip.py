@@ -167,10 +167,10 @@ def test_preprocess_against_pillow(clip: CLIP, height: int, width: int) -> None:
     """Pictures that are stretched, cropped at a corner, or resized without antialiasing."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    ratio = 8 / min(height, width)
-    size = (max(8, round(width * ratio)), max(8, round(height * ratio)))
+    # As published: the longer side cut to whole pixels, the crop's corner rounded.
+    size = (8 * width // min(height, width), 8 * height // min(height, width))
     small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - 8) // 2, (size[1] - 8) // 2
+    left, top = round((size[0] - 8) / 2), round((size[1] - 8) / 2)
     crop = np.asarray(small.crop((left, top, left + 8, top + 8)), dtype=np.float32) / 255
     config = clip.config
     got = clip.preprocess(images)[0].permute(1, 2, 0) * torch.tensor(config.std)
