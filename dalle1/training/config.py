@@ -166,9 +166,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved settings, defaults included, so that `load_config` reads them back."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(
-        yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    )
+    # A section left out is None; a setting that is None says so, for it is not always the default.
+    content = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
+    beside.write_text(yaml.safe_dump(content, sort_keys=False))
     beside.replace(path)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from dalle1.training.config import load_config, save_config
+from dalle1 import Transformer, TransformerConfig
+from dalle1.training.config import DVAESettings, load_config, save_config
+from dvae import DVAEConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = CONFIGS / "shapes"
@@ -28,9 +31,51 @@ def test_overrides() -> None:
     assert (config.data, config.steps, config.run) == ("a/{0..3}.tar", 5000, "x y")
 
 
-def test_saved_config_is_the_same(tmp_path: Path) -> None:
-    """A resolved config that does not say what was run."""
-    config = load_config(SHAPES / "dalle.yaml", ["caption_dropout=0.1"])
+PAPER_SIZES = {"250m": 0.25, "1.2b": 1.2, "2.8b": 2.8, "5.6b": 5.6, "12b": 12.2}  # billions
+
+
+@pytest.mark.parametrize(("name", "billions"), PAPER_SIZES.items())
+def test_papers_transformers(name: str, billions: float) -> None:
+    """A size of table 1 that is another, or the paper's settings changed on the way (B.2)."""
+    config = load_config(CONFIGS / "paper" / f"{name}.yaml")
+    assert config.transformer is not None and config.tokenizer is not None
+    with torch.device("meta"):
+        transformer = Transformer(config.transformer)
+    count = sum(p.numel() for p in transformer.parameters()) / 1e9
+    assert abs(count - billions) < 0.05 * billions
+    widths = {"2.8b": 1920, "5.6b": 2688, "12b": 3968}
+    if name in widths:
+        assert (config.transformer.width, config.transformer.layers) == (widths[name], 64)
+        assert config.batch_size == 1024
+    if name == "12b":
+        assert 12.0 < count < 12.4 and config.transformer == TransformerConfig()
+    o, ema = config.optimiser, config.ema
+    assert (o.learning_rate, o.beta1, o.beta2, o.epsilon) == (4.5e-4, 0.9, 0.96, 1e-8)
+    assert (o.weight_decay, o.clip_norm, o.clip_variance) == (4.5e-2, 4, 5)
+    assert (o.warm_up, o.schedule, config.steps) == (5000, "plateau", 430_000)
+    assert (ema.decay, ema.every, config.tokenizer.dropout) == (0.99, 25, 0.1)
+
+
+def test_papers_dvae() -> None:
+    """A number of appendix A.2 that is another."""
+    config = load_config(CONFIGS / "paper" / "dvae.yaml")
+    assert config.dvae == DVAEConfig() and config.dvae_training == DVAESettings()
+    s, o = config.dvae_training, config.optimiser
+    assert s is not None
+    assert (s.kl_weight, s.kl_steps) == (6.6, 5000)
+    assert (s.temperature_start, s.temperature_end, s.temperature_steps) == (1, 1 / 16, 150_000)
+    assert (s.grain, s.encoder_rate, s.warm_start_steps) == (0, 1, 0)
+    assert (o.learning_rate, o.schedule, o.cosine_end) == (1e-4, "cosine", 1.25e-6)
+    assert (o.cosine_steps, config.steps, config.batch_size) == (1_200_000, 3_000_000, 512)
+    assert (o.beta1, o.beta2, o.epsilon, o.weight_decay) == (0.9, 0.999, 1e-8, 1e-4)
+    assert (o.clip_norm, o.clip_variance, o.warm_up) == (None, None, 0)
+    assert (config.ema.decay, config.ema.every, config.reader.image_size) == (0.999, 1, 256)
+
+
+@pytest.mark.parametrize("path", ["shapes/dalle.yaml", "paper/dvae.yaml", "paper/12b.yaml"])
+def test_saved_config_is_the_same(tmp_path: Path, path: str) -> None:
+    """A resolved config that does not say what was run; a none that comes back as the default."""
+    config = load_config(CONFIGS / path, ["steps=7"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
