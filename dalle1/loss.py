@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error.scatter_add_(1, target, -torch.ones_like(total))
                 error = error.mul_(share[here, None]).to(states.dtype)
                 grads[0][here] = error @ weight.to(states.dtype)
-                grads[1].addmm_(error.t().to(weight.dtype), states[here].to(weight.dtype))
+                grads[1].add_(error.t() @ states[here])
                 grads[2].add_(error.sum(dim=0))
         if wanted:
             ctx.save_for_backward(*grads)

@@ -32,14 +32,14 @@ SPARSE_FROM = 256  # stream positions
 BLOCK = 128  # side of a block of the mask on CUDA
 
 
-def sparse_pays(q: Tensor) -> bool:
-    """Whether `sparse_attention` takes queries [b, s, n, d] and is expected to be the faster.
+def sparse_pays(x: Tensor) -> bool:
+    """Whether a stream of states [b, n, w] is expected to run faster through the blocks.
 
     Measured on two CPU cores, forward and backward: half as fast as a mask at n = 46, equal at 88,
     1.5 times as fast at 320 and 2 to 3 times at 1,280 (launch/benchmark.py attention).
     """
     kinds = (torch.float32, torch.bfloat16, torch.float16)
-    return q.shape[2] >= SPARSE_FROM and q.dtype in kinds and q.device.type in ("cpu", "cuda")
+    return x.shape[1] >= SPARSE_FROM and x.dtype in kinds and x.device.type in ("cpu", "cuda")
 
 
 def sparse_attention(
@@ -50,32 +50,40 @@ def sparse_attention(
     Equal to `attention.dense_attention` up to rounding, gradients included. Raises ValueError
     when n is not the whole stream's.
     """
+    if pattern == "column":
+        q, k, v = (by_column(x, text_length, grid) for x in (q, k, v))
+    y = banded_attention(q, k, v, pattern, text_length, grid, kernel)
+    return by_column(y, text_length, grid) if pattern == "column" else y
+
+
+def banded_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, text_length: int, grid: int, kernel: int
+) -> Tensor:
+    """`sparse_attention` of states that already stand in the pattern's order: those of a column
+    layer `by_column`, which costs less before the projection to q, k and v than behind it."""
     n = text_length + grid * grid
     if q.shape[2] != n:
         raise ValueError(f"sparse attention: expected the whole stream of {n}, got {q.shape[2]}")
-    if pattern == "column":
-        q, k, v = (_by_column(x, text_length, grid) for x in (q, k, v))
     if q.is_cuda:
-        y = _on_cuda(q, k, v, _block_mask(pattern, text_length, grid, kernel, str(q.device)))
-    else:
-        chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)
-        y = _Chunked.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
-    return _by_column(y, text_length, grid) if pattern == "column" else y
+        return _on_cuda(q, k, v, _block_mask(pattern, text_length, grid, kernel, str(q.device)))
+    chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)
+    y: Tensor = _Chunked.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
+    return y
 
 
-def _by_column(x: Tensor, text_length: int, grid: int) -> Tensor:
-    """Image states from raster order to column by column, or back: [b, s, n, d]."""
-    text, image = x[:, :, :text_length], x[:, :, text_length:]
-    turned = rearrange(image, "b s (r c) d -> b s (c r) d", r=grid, c=grid)
-    return torch.cat([text, turned], dim=2)
+def by_column(x: Tensor, text_length: int, grid: int) -> Tensor:
+    """Image states from raster order to column by column, or back: [..., n, d] -> [..., n, d]."""
+    text, image = x[..., :text_length, :], x[..., text_length:, :]
+    turned = rearrange(image, "... (r c) d -> ... (c r) d", r=grid, c=grid)
+    return torch.cat([text, turned], dim=-2)
 
 
-def _order(pattern: Pattern, text_length: int, grid: int) -> Tensor:
-    """The stream position of each state in the order that the pattern is run in: int64 [n]."""
-    position = torch.arange(text_length + grid * grid)[None, None, :, None]
-    if pattern == "column":
-        position = _by_column(position, text_length, grid)
-    return position[0, 0, :, 0]
+def _stream_position(pattern: Pattern, p: Tensor, text_length: int, grid: int) -> Tensor:
+    """The stream position of the p-th state in the order that the pattern is run in."""
+    if pattern != "column":
+        return p
+    i = p - text_length
+    return torch.where(i < 0, p, text_length + i % grid * grid + i // grid)
 
 
 # CUDA ---------------------------------------------------------------------------------------------
@@ -85,12 +93,11 @@ def _order(pattern: Pattern, text_length: int, grid: int) -> Tensor:
 def _block_mask(
     pattern: Pattern, text_length: int, grid: int, kernel: int, device: str
 ) -> BlockMask:
-    order = _order(pattern, text_length, grid).to(device)
-
     def mask(b: Tensor, s: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return stream_allowed(pattern, order[q], order[k], text_length, grid, kernel)
+        q, k = (_stream_position(pattern, p, text_length, grid) for p in (q, k))
+        return stream_allowed(pattern, q, k, text_length, grid, kernel)
 
-    n = len(order)
+    n = text_length + grid * grid
     return create_block_mask(mask, None, None, n, n, device=device, BLOCK_SIZE=BLOCK)
 
 
@@ -136,9 +143,9 @@ def _chunks(
     pattern: Pattern, text_length: int, grid: int, kernel: int, dtype: torch.dtype
 ) -> tuple[_Chunk, ...]:
     """The text's queries, then the image's, `CHUNK` at a time."""
-    order = _order(pattern, text_length, grid)
+    t, n = text_length, text_length + grid * grid
+    order = _stream_position(pattern, torch.arange(n), text_length, grid)
     mask = allowed(pattern, text_length, grid, kernel)[order][:, order]
-    t, n = text_length, len(order)
     chunks = []
     for first in [*range(0, t, CHUNK), *range(t, n, CHUNK)]:
         last = min(first + CHUNK, t if first < t else n)
@@ -160,7 +167,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, chunks: tuple[_Chunk, ...]) -> Tensor:
-        y = torch.empty_like(q, memory_format=torch.contiguous_format)
+        # Heads innermost, as the output map reads them: no copy there.
+        y = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
+        y = y.transpose(1, 2)
         norms = []  # ln of each query's softmax denominator
         for c in chunks:
             part, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from dalle1.attention import CONV_KERNEL, dense_attention
 from dalle1.layout import END_OF_CAPTION, Pattern, Stream, layer_pattern
 from dalle1.loss import IGNORED, linear_cross_entropy
-from dalle1.sparse_attention import sparse_attention, sparse_pays
+from dalle1.sparse_attention import banded_attention, by_column, sparse_pays
 
 
 class TransformerConfig(BaseModel):
@@ -102,18 +102,26 @@ class Attention(nn.Module):
         return y
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        return x + self.merge(self.attend(*self.project(x)))
+        sparse = self.runs_sparse(x)
+        if not (sparse and self.pattern == "column"):
+            return x + self.merge(self.attend(*self.project(x), sparse))
+        # Column layers on transposed image states: the allowed keys are contiguous (B.1).
+        turned = by_column(x, self.text_length, self.grid)
+        y = self.merge(self.attend(*self.project(turned), sparse))
+        return x + by_column(y, self.text_length, self.grid)
+
+    def runs_sparse(self, x: Tensor) -> bool:
+        """Whether states [b, n, w] go through the blocks rather than a boolean mask."""
+        if x.shape[1] < self.text_length + self.grid**2:
+            return False  # an image cut short: the mask is simply cut with it
+        choice = self.execution.attention
+        return choice == "sparse" or (choice == "auto" and sparse_pays(x))
 
     # Its masks are made once and kept; a graph of torch.compile would make them anew.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One softmax over the keys that the pattern allows: [b, s, n, d] each."""
-        sparse = self.execution.attention == "sparse"
-        if self.execution.attention == "auto":
-            sparse = sparse_pays(q)
-        if q.shape[2] < self.text_length + self.grid**2:
-            sparse = False  # an image cut short: the masks are simply cut with it
-        run = sparse_attention if sparse else dense_attention
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sparse: bool) -> Tensor:
+        """One softmax over the keys that the pattern allows: [b, s, n, d] each, in run order."""
+        run = banded_attention if sparse else dense_attention
         return run(q, k, v, self.pattern, self.text_length, self.grid, self.kernel)
 
 

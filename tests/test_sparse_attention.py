@@ -94,8 +94,8 @@ def test_block_masks(
     expected = dense_attention(q, k, v, pattern, text, grid, kernel)
     blocks = module._block_mask(pattern, text, grid, kernel, "cpu")
     if pattern == "column":
-        turned = (module._by_column(x, text, grid) for x in (q, k, v))
-        y = module._by_column(module._on_cuda(*turned, blocks), text, grid)
+        turned = (module.by_column(x, text, grid) for x in (q, k, v))
+        y = module.by_column(module._on_cuda(*turned, blocks), text, grid)
     else:
         y = module._on_cuda(q, k, v, blocks)
     assert float((y - expected).abs().max()) <= 1e-5
@@ -129,6 +129,6 @@ def test_the_whole_stream_alone() -> None:
 
 def test_what_pays() -> None:
     """A choice that sends float64, or the demo's small grid, through the blocks."""
-    assert sparse_pays(torch.empty(1, 1, 1280, 8))
-    assert not sparse_pays(torch.empty(1, 1, 88, 8))
-    assert not sparse_pays(torch.empty(1, 1, 1280, 8, dtype=torch.float64))
+    assert sparse_pays(torch.empty(1, 1280, 8))
+    assert not sparse_pays(torch.empty(1, 88, 8))
+    assert not sparse_pays(torch.empty(1, 1280, 8, dtype=torch.float64))
