@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dalle1 import cli
+from dalle1 import TransformerConfig, cli
+from dalle1.attention import allowed
+from dalle1.layout import layer_pattern
 from dalle1.training.log import read_metrics
+from launch import benchmark
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -99,3 +102,57 @@ def test_readme_names_what_exists() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"make (\w+)", text)) <= {*targets}
+
+
+def test_paper_table_names_what_exists() -> None:
+    """A row of docs/paper.md that points to code or a test which is not, or no longer, there."""
+    text = (ROOT / "docs" / "paper.md").read_text()
+    references = re.findall(r"`([\w./-]+\.(?:py|yaml))(?:::(\w+))?`", text)
+    assert len(references) > 60
+    for path, name in references:
+        source = (ROOT / path).read_text()  # a missing file is an error of its own
+        defined = re.search(rf"^\s*(?:def|class) {name}\b", source, re.M) if name else True
+        assert defined, f"{path} does not define {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["attention", "train"])
+def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A benchmark that fails, measures one variant twice, or counts FLOPs of another model."""
+    out = tmp_path / "figures.json"
+    command = [what, "configs/paper/250m.yaml", "--batch", "1", "--repeats", "2", "--out", str(out)]
+    sizes = {"width": 16, "heads": 2, "head_size": 8, "layers": 2, "grid": 6, "text_length": 8}
+    command += [f"transformer.{name}={value}" for name, value in sizes.items()]
+    command += ["transformer.text_vocab=50", "transformer.image_vocab=60"]
+    assert benchmark.main([*command, "execution.compile=false"]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(out.read_text())["results"]
+    if what == "attention":
+        assert results.keys() == {"row", "column", "conv"}
+        assert all(ways.keys() == {"causal", "dense mask", "ours"} for ways in results.values())
+        assert all(len(w["seconds"]) == 2 for ways in results.values() for w in ways.values())
+    else:
+        assert results.keys() == {"dense mask", "ours"} and "MFU = FLOPs" in printed
+        assert all(w["memory"] > 0 and w["tokens_per_second"] > 0 for w in results.values())
+
+
+def test_benchmark_flops() -> None:
+    """FLOPs against the count of every matrix product of a training step."""
+    config = TransformerConfig(
+        width=16, heads=2, head_size=8, layers=2, grid=6, text_length=8, text_vocab=50,
+        image_vocab=60, conv_kernel=3,
+    )  # fmt: skip
+    n, products = 44, 0
+    for i in (1, 2):
+        pairs = int(allowed(layer_pattern(i, 2), 8, 6, 3).sum())
+        products += n * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 2 * pairs * 16
+    products += 8 * 16 * 50 + 36 * 16 * 60
+    assert benchmark.step_flops(config) == 3 * 2 * products
+
+
+def test_benchmark_names_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback for a config without a transformer, or for no config."""
+    assert benchmark.main(["train", "configs/paper/dvae.yaml"]) == 2
+    assert "has no transformer" in capsys.readouterr().err
+    assert benchmark.main(["train"]) == 2
+    assert "needs a config" in capsys.readouterr().err

@@ -238,6 +238,39 @@ def test_logits_are_in_32_bits(make_transformer: TransformerMaker) -> None:
         assert logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+@pytest.mark.parametrize(("layers", "grid"), [(1, 5), (7, 5), (3, 6)])
+def test_nothing_is_seen_too_early(
+    make_transformer: TransformerMaker, attention: Any, layers: int, grid: int
+) -> None:
+    """A leak that only the whole stack shows, at sizes that no chunk divides: a token may change
+    later positions alone, and exactly those that a path of allowed keys leads to."""
+    plain = make_transformer(layers=layers, grid=grid)
+    transformer = Transformer(plain.config, Execution(attention=attention)).eval()
+    transformer.load_state_dict(plain.state_dict())
+    n = TEXT + grid * grid
+    reach = torch.eye(n, dtype=torch.bool)  # [query, key]: a path through the layers so far
+    for i in range(layers):
+        step = allowed(layer_pattern(i + 1, layers), TEXT, grid, 3)
+        reach = (step.float() @ reach.float()) > 0
+    g = torch.Generator().manual_seed(5)
+    text, image = tokens(1)[0], torch.randint(IMAGE_VOCAB, (1, grid * grid), generator=g)
+    with torch.no_grad():
+        before = transformer(text, image)
+        for j in range(n):
+            changed_text, changed_image = text.clone(), image.clone()
+            if j < TEXT:
+                changed_text[0, j] = text[0, j] % (TEXT_VOCAB - 1) + 1
+            else:
+                changed_image[0, j - TEXT] = (image[0, j - TEXT] + 1) % IMAGE_VOCAB
+            after = transformer(changed_text, changed_image)
+            moved = changed(before[0], after[0]) + changed(before[1], after[1])
+            # Token j is fed at position j + 1 of its segment; the last of a segment never is.
+            fed = j + 1 not in (TEXT, n)
+            expected = reach[:, j + 1].tolist() if fed else [False] * n
+            assert moved == expected, j
+
+
 EXECUTIONS = [
     Execution(attention="dense"),
     Execution(attention="sparse"),
