@@ -8,6 +8,7 @@ Dimensions: b batch, n stream positions, t text positions, s heads, d head size,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -95,6 +96,32 @@ def cache_length(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> int:
     """
     reach = {"row": grid, "conv": (kernel // 2) * (grid + 1)}
     return min(grid * grid, reach.get(pattern, grid * grid) + 1)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How a decoder holds a layer's image keys: position p in slot p % length, over the oldest.
+
+    reads[p]: the slots of the keys that image position p may read, its own included; a slice where
+    they are evenly spaced, which needs no copy, else int64 indices. Their order is the slots'.
+    """
+
+    length: int
+    reads: tuple[slice | Tensor, ...]
+
+
+@lru_cache(maxsize=32)
+def ring(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> Ring:
+    """The ring of a pattern, as long as `cache_length` says and no longer."""
+    length = cache_length(pattern, grid, kernel)
+    reads: list[slice | Tensor] = []
+    for keys in step_keys(pattern, grid, kernel):
+        slots = (keys % length).sort().values
+        first, last = int(slots[0]), int(slots[-1])
+        stride = int(slots[1]) - first if len(slots) > 1 else 1
+        even = torch.equal(slots, torch.arange(first, last + 1, stride))
+        reads.append(slice(first, last + 1, stride) if even else slots)
+    return Ring(length, tuple(reads))
 
 
 def cached_attention(

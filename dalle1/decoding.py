@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.attention import cached_attention, dense_attention, step_keys
+from dalle1.attention import cache_length, cached_attention, dense_attention, ring
 from dalle1.layout import padding_id
 from dalle1.transformer import Layer, Transformer, TransformerConfig
 
@@ -55,12 +55,14 @@ def cache_bytes(
     config: TransformerConfig, candidates: int = 512, dtype: torch.dtype = torch.float32
 ) -> int:
     """Bytes of the keys and values held for one caption and its candidates."""
-    positions = config.text_length + candidates * config.stream.image_length
-    return 2 * config.layers * config.width * positions * dtype.itemsize
+    lengths = [cache_length(p, config.grid, config.conv_kernel) for p in config.patterns]
+    positions = config.layers * config.text_length + candidates * sum(lengths)
+    return 2 * config.width * positions * dtype.itemsize
 
 
 class Cache:
-    """Keys and values of every layer: one caption's text, and b candidates' image positions."""
+    """Keys and values of every layer: one caption's text, once, and of b candidates the image
+    positions that later ones may read."""
 
     def __init__(self, transformer: Transformer, text_tokens: Tensor, candidates: int) -> None:
         """Runs one caption, int64 [t], through the text side and makes room for the image's."""
@@ -76,31 +78,31 @@ class Cache:
             # Text reads text causally whatever the layer's pattern.
             y = dense_attention(q, k, v, "full", c.text_length, c.grid, c.conv_kernel)
             x = layer.mlp(x + layer.attention.merge(y))
-        shape = (c.layers, 2, candidates, c.heads, c.stream.image_length, c.head_size)
-        self.image = x.new_empty(shape)
-        self.keys = [step_keys(pattern, c.grid, c.conv_kernel) for pattern in c.patterns]
+        self.rings = [ring(pattern, c.grid, c.conv_kernel) for pattern in c.patterns]
+        self.image = [  # of each layer: keys and values [2, b, s, slots, d]
+            x.new_empty(2, candidates, c.heads, r.length, c.head_size) for r in self.rings
+        ]
 
     def step(self, transformer: Transformer, x: Tensor, position: int) -> Tensor:
         """Image logits [b, image_vocab] of the states x [b, w] fed at an image position."""
         for i, layer in enumerate(transformer.layers):
             assert isinstance(layer, Layer)
             q, k, v = layer.attention.project(x[:, None])
-            self.image[i, 0, :, :, position] = k[:, :, 0]
-            self.image[i, 1, :, :, position] = v[:, :, 0]
-            image_k, image_v = _read(self.image[i], self.keys[i][position])
+            held, slot = self.image[i], position % self.rings[i].length
+            held[0, :, :, slot] = k[:, :, 0]
+            held[1, :, :, slot] = v[:, :, 0]
+            image_k, image_v = _read(held, self.rings[i].reads[position])
             y = cached_attention(q[:, :, 0], self.text_k[i], self.text_v[i], image_k, image_v)
             x = layer.mlp(x + layer.attention.merge(rearrange(y, "b s d -> b s 1 d"))[:, 0])
         logits: Tensor = transformer.image_head(transformer.norm(x))
         return logits.float()
 
 
-def _read(cache: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [b, s, m, d] of a layer's cache [2, b, s, n, d] at the given positions."""
-    first, last = int(keys[0]), int(keys[-1])
-    stride = int(keys[1]) - first if len(keys) > 1 else 1
-    if len(keys) == (last - first) // stride + 1:
-        return tuple(cache[:, :, :, first : last + 1 : stride])
-    return tuple(cache.index_select(3, keys.to(cache.device)))
+def _read(held: Tensor, slots: slice | Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [b, s, m, d] of a layer's ring [2, b, s, slots, d] at the given slots."""
+    if isinstance(slots, slice):
+        return tuple(held[:, :, :, slots])
+    return tuple(held.index_select(3, slots.to(held.device)))
 
 
 @torch.inference_mode()

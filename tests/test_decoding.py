@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle1 import Transformer, TransformerConfig
-from dalle1.attention import step_keys
+from dalle1.attention import cache_length, ring, step_keys
 from dalle1.decoding import (
     Cache,
     Options,
@@ -51,12 +51,20 @@ def test_cached_logits_equal_the_forward_pass(
 @pytest.mark.parametrize("pattern", ["row", "column", "conv", "full"])
 @pytest.mark.parametrize("grid", [2, 3, 4, 6, 7])
 @pytest.mark.parametrize("kernel", [1, 3, 5, 11])
-def test_strided_reading_is_the_index_set(pattern: Pattern, grid: int, kernel: int) -> None:
-    """A slice that is taken where the keys are not evenly spaced."""
-    cache = torch.arange(grid * grid).expand(2, 1, 1, -1)[..., None]
-    for keys in step_keys(pattern, grid, kernel):
-        for part in _read(cache, keys):
-            assert part[0, 0, :, 0].tolist() == keys.tolist()
+def test_rings_hold_what_is_read(pattern: Pattern, grid: int, kernel: int) -> None:
+    """A slot that is written over too early, a slice where slots are not evenly spaced."""
+    r = ring(pattern, grid, kernel)
+    assert r.length == cache_length(pattern, grid, kernel)
+    held = torch.full((2, 1, 1, r.length, 1), -1)
+    for p, keys in enumerate(step_keys(pattern, grid, kernel)):
+        held[:, :, :, p % r.length] = p
+        for part in _read(held, r.reads[p]):
+            assert sorted(part[0, 0, :, 0].tolist()) == keys.tolist()
+
+
+def test_rows_and_columns_are_read_without_a_copy() -> None:
+    """Reading that copies the keys of each step, where a view would do."""
+    assert all(isinstance(r, slice) for p in ("row", "column") for r in ring(p, 32).reads)  # type: ignore[arg-type]
 
 
 def test_likeliest_tokens(make_transformer: TransformerMaker) -> None:
@@ -255,12 +263,15 @@ def test_options_errors(settings: dict[str, float]) -> None:
 
 
 def test_cache_bytes() -> None:
-    """A caption counted once for each candidate; keys without values; the wrong item size."""
+    """A caption counted once for each candidate; whole images held where a row is enough."""
     paper = TransformerConfig()
-    # Keys and values, 64 layers, 3968 wide, 256 text positions once, 1024 for each candidate.
-    assert cache_bytes(paper, 1, torch.float16) == 2 * 64 * 3968 * (256 + 1024) * 2
-    assert cache_bytes(paper, 512, torch.bfloat16) == 2 * 64 * 3968 * (256 + 524_288) * 2
-    assert cache_bytes(paper, 3, torch.float32) == 2 * 64 * 3968 * (256 + 3072) * 4
+    text = 2 * 64 * 3968 * 256 * 2  # keys and values, layers, width, positions, bytes
+    # 47 row layers of 33, 16 column layers of 1,024 and the last of 5 rows + 5 + 1.
+    each = 2 * 3968 * (47 * 33 + 16 * 1024 + 166) * 2
+    assert cache_bytes(paper, 1, torch.float16) == text + each
+    assert cache_bytes(paper, 512, torch.bfloat16) == text + 512 * each
+    assert cache_bytes(paper, 3, torch.float32) == 2 * (text + 3 * each)
+    assert each <= 290e6 and text <= 261e6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -268,7 +279,7 @@ def test_cache_bytes_are_the_caches(make_transformer: TransformerMaker, dtype: t
     """A count that is not what is really held."""
     transformer = make_transformer().to(dtype)
     cache = Cache(transformer, torch.tensor([3, 1, 13, 14, 15, 16]), 5)
-    held = [*cache.text_k, *cache.text_v, cache.image]
+    held = [*cache.text_k, *cache.text_v, *cache.image]
     assert all(x.dtype == dtype for x in held)
     count = sum(x.numel() * x.element_size() for x in held)
     assert cache_bytes(transformer.config, 5, dtype) == count
