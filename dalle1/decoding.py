@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.attention import cache_length, cached_attention, dense_attention, ring
-from dalle1.layout import padding_id
+from dalle1.layout import END_OF_CAPTION, padding_id
 from dalle1.transformer import Layer, Transformer, TransformerConfig
 
 
@@ -112,13 +112,13 @@ def draw(
     uniforms: Tensor,
     options: Options | None = None,
     prefix: Tensor | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draws b candidates for one caption: int64 [b, grid^2].
 
     text_tokens: int64 [t], padded; uniforms: [b, grid^2] in [0, 1), see `candidate_uniforms`;
     prefix: int64 [p] image tokens that every candidate begins with; on_step is called with the
-    number of positions done.
+    number of positions done and the tokens [b, grid^2], of which so many are drawn.
     """
     options = options or Options()
     c = transformer.config
@@ -145,8 +145,37 @@ def draw(
             tokens[:, p] = choose(mixed, uniforms[:, p], options)
         previous = transformer.image_embedding(tokens[:, p])
         if on_step:
-            on_step(p + 1)
+            on_step(p + 1, tokens)
     return tokens
+
+
+@torch.inference_mode()
+def draw_text(
+    transformer: Transformer, given: list[int], uniforms: Tensor, options: Options | None = None
+) -> list[int]:
+    """Goes on with a caption: token ids from the first given to the last before its end.
+
+    given: the caption's first tokens; uniforms: [text_length] in [0, 1). Each position's number
+    draws its token, so the result does not depend on how much is given. Text is short: every step
+    runs all positions so far anew.
+    """
+    options = options or Options()
+    if options.guidance != 1:
+        raise ValueError("guidance: captions have no condition to be guided by; leave it at 1")
+    c = transformer.config
+    device = transformer.start_of_text.device
+    ids = list(given)
+    while len(ids) < c.text_length:
+        # The last token is a target only, so any will do there.
+        x = transformer.embed_text(torch.tensor([[*ids, END_OF_CAPTION]], device=device))
+        for layer in transformer.layers:
+            x = layer(x)
+        logits = transformer.text_head(transformer.norm(x[:, -1])).float()
+        token = int(choose(logits, uniforms[len(ids), None].to(device), options))
+        if token == END_OF_CAPTION:
+            break
+        ids.append(token)
+    return ids
 
 
 def choose(logits: Tensor, uniforms: Tensor, options: Options) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import dvae
 from dalle1.clip import CLIP, CLIPConfig
 from dalle1.clip_tokenizer import CLIPTokenizer
+from dalle1.decoding import Options, candidate_uniforms, draw_text
 from dalle1.tokenizer import Tokenizer
 from dalle1.transformer import Transformer, TransformerConfig
 from dvae.storage import CONFIG
@@ -109,6 +110,29 @@ class Model:
         chosen = log_probs.gather(-1, flat.to(self.device)[..., None])[..., 0]
         total: Tensor = chosen.sum(dim=-1).cpu()
         return total[0] if image_tokens.ndim == 2 else total
+
+    def complete_caption(
+        self,
+        text: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """A caption that begins with the text, drawn from the text side (section 2.2).
+
+        Lower case, as the transformer reads captions; an empty text is a caption from nothing.
+        Depends on (seed, text) alone. Raises ValueError when the text fills the text positions.
+        """
+        ids = self.tokenizer.tokens(text) if text else []
+        length = self.transformer.config.text_length
+        if len(ids) >= length - 1:
+            raise ValueError(
+                f"text: {len(ids)} tokens leave no room in the {length} text positions: {text!r}"
+            )
+        uniforms = candidate_uniforms(seed, text, 0, 1, length)[0]
+        drawn = draw_text(self.transformer, ids, uniforms, Options(temperature, top_k, top_p))
+        return self.tokenizer.decode(drawn)
 
     def rank(self, caption: str, images: Sequence[Image] | Tensor) -> Tensor:
         """CLIP's cosine similarities of the caption with pictures; see `dalle1.rank`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dalle1.pictures import contact_sheet
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 LARGEST_BATCH = 512
+DECODED = 64  # pictures that the dVAE decodes at once
 
 
 @dataclass
@@ -60,6 +62,16 @@ class Result:
         return folder
 
 
+@dataclass
+class Preview:
+    """What is drawn so far of one batch of candidates."""
+
+    caption: str
+    first: int  # candidate number of images[0]
+    rows: int  # token rows that are drawn
+    images: Tensor  # float32 [b, 3, rows x stride, W] in [0, 1]: the pictures' upper parts
+
+
 def sample(
     captions: str | Sequence[str],
     model: Model | str | Path | None = None,
@@ -74,6 +86,8 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
+    on_step: Callable[[Preview], None] | None = None,
+    preview_rows: int = 4,
 ) -> Result:
     """Draws candidates for each caption and returns the best by CLIP (section 2.6).
 
@@ -81,7 +95,13 @@ def sample(
     environment's DALLE1_MODEL names. candidates: drawn for each caption; keep: returned for each.
     temperature, top_k, top_p, guidance: see `dalle1.decoding.Options`. image, rows: completion,
     every candidate begins with this image's first `rows` token rows. seed: candidate i depends on
-    (seed, caption, i) alone. batch_size: candidates drawn at once; None, as many as memory allows.
+    (seed, caption, i) alone. batch_size: candidates drawn at once; None, as many as memory allows,
+    halved when memory runs out all the same. on_step: called with a `Preview` whenever another
+    `preview_rows` token rows of a batch are drawn.
+
+    Ctrl-C returns what is complete: the captions that are done and, if at least `keep` of its
+    candidates are, the one in work; `settings["drawn"]` says how many each has. With nothing
+    complete it is a KeyboardInterrupt.
 
     Raises ValueError before anything is drawn when an argument does not fit; a model without CLIP
     can only be asked for keep = candidates, and returns them unranked with scores of NaN.
@@ -102,31 +122,38 @@ def sample(
             f"the model has no CLIP to rank with: ask for keep = candidates = {candidates}, or "
             "train configs/shapes/clip.yaml and export again"
         )
+    if preview_rows < 1:
+        raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
     text = [model.tokenizer.encode(caption)[0] for caption in captions]
     prefix = _prefix(model, image, rows)
-    grid = model.transformer.config.grid
-    batch_size = batch_size or _fitting_batch(model, candidates, options)
 
-    kept_tokens, kept_scores, kept_images = [], [], []
+    kept: list[_Kept] = []
+    drawn: list[int] = []
     total = len(captions) * candidates
     with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
         for caption, row in zip(captions, text, strict=True):
-            tokens = draw_candidates(
-                model, caption, row, candidates, seed, batch_size, options, prefix, bar.update
-            )
-            images = decode(model, tokens, batch_size)
-            scores = torch.full((candidates,), float("nan"))
-            if model.clip is not None:
-                clip_text = clip_ids(model, caption)
-                scores = ranking.score(model.clip, clip_text, images)
-                order = scores.argsort(descending=True, stable=True)[:keep]
-            else:
-                order = torch.arange(keep)
-            kept_tokens.append(rearrange(tokens[order], "b (r c) -> b r c", r=grid))
-            kept_scores.append(scores[order])
-            kept_images.append([to_pil(picture) for picture in images[order]])
+            parts: list[Tensor] = []
+            preview = _previews(model, caption, parts, on_step, preview_rows)
+            try:
+                for part in draw_batches(
+                    model, caption, row, candidates, seed, batch_size, options, prefix, preview
+                ):
+                    parts.append(part)
+                    bar.update(len(part))
+            except KeyboardInterrupt:
+                if not kept and sum(map(len, parts)) < keep:
+                    raise
+            count = sum(map(len, parts))
+            if count >= keep:
+                kept.append(_best(model, caption, torch.cat(parts), keep, batch_size))
+                drawn.append(count)
+            if count < candidates:
+                break
+    if sum(drawn) < total:
+        print(f"stopped after {bar.n} of {total} candidates", file=sys.stderr)
     settings = {
         "candidates": candidates,
+        "drawn": drawn,
         "keep": keep,
         "temperature": temperature,
         "top_k": top_k,
@@ -136,8 +163,56 @@ def sample(
         "seed": seed,
     }
     return Result(
-        captions, kept_images, torch.stack(kept_tokens), torch.stack(kept_scores), settings
+        captions[: len(kept)],
+        [k.images for k in kept],
+        torch.stack([k.tokens for k in kept]),
+        torch.stack([k.scores for k in kept]),
+        settings,
     )
+
+
+@dataclass
+class _Kept:
+    """The best of one caption's candidates."""
+
+    tokens: Tensor  # int64 [keep, rows, columns]
+    scores: Tensor  # float32 [keep]
+    images: list[Image.Image]
+
+
+def _best(model: Model, caption: str, tokens: Tensor, keep: int, batch_size: int | None) -> _Kept:
+    """The best of candidates [b, rows x columns] by CLIP, or the first where there is none."""
+    images = decode(model, tokens, min(batch_size or DECODED, DECODED))
+    scores = torch.full((len(tokens),), float("nan"))
+    order = torch.arange(keep)
+    if model.clip is not None:
+        scores = ranking.score(model.clip, clip_ids(model, caption), images)
+        order = scores.argsort(descending=True, stable=True)[:keep]
+    folded = rearrange(tokens[order], "b (r c) -> b r c", r=model.transformer.config.grid)
+    return _Kept(folded, scores[order], [to_pil(picture) for picture in images[order]])
+
+
+def _previews(
+    model: Model,
+    caption: str,
+    parts: list[Tensor],
+    on_step: Callable[[Preview], None] | None,
+    every: int,
+) -> Callable[[int, Tensor], None] | None:
+    """What `draw` calls after each position; parts are the batches that are complete."""
+    if on_step is None:
+        return None
+    grid = model.transformer.config.grid
+
+    def preview(done: int, tokens: Tensor) -> None:
+        rows, rest = divmod(done, grid)
+        if rest == 0 and (rows % every == 0 or rows == grid):
+            device = next(model.dvae.parameters()).device
+            folded = rearrange(tokens[:, :done], "b (r c) -> b r c", r=rows).to(device)
+            images = model.dvae.decode(folded).float().cpu()
+            on_step(Preview(caption, sum(map(len, parts)), rows, images))
+
+    return preview
 
 
 def rank(
@@ -181,21 +256,50 @@ def draw_candidates(
     text_tokens: Tensor,
     candidates: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
+    options: Options,
+) -> Tensor:
+    """Image tokens of one caption's candidates: int64 [candidates, rows x columns]."""
+    return torch.cat(
+        list(draw_batches(model, caption, text_tokens, candidates, seed, batch_size, options))
+    )
+
+
+def draw_batches(
+    model: Model,
+    caption: str,
+    text_tokens: Tensor,
+    candidates: int,
+    seed: int,
+    batch_size: int | None,
     options: Options,
     prefix: Tensor | None = None,
-    update: Callable[[int], Any] | None = None,
-) -> Tensor:
-    """Image tokens of one caption's candidates, in batches: int64 [candidates, rows x columns]."""
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Iterator[Tensor]:
+    """Image tokens of one caption's candidates, batch after batch: int64 [b, rows x columns].
+
+    batch_size None: as many as memory is expected to hold; half as many each time it does not.
+    """
     length = model.transformer.config.stream.image_length
-    parts = []
-    for first in range(0, candidates, batch_size):
-        count = min(batch_size, candidates - first)
+    size = batch_size or _fitting_batch(model, candidates, options)
+    first = 0
+    while first < candidates:
+        count = min(size, candidates - first)
         uniforms = candidate_uniforms(seed, caption, first, count, length)
-        parts.append(draw(model.transformer, text_tokens, uniforms, options, prefix).cpu())
-        if update:
-            update(count)
-    return torch.cat(parts)
+        try:
+            part = draw(model.transformer, text_tokens, uniforms, options, prefix, on_step).cpu()
+        except RuntimeError as error:
+            if batch_size is not None or count == 1 or not _out_of_memory(error):
+                raise
+            size = count // 2
+            continue
+        yield part
+        first += count
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator raises no class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.inference_mode()

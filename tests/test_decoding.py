@@ -21,6 +21,7 @@ from dalle1.decoding import (
     candidate_uniforms,
     choose,
     draw,
+    draw_text,
 )
 from dalle1.layout import Pattern
 from tests.conftest import TransformerMaker
@@ -73,13 +74,41 @@ def test_likeliest_tokens(make_transformer: TransformerMaker) -> None:
     text = torch.tensor([3, 1, 13, 14, 15, 16])
     steps: list[int] = []
     tokens = draw(
-        transformer, text, torch.rand(2, 16), Options(temperature=0), on_step=steps.append
+        transformer,
+        text,
+        torch.rand(2, 16),
+        Options(temperature=0),
+        on_step=lambda done, _: steps.append(done),
     )
     assert tokens.shape == (2, 16) and tokens.dtype == torch.int64
     assert steps == list(range(1, 17))
     with torch.no_grad():
         _, logits = transformer(text.expand(2, -1), tokens)
     assert torch.equal(tokens, logits.argmax(dim=-1))
+
+
+def test_captions_are_drawn_from_the_text_side(make_transformer: TransformerMaker) -> None:
+    """A text token drawn from the position before or behind; an end that is no end."""
+    transformer = make_transformer()
+    image = torch.zeros(1, 0, dtype=torch.int64)
+    uniforms = candidate_uniforms(0, "x", 0, 40, 6)
+    lengths = set()
+    for row in uniforms:
+        ids = draw_text(transformer, [3], row)
+        assert ids[0] == 3 and 0 not in ids and len(ids) <= 6
+        lengths.add(len(ids))
+        padded = torch.tensor([ids + [11 + p for p in range(len(ids), 6)]])
+        with torch.no_grad():
+            logits = transformer(padded, image)[0][0]
+        expected = choose(logits, row, Options()).tolist()
+        assert ids[1:] == expected[1 : len(ids)]
+        if len(ids) < 6:
+            assert expected[len(ids)] == 0  # the end, at the first position that is not kept
+        # The numbers belong to positions, so more given text changes nothing that follows.
+        assert draw_text(transformer, ids[:2], row) == ids or len(ids) == 1
+    assert len(lengths) > 2
+    with pytest.raises(ValueError, match="guidance"):
+        draw_text(transformer, [3], uniforms[0], Options(guidance=2.0))
 
 
 def test_draws_do_not_depend_on_the_batch(make_transformer: TransformerMaker) -> None:

@@ -18,6 +18,7 @@ import dalle1
 from dalle1 import Model, sampling
 from dalle1.decoding import Options, cache_bytes
 from dalle1.model import load
+from dalle1.sampling import Preview
 from tests.conftest import ModelMaker
 
 CAPTION = "a red cat"
@@ -272,3 +273,76 @@ def test_loaded_model_moves(model: Model, tmp_path: Path) -> None:
     assert again.clip is not None
     for part in (again.transformer, again.dvae, again.clip):
         assert {p.device.type for p in part.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("every", "rows"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (9, [4])])
+def test_previews(model: Model, every: int, rows: list[int]) -> None:
+    """Previews of rows that are not drawn yet, or of other candidates than they say."""
+    seen: list[Preview] = []
+    result = sample(
+        model, candidates=6, keep=6, batch_size=4, on_step=seen.append, preview_rows=every
+    )
+    assert [(p.first, p.rows) for p in seen] == [(f, r) for f in (0, 4) for r in rows]
+    assert all(p.caption == CAPTION and p.images.shape[2:] == (2 * p.rows, 8) for p in seen)
+    last = torch.cat([p.images for p in seen if p.rows == 4])
+    whole = model.dvae.decode(result.tokens[0])
+    drawn = {tuple(picture.flatten().tolist()) for picture in last}
+    assert drawn == {tuple(picture.flatten().tolist()) for picture in whole}
+
+
+def test_ctrl_c_returns_what_is_complete(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished candidates that are thrown away, or half-drawn ones that are kept."""
+    whole = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
+    draw = sampling.draw
+    for allowed, counts in ((5, [6, 4]), (4, [6, 2]), (3, [6]), (2, [4])):
+        calls = 0
+
+        def interrupted(*arguments: Any, allowed: int = allowed) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > allowed:
+                raise KeyboardInterrupt
+            return draw(*arguments)
+
+        monkeypatch.setattr(sampling, "draw", interrupted)
+        result = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
+        assert result.settings["drawn"] == counts
+        assert len(result.captions) == len(result.images) == len(counts)
+        if counts[0] == 6:
+            assert torch.equal(result.tokens[0], whole.tokens[0])
+        assert "stopped after" in capsys.readouterr().err
+    monkeypatch.setattr(sampling, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model)
+
+
+def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that dies of a batch too large, draws other pictures, or halves the user's own size."""
+    expected = sample(model, candidates=7, keep=7)
+    draw, sizes = sampling.draw, []
+
+    def narrow(transformer: Any, text: Any, uniforms: Any, *rest: Any) -> torch.Tensor:
+        sizes.append(len(uniforms))
+        if len(uniforms) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return draw(transformer, text, uniforms, *rest)
+
+    monkeypatch.setattr(sampling, "draw", narrow)
+    assert torch.equal(sample(model, candidates=7, keep=7).tokens, expected.tokens)
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(model, candidates=7, keep=7, batch_size=7)
+
+
+def test_complete_caption(model: Model) -> None:
+    """A caption that does not begin as asked, changes with each call, or ignores its options."""
+    captions = {model.complete_caption("A red", seed=s) for s in range(8)}
+    assert len(captions) > 2 and all(c.startswith("a red") for c in captions)
+    assert model.complete_caption("a red", seed=3) == model.complete_caption("a red", seed=3)
+    greedy = {model.complete_caption("a red", seed=s, temperature=0) for s in range(4)}
+    assert len(greedy) == 1 and greedy == {model.complete_caption("a red", top_k=1)}
+    assert isinstance(model.complete_caption(seed=1), str)
+    with pytest.raises(ValueError, match="leave no room in the 10 text positions"):
+        model.complete_caption("one small mat a red cat on the blue dog a")
