@@ -2,9 +2,11 @@
 
     python launch/benchmark.py attention [CONFIG] [--batch 8] [--dtype bfloat16]
     python launch/benchmark.py train CONFIG [--batch 2] [key=value ...]
+    python launch/benchmark.py sample CONFIG [--candidates 1,8,64,512] [key=value ...]
 
 `attention` runs one attention call, forward and backward, of each pattern; `train` whole training
-steps (loss, gradients, clipping, AdamW). Medians and min-max of the repeats, after warm-up.
+steps (loss, gradients, clipping, AdamW); `sample` whole pictures of one caption, with random
+weights. Medians and min-max of the repeats (in `sample`: of the steps), after warm-up.
 On CPUs the variants of `train` are separate processes that take turns, step by step, so that noise
 hits both and each one's peak memory is its own; on CUDA they run one after the other.
 """
@@ -29,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.attention import allowed, dense_attention
+from dalle1.decoding import Cache, Options, candidate_uniforms, choose
 from dalle1.layout import Pattern
 from dalle1.sparse_attention import sparse_attention
 from dalle1.training.config import load_config
@@ -201,6 +204,91 @@ def measure_train(
     return results
 
 
+class DenseCache:
+    """The usual cache, for comparison: whole images in every layer, the caption once for each
+    candidate, and all keys so far read under a mask."""
+
+    def __init__(self, transformer: Transformer, text: Tensor, candidates: int) -> None:
+        c = transformer.config
+        self.masks = [
+            allowed(p, c.text_length, c.grid, c.conv_kernel).to(text.device) for p in c.patterns
+        ]
+        x = transformer.embed_text(text.expand(candidates, -1))
+        shape = (c.layers, 2, candidates, c.heads, c.stream.length, c.head_size)
+        self.held = x.new_empty(shape)
+        for i, layer in enumerate(transformer.layers):
+            q, k, v = layer.attention.project(x)  # type: ignore[operator, union-attr]
+            self.held[i, 0, :, :, : c.text_length] = k
+            self.held[i, 1, :, :, : c.text_length] = v
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = layer.mlp(x + layer.attention.merge(y))  # type: ignore[operator, union-attr]
+        self.text_length = c.text_length
+
+    def step(self, transformer: Transformer, x: Tensor, position: int) -> Tensor:
+        x, n = x[:, None], self.text_length + position
+        for i, layer in enumerate(transformer.layers):
+            q, k, v = layer.attention.project(x)  # type: ignore[operator, union-attr]
+            self.held[i, 0, :, :, n] = k[:, :, 0]
+            self.held[i, 1, :, :, n] = v[:, :, 0]
+            k, v = self.held[i, :, :, :, : n + 1]
+            mask = self.masks[i][n, None, : n + 1]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x = layer.mlp(x + layer.attention.merge(y))  # type: ignore[operator, union-attr]
+        logits: Tensor = transformer.image_head(transformer.norm(x[:, 0]))
+        return logits.float()
+
+
+@torch.inference_mode()
+def measure_sample(
+    transformer: Transformer, cache_type: type[Cache] | type[DenseCache], candidates: int
+) -> tuple[Measured, Tensor]:
+    """The seconds of each step of one caption's candidates, its cache in bytes, and the tokens."""
+    c, device = transformer.config, transformer.start_of_image.device
+    text = torch.randint(1, c.text_vocab, (c.text_length,), generator=torch.manual_seed(0))
+    uniforms = candidate_uniforms(0, "benchmark", 0, candidates, c.stream.image_length).to(device)
+    begin = time.perf_counter()
+    given = text.to(device)
+    if cache_type is DenseCache:
+        given = given[None]
+    cache = cache_type(transformer, given, candidates)
+    before = time.perf_counter() - begin  # the caption's own cost belongs to the picture
+    tokens = torch.empty(candidates, c.stream.image_length, dtype=torch.int64, device=device)
+    positions, fed = transformer.grid_positions(), transformer.start_of_image.expand(candidates, -1)
+    seconds = []
+    for p in range(c.stream.image_length):
+
+        def step(fed: Tensor = fed, p: int = p) -> None:
+            logits = cache.step(transformer, fed + positions[p], p)
+            tokens[:, p] = choose(logits, uniforms[:, p], Options())
+
+        seconds.append(timed(step, device))
+        fed = transformer.image_embedding(tokens[:, p])
+    seconds[0] += before
+    if isinstance(cache, Cache):
+        held = [*cache.text_k, *cache.text_v, *cache.image]
+    else:
+        held = [cache.held]
+    return Measured(seconds, sum(x.numel() * x.element_size() for x in held)), tokens.cpu()
+
+
+@torch.inference_mode()
+def recomputed_seconds(transformer: Transformer, candidates: int) -> float:
+    """Seconds of a picture if every step ran the whole stream so far: from a few lengths and at
+    most 2 candidates, summed over the lengths and multiplied."""
+    c, device = transformer.config, transformer.start_of_image.device
+    few = min(2, candidates)
+    text = torch.ones(few, c.text_length, dtype=torch.int64, device=device)
+    image = torch.zeros(few, c.stream.image_length, dtype=torch.int64, device=device)
+    lengths = [1 + (c.stream.image_length - 1) * i // 4 for i in range(5)]
+    points = []
+    for length in lengths:
+        runs = [timed(lambda n=length: transformer.states(text, image[:, :n]), device)  # type: ignore[misc]
+                for _ in range(2)]  # fmt: skip
+        points.append(min(runs))
+    gaps = zip(lengths, lengths[1:], points, points[1:], strict=False)
+    return candidates / few * sum((b - a) * (s + t) / 2 for a, b, s, t in gaps)
+
+
 def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
@@ -257,6 +345,43 @@ def run_train(options: argparse.Namespace, device: torch.device) -> dict[str, An
     return report
 
 
+def run_sample(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    c, dtype = _transformer(options), DTYPES[options.dtype]
+    torch.manual_seed(0)
+    with device:
+        transformer = Transformer(c).to(dtype).eval()
+    m = c.stream.image_length
+    print(
+        f"sampling one caption: {c.layers} layers of width {c.width}, {c.text_length} + "
+        f"{c.grid}x{c.grid} positions, {options.dtype}; a step is one token of every candidate"
+    )
+    report: dict[str, Any] = {}
+    for candidates in options.candidates:
+        ours, tokens = measure_sample(transformer, Cache, candidates)
+        plain, same = measure_sample(transformer, DenseCache, candidates)
+        agree = float((tokens == same).float().mean())
+        whole = sum(ours.seconds)
+        slow = recomputed_seconds(transformer, candidates)
+        report[str(candidates)] = {"ours": asdict(ours), "plain cache": asdict(plain)}
+        report[str(candidates)]["recomputed, extrapolated"] = slow
+        assert ours.memory and plain.memory
+        print(f"  {candidates} candidates, {agree:.1%} of the tokens equal in both caches")
+        for name, result in (("ours", ours), ("plain cache", plain)):
+            total = sum(result.seconds)
+            print(
+                f"    {name:12} {result.text()} of cache, a picture {total:.2f} s, "
+                f"{candidates * m / total:,.0f} tokens/s, {candidates / total:.3f} pictures/s"
+            )
+        print(f"    recomputed   {slow:,.0f} s (extrapolated)")
+        print(
+            f"    ours is {sum(plain.seconds) / whole:.1f} times as fast as the plain cache and "
+            f"{slow / whole:,.0f} times as fast as recomputing; "
+            f"{plain.memory / ours.memory:.1f} times smaller than the plain cache",
+            flush=True,
+        )
+    return report
+
+
 def _transformer(options: argparse.Namespace) -> TransformerConfig:
     config = load_config(options.config, options.overrides)
     if config.transformer is None:
@@ -264,15 +389,20 @@ def _transformer(options: argparse.Namespace) -> TransformerConfig:
     return config.transformer
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 for a mistake in the settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["attention", "train"])
+    parser.add_argument("what", choices=["attention", "train", "sample"])
     parser.add_argument("config", nargs="?", help="a YAML file with a transformer")
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--candidates", type=_numbers, default=[1, 8, 64, 512], help="1,8,64")
     parser.add_argument("--out", type=Path, help="a JSON file for all figures")
     options = parser.parse_intermixed_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -281,11 +411,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"$ python launch/benchmark.py {' '.join(sys.argv[1:] if arguments is None else arguments)}"
     )
     try:
-        if options.batch < 1 or options.repeats < 1:
-            raise ValueError("--batch and --repeats must be 1 or more")
-        if options.what == "train" and not options.config:
-            raise ValueError("train needs a config, such as configs/paper/250m.yaml")
-        run = {"attention": run_attention, "train": run_train}[options.what]
+        if min(options.batch, options.repeats, *options.candidates) < 1:
+            raise ValueError("--batch, --repeats and --candidates must be 1 or more")
+        if options.what != "attention" and not options.config:
+            raise ValueError(f"{options.what} needs a config, such as configs/paper/250m.yaml")
+        runs = {"attention": run_attention, "train": run_train, "sample": run_sample}
+        run = runs[options.what]
         results = run(options, device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -116,7 +116,7 @@ def test_paper_table_names_what_exists() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["attention", "train"])
+@pytest.mark.parametrize("what", ["attention", "train", "sample"])
 def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A benchmark that fails, measures one variant twice, or counts FLOPs of another model."""
     out = tmp_path / "figures.json"
@@ -124,6 +124,8 @@ def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     sizes = {"width": 16, "heads": 2, "head_size": 8, "layers": 2, "grid": 6, "text_length": 8}
     command += [f"transformer.{name}={value}" for name, value in sizes.items()]
     command += ["transformer.text_vocab=50", "transformer.image_vocab=60"]
+    if what == "sample":
+        command += ["--candidates", "3"]
     assert benchmark.main([*command, "execution.compile=false"]) == 0
     printed = capsys.readouterr().out
     results = json.loads(out.read_text())["results"]
@@ -131,6 +133,10 @@ def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert results.keys() == {"row", "column", "conv"}
         assert all(ways.keys() == {"causal", "dense mask", "ours"} for ways in results.values())
         assert all(len(w["seconds"]) == 2 for ways in results.values() for w in ways.values())
+    elif what == "sample":
+        assert "3 candidates, 100.0% of the tokens equal" in printed
+        assert all(len(results["3"][w]["seconds"]) == 36 for w in ("ours", "plain cache"))
+        assert results["3"]["ours"]["memory"] < results["3"]["plain cache"]["memory"]
     else:
         assert results.keys() == {"dense mask", "ours"} and "MFU = FLOPs" in printed
         assert all(w["memory"] > 0 and w["tokens_per_second"] > 0 for w in results.values())
