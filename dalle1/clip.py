@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dalle1.clip_tokenizer import CLIPTokenizer
 from dalle1.clip_weights import published_shape, read_published
+from dvae.archives import check_fits
 
 MAX_SCALE = 100.0  # the logit scale is clipped here
 
@@ -207,6 +208,8 @@ class CLIP(nn.Module):
                 images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
             images = _centre(images, size)
         else:
+            if isinstance(images, Image.Image) or len(images) == 0:
+                raise ValueError("images: expected a list of at least one picture, or a tensor")
             pixels = []
             for picture in images:
                 height, width = _resized(picture.height, picture.width, size)
@@ -246,6 +249,15 @@ class CLIP(nn.Module):
                 f"text tokens: expected int64 [b, at most {self.config.text_length}], got "
                 f"{list(tokens.shape)}"
             )
+        if tokens.is_floating_point() or (
+            tokens.device.type == "cpu"
+            and tokens.numel()
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.text_vocab
+        ):
+            raise ValueError(
+                f"text tokens: expected int64 in [0, {self.config.text_vocab - 1}], got "
+                f"{tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
+            )
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x))
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
@@ -253,7 +265,9 @@ class CLIP(nn.Module):
 
     def forward(self, images: Tensor | Sequence[Image.Image], tokens: Tensor) -> Tensor:
         """Cosine similarities [images, texts]."""
-        return self.encode_image(images) @ self.encode_text(tokens).t()
+        image, text = self.encode_image(images), self.encode_text(tokens)
+        with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
+            return image @ text.t()
 
     @torch.inference_mode()
     def classify(
@@ -285,24 +299,34 @@ def load_released(
     path: str | Path,
     vocabulary: str | Path | None = None,
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> CLIP:
     """A published CLIP with a ViT (B/32, B/16, L/14, L/14@336, ...), in eval mode.
 
     path: OpenAI's file (TorchScript archive or state dictionary), or a state dictionary of
     open_clip or Hugging Face, as safetensors or by torch.save. Nothing in it is executed.
     vocabulary: the published byte-pair file `bpe_simple_vocab_16e6.txt.gz`; without it the model
-    takes ids alone. activation: weights do not tell it; "gelu" for open_clip's own models but
-    those called quickgelu.
+    takes ids alone. Weights do not tell the rest: activation, "gelu" for open_clip's own models but
+    those called quickgelu; heads, None for OpenAI's 64 numbers a head (ViT-H/14: 80).
 
     Raises ValueError when a file is missing, cut short, foreign or names what is no weight.
     """
-    weights = read_published(path)
     try:
-        config = CLIPConfig(**published_shape(weights), activation=activation)
-        clip = CLIP(config)
-        clip.load_state_dict(weights)
-    except (KeyError, RuntimeError, ValueError) as error:
+        weights = read_published(path)
+        shape = published_shape(weights)
+        shape["vision_heads"] = vision_heads or shape["vision_heads"]
+        shape["text_heads"] = text_heads or shape["text_heads"]
+        config = CLIPConfig(**shape, activation=activation)
+        with torch.device("meta"):
+            expected = CLIP(config).state_dict()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if str(error).startswith(f"{path}:"):
+            raise
         raise ValueError(f"{path}: no CLIP with a ViT: {error}") from error
+    check_fits(expected, weights, path, "a CLIP with a ViT")
+    clip = CLIP(config)
+    clip.load_state_dict(weights)
     if vocabulary is not None:
         clip.tokenizer = CLIPTokenizer.from_published(vocabulary, config.text_vocab)
     return clip.eval()

@@ -1,7 +1,9 @@
 """The published CLIP's tokenizer: byte-pair merges from the vocabulary file that the user gives.
 
 The file is `bpe_simple_vocab_16e6.txt(.gz)`: a line of version, then a merge a line. Ids are, in
-order: 256 bytes, the same 256 at a word's end, the merges, start of text, end of text.
+order: 256 bytes, the same 256 at a word's end, the merges, start of text, end of text. The
+published code also repairs broken Unicode with ftfy (curly quotes become straight); here captions
+are taken as they are, but for HTML entities, white space and case.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import gzip
 import html
 import os
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +51,7 @@ class CLIPTokenizer:
             if content[:2] == b"\x1f\x8b":
                 content = gzip.decompress(content)
             lines = content.decode("utf-8").split("\n")[1:]
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: no CLIP vocabulary: {error}") from error
         count = vocab_size - 2 * 256 - 2
         merges = [(a, b) for line in lines[:count] for a, _, b in [line.partition(" ")]]

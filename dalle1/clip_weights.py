@@ -18,7 +18,10 @@ from torch import Tensor
 
 from dvae.archives import read_tensors
 
-HEAD_SIZE = 64  # of every published model's attention; weights alone do not tell it
+# Of the attention of every model that OpenAI published; weights alone do not tell it.
+HEAD_SIZE = 64
+# Others' image encoders that differ, by their width: open_clip's ViT-H/14 has 16 heads of 80.
+OTHER_HEADS = {1280: 16}
 
 # What a state dictionary may hold beside weights.
 _IGNORED = re.compile(
@@ -50,6 +53,8 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     Raises ValueError when the file is missing, cut short or no CLIP with a ViT.
     """
     tensors, _ = read_tensors(path, lambda module, name: module.startswith("__torch__"))
+    if all(key.startswith("module.") for key in tensors):  # saved from data-parallel training
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     weights = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
     if any(key.startswith("vision_model.") for key in weights):
         weights = _from_face(weights, path)
@@ -62,7 +67,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
 
 def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The settings of a `CLIPConfig` that the weights' shapes tell."""
+    """The settings of a `CLIPConfig` that the weights' shapes tell, and the usual heads."""
 
     def layers(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(\d+)\.")
@@ -77,7 +82,7 @@ def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
         "patch_size": patch,
         "vision_width": vision,
         "vision_layers": layers("visual.transformer"),
-        "vision_heads": max(1, vision // HEAD_SIZE),
+        "vision_heads": OTHER_HEADS.get(vision, max(1, vision // HEAD_SIZE)),
         "text_vocab": weights["token_embedding.weight"].shape[0],
         "text_length": weights["positional_embedding"].shape[0],
         "text_width": text,

@@ -24,27 +24,40 @@ def linear_cross_entropy(states: Tensor, head: nn.Linear, targets: Tensor) -> Te
     states [n, w]; targets int64 [n], IGNORED where a position is none. The mean is over the
     others. Equal to `F.cross_entropy(head(states).float(), targets)` up to rounding.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        states, head.weight, head.bias, targets
-    )
+    wanted = torch.is_grad_enabled()  # inside of forward it is always off
+    with torch.autocast(states.device.type, enabled=False):
+        loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            states, head.weight, head.bias, targets, wanted
+        )
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """A chunk's logits are turned into their own gradient at once, and that into the gradients of
-    states and head: so the backward pass needs neither the logits nor a second look at them."""
+    states and head: so the backward pass needs neither the logits nor a second look at them.
+
+    All of it in 32 bits whatever the weights are in (section 2.4): a share of 1 / n of a
+    probability is below what float16 can hold.
+    """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
+    ) -> Tensor:
+        w, b = weight.float(), bias.float()
         counted = targets != IGNORED
         share = counted / counted.sum()  # of each position in the mean
-        loss = states.new_zeros((), dtype=torch.float32)
+        loss = torch.zeros((), device=states.device)
         if wanted:
-            grads = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
+            grads = (
+                torch.empty_like(states, dtype=torch.float32),
+                torch.zeros_like(w),
+                torch.zeros_like(b),
+            )
         for first in range(0, len(states), CHUNK):
             here = slice(first, first + CHUNK)
-            logits = F.linear(states[here], weight, bias).float()
+            x = states[here].float()
+            logits = F.linear(x, w, b)
             target = targets[here].clamp(min=0)[:, None]
             total = logits.logsumexp(dim=1, keepdim=True)
             loss += ((total - logits.gather(1, target))[:, 0] * share[here]).sum()
@@ -52,16 +65,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = share * (softmax - one-hot), in the logits' own memory.
                 error = logits.sub_(total).exp_()
                 error.scatter_add_(1, target, -torch.ones_like(total))
-                error = error.mul_(share[here, None]).to(states.dtype)
-                grads[0][here] = error @ weight.to(states.dtype)
-                grads[1].add_(error.t() @ states[here])
+                error.mul_(share[here, None])
+                torch.mm(error, w, out=grads[0][here])
+                grads[1].addmm_(error.t(), x)
                 grads[2].add_(error.sum(dim=0))
         if wanted:
             ctx.save_for_backward(*grads)
+            ctx.dtypes = states.dtype, weight.dtype, bias.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        states, weight, bias = ctx.saved_tensors
-        return states * grad.to(states.dtype), weight * grad, bias * grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        states, weight, bias = (
+            (held * grad).to(dtype)
+            for held, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return states, weight, bias, None, None

@@ -105,6 +105,7 @@ class Model:
             )
         flat = rearrange(image_tokens, "... r c -> ... (r c)").reshape(-1, grid * grid)
         text = self.tokenizer.encode(caption).expand(len(flat), -1)
+        self.transformer.check_tokens(text, flat.cpu())  # a device would not name the mistake
         _, logits = self.transformer(text.to(self.device), flat.to(self.device))
         log_probs = logits.log_softmax(dim=-1)
         chosen = log_probs.gather(-1, flat.to(self.device)[..., None])[..., 0]

@@ -16,30 +16,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils._triton import has_triton
 
 from dalle1.attention import allowed, stream_allowed
 from dalle1.layout import Pattern
 
 CHUNK = 64  # queries at a time on CPUs: two rows of the paper's grid; 128 is slower
+VARIANTS = 64  # compiled for one pattern
 SPARSE_FROM = 256  # stream positions
+SMALLEST_HEAD = 16  # that FlexAttention's kernels take
 BLOCK = 128  # side of a block of the mask on CUDA
 
 
-def sparse_pays(x: Tensor) -> bool:
+def sparse_pays(x: Tensor, head_size: int) -> bool:
     """Whether a stream of states [b, n, w] is expected to run faster through the blocks.
 
     Measured on two CPU cores, forward and backward: half as fast as a mask at n = 46, equal at 88,
     1.5 times as fast at 320 and 2 to 3 times at 1,280 (launch/benchmark.py attention).
     """
-    kinds = (torch.float32, torch.bfloat16, torch.float16)
-    return x.shape[1] >= SPARSE_FROM and x.dtype in kinds and x.device.type in ("cpu", "cuda")
+    if x.shape[1] < SPARSE_FROM or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    return not x.is_cuda or (head_size >= SMALLEST_HEAD and has_triton())
 
 
 def sparse_attention(
@@ -65,7 +69,15 @@ def banded_attention(
     if q.shape[2] != n:
         raise ValueError(f"sparse attention: expected the whole stream of {n}, got {q.shape[2]}")
     if q.is_cuda:
-        return _on_cuda(q, k, v, _block_mask(pattern, text_length, grid, kernel, str(q.device)))
+        if q.shape[-1] < SMALLEST_HEAD:
+            raise ValueError(
+                f"sparse attention on CUDA needs heads of at least {SMALLEST_HEAD}, got "
+                f"{q.shape[-1]}: set execution.attention to dense"
+            )
+        blocks = _block_mask(pattern, text_length, grid, kernel, str(q.device))
+        return _on_cuda(q, k, v, pattern, blocks)
+    # The kernel called below takes it for granted that a head's numbers lie side by side.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)
     y: Tensor = _Chunked.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
     return y
@@ -98,16 +110,21 @@ def _block_mask(
         return stream_allowed(pattern, q, k, text_length, grid, kernel)
 
     n = text_length + grid * grid
-    return create_block_mask(mask, None, None, n, n, device=device, BLOCK_SIZE=BLOCK)
+    with torch.inference_mode(False):  # kept: a mask made in inference must serve training too
+        return create_block_mask(mask, None, None, n, n, device=device, BLOCK_SIZE=BLOCK)
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+@cache
+def _compiled(pattern: Pattern) -> Callable[..., Any]:
+    # One for each pattern, with variants of its own (batch sizes, types, with and without
+    # gradients): beyond its limit a compiled function silently falls back to dense scores.
+    limits: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": VARIANTS}
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False, **limits)
+    return compiled
 
 
-def _on_cuda(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    y: Tensor = _compiled()(q, k, v, block_mask=mask)
+def _on_cuda(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, blocks: BlockMask) -> Tensor:
+    y: Tensor = _compiled(pattern)(q, k, v, block_mask=blocks)
     return y
 
 

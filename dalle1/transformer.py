@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
         super().__init__()
         self.execution = execution
-        self.heads = config.heads
+        self.heads, self.head_size = config.heads, config.head_size
         self.pattern = pattern
         self.grid, self.text_length = config.grid, config.text_length
         self.kernel = config.conv_kernel
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         if x.shape[1] < self.text_length + self.grid**2:
             return False  # an image cut short: the mask is simply cut with it
         choice = self.execution.attention
-        return choice == "sparse" or (choice == "auto" and sparse_pays(x))
+        return choice == "sparse" or (choice == "auto" and sparse_pays(x, self.head_size))
 
     # Its masks are made once and kept; a graph of torch.compile would make them anew.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

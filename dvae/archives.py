@@ -3,18 +3,20 @@
 A file of `torch.save` or TorchScript is a pickle, and a pickle is a program that calls whatever it
 names. Here it may name tensors, plain containers and the module classes that the caller allows;
 those become empty nodes that hold attributes. Any other name is an error before it is looked up.
+Nothing is allocated because a file says so: every tensor lies within bytes that the file holds.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
+LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the published have 100 kB
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -67,39 +70,83 @@ def read_tensors(
                 return load_file(path), ""
             else:
                 root = _read_legacy(file, allows)
+        if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
+            root = root["state_dict"]
+        tensors: dict[str, Tensor] = {}
+        _flatten(root, "", tensors, set())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path}: no readable weights file: {error}") from error
     # What a pickle's opcodes raise when they meet arguments that do not fit.
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:
-        raise ValueError(f"{path}: no readable weights file: {error}") from error
+        raise ValueError(f"{path}: no readable weights file: {error!r}") from error
     except (TypeError, ValueError, struct.error) as error:
-        raise ValueError(f"{path}: no readable weights file: {error}") from error
-    if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
-        root = root["state_dict"]
-    tensors = dict(_flatten(root, ""))
+        raise ValueError(f"{path}: no readable weights file: {error!r}") from error
     if not tensors:
         raise ValueError(f"{path}: holds no tensors")
     return tensors, root.name if isinstance(root, Node) else ""
 
 
-def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def check_fits(
+    expected: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path, what: str
+) -> None:
+    """Raises ValueError that names the first weight missing, not known or of another shape.
+
+    The expected ones may lie on the meta device, so that nothing is allocated before.
+    """
+    for key in sorted(expected.keys() ^ weights.keys()):
+        state = "has no" if key in expected else "has an unexpected"
+        raise ValueError(f"{path}: {state} weight {key!r} of {what}")
+    for key, weight in weights.items():
+        if weight.shape != expected[key].shape:
+            raise ValueError(
+                f"{path}: weight {key!r} has shape {list(weight.shape)}, expected "
+                f"{list(expected[key].shape)}"
+            )
+
+
+def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor], seen: set[int]) -> None:
+    """Adds the tensors of a state dictionary or of a tree of nodes, each node once."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     if isinstance(value, Node):
         value = vars(value)
         if "_modules" in value:  # an eager module keeps its parts in three dictionaries
-            value = {**value["_parameters"], **value.get("_buffers", {}), **value["_modules"]}
+            parts = (value.get(name) or {} for name in ("_parameters", "_buffers", "_modules"))
+            value = {key: part for held in parts for key, part in held.items()}
     if isinstance(value, dict):
         for key, part in value.items():
             name = f"{prefix}.{key}" if prefix else str(key)
             if isinstance(part, Tensor):
-                yield name, part
+                tensors[name] = part
             elif isinstance(part, Node):
-                yield from _flatten(part, name)
+                _flatten(part, name, tensors, seen)
 
 
-class _Unpickler(pickle.Unpickler):
-    """A pickle machine whose every name is on the list."""
+class _Unpickler(pickle._Unpickler):
+    """A pickle machine whose every name is on the list, and which sets attributes of nodes alone.
+
+    The pure Python machine: its parts can be replaced, and its memo is a dictionary, where the
+    other's is an array as long as the file cares to claim.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: act
+        for code, act in pickle._Unpickler.dispatch.items()
+        # Buffers of a claimed length, and names by number: weights have no use for either.
+        if bytes([code])
+        not in (
+            pickle.BYTEARRAY8,
+            pickle.NEXT_BUFFER,
+            pickle.READONLY_BUFFER,
+            pickle.EXT1,
+            pickle.EXT2,
+            pickle.EXT4,
+        )
+    }
 
     def __init__(
         self,
@@ -119,11 +166,21 @@ class _Unpickler(pickle.Unpickler):
             return type("Node", (Node,), {"name": f"{module}.{name}"})
         raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for")
 
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Node):
+            vars(target).update({str(key): value for key, value in dict(state).items()})
+        elif not isinstance(target, OrderedDict):  # whose attributes (versions) nobody needs
+            raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def persistent_load(self, pid: Any) -> Any:
         kind = pid[0]
         if kind == "module":  # the old format adds a class' source text, which nobody reads here
             return pid[1]
-        if kind != "storage" or not isinstance(pid[1], torch.dtype):
+        view = pid[5] if len(pid) > 5 else None  # a part of another storage, before 0.4
+        if kind != "storage" or not isinstance(pid[1], torch.dtype) or view is not None:
             raise pickle.UnpicklingError(f"unknown reference {kind!r}")
         return self.storage(pid[1], str(pid[2]), int(pid[4]))
 
@@ -134,7 +191,8 @@ def _rebuild_tensor(
     if min((offset, *size, *stride)) < 0 or len(size) != len(stride):
         raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= storage.numel():
+    # A stride of 0 repeats numbers without end.
+    if 0 not in size and max(last + 1, math.prod(size)) > storage.numel():
         raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its storage")
     return torch.as_strided(storage, size, stride, offset)
 
@@ -166,6 +224,11 @@ def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
         if len(pickles) != 1:
             raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl in place of one")
         folder = pickles[0].removesuffix("data.pkl")
+        for name in (pickles[0], f"{folder}byteorder"):
+            if name in archive.namelist():
+                member = archive.getinfo(name)
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > LARGEST_PROGRAM:
+                    raise zipfile.BadZipFile(f"{name} is compressed or far too long")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise zipfile.BadZipFile("written on a big-endian machine")
@@ -201,9 +264,13 @@ def _read_legacy(file: IO[bytes], allows: Callable[[str, str], bool]) -> Any:
 
     if load() != LEGACY_MAGIC:
         raise pickle.UnpicklingError("not a file of torch.save")
-    load(), load()  # the protocol's version, and the writer's byte order and integer sizes
-    root = load()
-    for key in load():
+    load()  # the protocol's version
+    if load().get("little_endian") is not True:
+        raise pickle.UnpicklingError("written on a big-endian machine")
+    root, keys = load(), load()
+    if {str(key) for key in keys} != held.keys():
+        raise pickle.UnpicklingError("the storages named and those in the file differ")
+    for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
         target = held[str(key)]
         content = bytearray(file.read(target.numel() * target.itemsize))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,26 +51,51 @@ def test_equal_to_cross_entropy(
         torch.testing.assert_close(own.grad.double(), other.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_without_gradients(head: nn.Linear) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(
+    head: nn.Linear, mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An evaluation that pays for gradients, or fails without them."""
     states, targets = inputs()
-    with torch.no_grad():
-        loss = linear_cross_entropy(states, head, targets)
+    with mode():
         expected = F.cross_entropy(head(states), targets, ignore_index=IGNORED)
+        monkeypatch.setattr(torch, "mm", None)  # only gradients need a product of their own
+        loss = linear_cross_entropy(states, head, targets)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected)
 
 
-def test_16_bits(head: nn.Linear) -> None:
-    """A softmax in 16 bits: the loss of states in bfloat16 stays that of their exact values."""
-    states, targets = inputs()
-    head = head.bfloat16()
-    loss = linear_cross_entropy(states.bfloat16().requires_grad_(), head, targets)
-    logits = head(states.bfloat16()).float()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits or their gradients in 16 bits: shares of 1 / n vanish, sums over chunks are rounded
+    chunk by chunk, a loss scale overflows."""
+    monkeypatch.setattr(module, "CHUNK", 64)
+    g = torch.Generator().manual_seed(2)
+    head = nn.Linear(WIDTH, VOCAB).to(dtype)
+    states = torch.randn(4096, WIDTH, generator=g).to(dtype).requires_grad_()
+    targets = torch.randint(VOCAB, (4096,), generator=g)
+    exact = nn.Linear(WIDTH, VOCAB).double()
+    exact.load_state_dict(head.state_dict())
+    reference = states.detach().double().requires_grad_()
+    scale = 2.0**16
+    expected = F.cross_entropy(exact(reference), targets)
+    (scale * expected).backward()
+    loss = linear_cross_entropy(states, head, targets)
+    (scale * loss).backward()
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, F.cross_entropy(logits, targets), rtol=1e-5, atol=0)
-    loss.backward()
-    assert head.weight.grad is not None and head.weight.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for own, other in ((states, reference), (head.weight, exact.weight), (head.bias, exact.bias)):
+        assert own.grad is not None and other.grad is not None and own.grad.dtype == dtype
+        error = (own.grad.double() - other.grad).norm() / other.grad.norm()
+        assert float(error) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+
+
+def test_autocast_leaves_the_logits_alone(head: nn.Linear) -> None:
+    """Logits that autocast computes in 16 bits (section 2.4: they stay in 32)."""
+    states, targets = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(states, head, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(head(states), targets), rtol=1e-6, atol=0)
 
 
 def test_logits_are_not_kept(head: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,16 +88,16 @@ def test_block_masks(
     """CUDA's path without CUDA: a mask for another order of the states, a block left out."""
     monkeypatch.setattr(module, "BLOCK", 16)
     module._block_mask.cache_clear()
-    monkeypatch.setattr(module, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(module, "_compiled", lambda pattern: flex_attention)
     n = text + grid * grid
     q, k, v = heads(n)
     expected = dense_attention(q, k, v, pattern, text, grid, kernel)
     blocks = module._block_mask(pattern, text, grid, kernel, "cpu")
     if pattern == "column":
         turned = (module.by_column(x, text, grid) for x in (q, k, v))
-        y = module.by_column(module._on_cuda(*turned, blocks), text, grid)
+        y = module.by_column(module._on_cuda(*turned, pattern, blocks), text, grid)
     else:
-        y = module._on_cuda(q, k, v, blocks)
+        y = module._on_cuda(q, k, v, pattern, blocks)
     assert float((y - expected).abs().max()) <= 1e-5
     order = list(range(text))
     cells = [(r, c) for c in range(grid) for r in range(grid)]
@@ -120,6 +120,29 @@ def test_blocks_at_the_papers_size() -> None:
         assert int(blocks.to_dense().sum()) <= most < causal, pattern
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_any_memory_layout(pattern: Pattern) -> None:
+    """Heads whose numbers do not lie side by side, read as if they did."""
+    rest = (10, 6, 3)
+    q, k, v = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in heads(46))
+    assert q.stride(-1) != 1
+    expected = dense_attention(q, k, v, pattern, *rest)
+    torch.testing.assert_close(sparse_attention(q, k, v, pattern, *rest), expected)
+
+
+def test_masks_of_inference_serve_training() -> None:
+    """Masks that are first made in inference mode and then refuse a backward pass."""
+    module._block_mask.cache_clear()
+    module._chunks.cache_clear()
+    with torch.inference_mode():
+        sparse_attention(*heads(46), "column", 10, 6, 3)
+        blocks = module._block_mask("column", 10, 6, 3, "cpu")
+    assert not blocks.kv_num_blocks.is_inference()
+    q, k, v = (x.requires_grad_() for x in heads(46))
+    sparse_attention(q, k, v, "column", 10, 6, 3).sum().backward()
+    assert q.grad is not None
+
+
 def test_the_whole_stream_alone() -> None:
     """A stream cut short that is run with the wrong grid."""
     q, k, v = heads(12)
@@ -129,6 +152,6 @@ def test_the_whole_stream_alone() -> None:
 
 def test_what_pays() -> None:
     """A choice that sends float64, or the demo's small grid, through the blocks."""
-    assert sparse_pays(torch.empty(1, 1280, 8))
-    assert not sparse_pays(torch.empty(1, 88, 8))
-    assert not sparse_pays(torch.empty(1, 1280, 8, dtype=torch.float64))
+    assert sparse_pays(torch.empty(1, 1280, 8), 8)
+    assert not sparse_pays(torch.empty(1, 88, 8), 8)
+    assert not sparse_pays(torch.empty(1, 1280, 8, dtype=torch.float64), 8)

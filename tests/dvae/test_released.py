@@ -186,7 +186,8 @@ def test_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "offset"), [((5,), (1,), 0), ((2, 2), (3, 1), 0), ((2,), (1,), 3)]
+    ("size", "stride", "offset"),
+    [((5,), (1,), 0), ((2, 2), (3, 1), 0), ((2,), (1,), 3), ((10**12,), (0,), 0)],
 )
 def test_tensor_beyond_its_storage(
     tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...], offset: int
@@ -204,3 +205,76 @@ def test_tensor_beyond_its_storage(
     (tmp_path / "forged.pt").write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="beyond its storage"):
         read_tensors(tmp_path / "forged.pt")
+
+
+def written(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", program)
+    return path
+
+
+NODE = b"cdall_e.encoder\nEncoder\n)\x81"  # an empty object of an allowed class
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of 2^32 entries
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",  # a buffer of 2^40 bytes
+        b"\x80\x02\x82\x01.",  # a class by its registered number
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\n}U\x01xK\x01sb.",  # state of a function
+        b"\x80\x02cbuiltins\nset\n]\x85R}U\x01xK\x01sb.",  # state of a set
+        b"\x80\x02" + NODE + b"q\x00}U\x01xh\x00sb.",  # a node that holds itself
+        b"\x80\x02" + NODE + b"}U\x08_modulesK\x07sb.",  # parts that are no dictionary
+        b"\x80\x02" + NODE + b"K\x07b.",  # a state that is none
+        b"\x80\x02" + b"]" * 100_000 + b".",
+        b"\x80\x02\xfe.",
+    ],
+)
+def test_forged_programs(tmp_path: Path, program: bytes) -> None:
+    """Memory taken because a file claims so, state that outlives the file, another exception."""
+    path = written(tmp_path / "forged.pkl", program)
+    with pytest.raises(ValueError, match=r"forged\.pkl"):
+        dvae.load_released(path, path)
+
+
+def test_compressed_program(tmp_path: Path) -> None:
+    """A few kilobytes that unpack to gigabytes."""
+    path = written(tmp_path / "forged.pkl", b"\x80\x02N." + bytes(10**7), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="compressed or far too long"):
+        read_tensors(path)
+
+
+def test_shared_nodes_are_walked_once(tmp_path: Path) -> None:
+    """Forty nodes, each held twice by the next: 2^40 ways to the first."""
+    program = b"\x80\x02" + NODE + b"q\x00"
+    for i in range(40):
+        held = b"h" + bytes([i])
+        program += NODE + b"q" + bytes([i + 1]) + b"}(U\x01a" + held + b"U\x01b" + held + b"ub"
+    path = written(tmp_path / "forged.pkl", program + b".")
+    with pytest.raises(ValueError, match="holds no tensors"):
+        read_tensors(path, lambda module, name: True)
+
+
+def test_more_groups_than_memory(
+    parts: tuple[published.Encoder, published.Decoder], tmp_path: Path
+) -> None:
+    """Seventy groups by name, the last 2^69 wide, allocated before any shape is compared."""
+    weights = dict(parts[0].state_dict())
+    weights |= {f"blocks.group_{i}.block_1.x": torch.zeros(1) for i in range(5, 70)}
+    torch.save(weights, tmp_path / "encoder.pkl")
+    decoder = write(parts[1], tmp_path / "decoder.pkl", "state")
+    with pytest.raises(ValueError, match="69 groups"):
+        dvae.load_released(tmp_path / "encoder.pkl", decoder)
+
+
+def test_old_file_without_its_numbers(tmp_path: Path) -> None:
+    """Storages that are never filled, and load as whatever the memory held."""
+    path = tmp_path / "old.pt"
+    torch.save({"weight": torch.ones(7)}, path, _use_new_zipfile_serialization=False)
+    assert read_tensors(path)[0]["weight"].tolist() == [1.0] * 7
+    content = path.read_bytes()
+    keys = content.rindex(b"\x80\x02]")
+    path.write_bytes(content[:keys] + b"\x80\x02]." + content[-36:])
+    with pytest.raises(ValueError, match="those in the file differ"):
+        read_tensors(path)

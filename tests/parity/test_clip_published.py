@@ -61,7 +61,7 @@ def archive(published: PublishedCLIP, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("form", ["archive", "state", "half", "safetensors"])
+@pytest.mark.parametrize("form", ["archive", "state", "half", "safetensors", "data parallel"])
 def test_openai(published: PublishedCLIP, archive: Path, tmp_path: Path, form: str) -> None:
     """A weight under another name, heads counted wrong, a mask or pooling unlike the published."""
     path = tmp_path / "clip.pt"
@@ -77,6 +77,8 @@ def test_openai(published: PublishedCLIP, archive: Path, tmp_path: Path, form: s
                 "input_resolution": torch.tensor(SIDE),
                 "context_length": torch.tensor(LENGTH),
             }
+        if form == "data parallel":
+            state = {f"module.{key}": value for key, value in state.items()}
         torch.save(state, path)
     clip = dalle1.clip.load_released(path)
     assert not clip.training and clip.config.image_size == SIDE and clip.config.patch_size == 16
@@ -128,6 +130,7 @@ def test_hugging_face(tmp_path: Path, activation: str) -> None:
         ("ViT-B/16", {"patch_size": 16}),
         ("ViT-L/14", {"patch_size": 14}),
         ("ViT-L/14@336", {"patch_size": 14, "image_size": 336}),
+        ("open_clip's ViT-H/14", {"patch_size": 14}),
     ],
 )
 def test_published_sizes(name: str, changes: dict[str, int]) -> None:
@@ -136,6 +139,11 @@ def test_published_sizes(name: str, changes: dict[str, int]) -> None:
         changes |= {
             "vision_width": 1024, "vision_layers": 24, "vision_heads": 16, "embedding": 768,
             "text_width": 768, "text_heads": 12,
+        }  # fmt: skip
+    if "H/14" in name:
+        changes |= {
+            "vision_width": 1280, "vision_layers": 32, "vision_heads": 16, "embedding": 1024,
+            "text_width": 1024, "text_heads": 16, "text_layers": 24,
         }  # fmt: skip
     config = CLIPConfig(**changes)
     with torch.device("meta"):
@@ -164,6 +172,15 @@ def test_files_that_are_none(published: PublishedCLIP, archive: Path, tmp_path: 
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"clip\.pt: no CLIP with a ViT"):
         dalle1.clip.load_released(path)
+    for key, value in (
+        ("logit_scale", torch.zeros(2)),
+        ("text_projection", torch.zeros(2, 2, 2)),
+        ("positional_embedding", torch.tensor(1.0)),
+        ("visual.conv1.weight", torch.zeros(100, 3, 16, 16)),
+    ):
+        torch.save({**published.state_dict(), key: value}, path)
+        with pytest.raises(ValueError, match=r"clip\.pt"):
+            dalle1.clip.load_released(path)
     state = dict(published.state_dict())
     del state["ln_final.bias"]
     torch.save(state, path)
@@ -254,6 +271,12 @@ def test_classify(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="at least one"):
         clip.classify(pixels(), [])
+    for images in ([], Image.new("RGB", (40, 40))):
+        with pytest.raises(ValueError, match="a list of at least one picture"):
+            clip.classify(images, prompts)  # type: ignore[arg-type]
+    for wrong in (torch.full((1, LENGTH), COUNT), torch.zeros(1, LENGTH)):
+        with pytest.raises(ValueError, match="text tokens: expected int64 in"):
+            clip.classify(pixels(), wrong)
     bare = dalle1.clip.load_released(tmp_path / "clip.pt")
     with pytest.raises(ValueError, match="no tokenizer"):
         bare.classify(pixels(), prompts)

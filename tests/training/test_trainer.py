@@ -64,6 +64,19 @@ def test_hundred_updates_keep_their_losses(
     assert sum(found[-3:]) < sum(found[:3]) or stage == "dvae"
 
 
+def test_running_variance_is_clipped(tmp_path: Path, shards: str, parts: Path) -> None:
+    """A bound on AdamW's second moment (appendix B.2) that is never applied."""
+    tops = {}
+    for bound in (None, 1e-9):
+        config = tiny("clip", shards, tmp_path / str(bound), parts)
+        settings = config.optimiser.model_copy(update={"clip_variance": bound})
+        run = tmp_path / str(bound)
+        Trainer(config.model_copy(update={"optimiser": settings, "run": str(run)})).run()
+        moments = load_file(run / "checkpoints" / "step-0000020" / "optimiser.safetensors")
+        tops[bound] = max(float(x.max()) for name, x in moments.items() if "exp_avg_sq" in name)
+    assert tops[1e-9] <= 1.0001e-9 < tops[None]
+
+
 def test_run_folder(tmp_path: Path, shards: str, parts: Path) -> None:
     """A run that cannot be sampled from, or that leaves no trace of its settings."""
     run = tmp_path / "run"
