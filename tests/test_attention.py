@@ -78,21 +78,54 @@ GOLDEN = {
         0000 0000 0111 0110
         0000 0000 0011 1011
     """,
+    "full": """
+        1000 0000 0000 0000
+        1100 0000 0000 0000
+        1110 0000 0000 0000
+        1111 0000 0000 0000
+        1111 1000 0000 0000
+        1111 1100 0000 0000
+        1111 1110 0000 0000
+        1111 1111 0000 0000
+        1111 1111 1000 0000
+        1111 1111 1100 0000
+        1111 1111 1110 0000
+        1111 1111 1111 0000
+        1111 1111 1111 1000
+        1111 1111 1111 1100
+        1111 1111 1111 1110
+        1111 1111 1111 1111
+    """,
 }
 
 
-def image_part(pattern: str) -> Tensor:
-    rows = [line.replace(" ", "") for line in GOLDEN[pattern].split("\n") if line.strip()]
-    return torch.tensor([[c == "1" for c in row] for row in rows])
+# The six text queries, the same in every pattern: text columns, then image columns.
+GOLDEN_TEXT = """
+    100000 0000 0000 0000 0000
+    110000 0000 0000 0000 0000
+    111000 0000 0000 0000 0000
+    111100 0000 0000 0000 0000
+    111110 0000 0000 0000 0000
+    111111 0000 0000 0000 0000
+"""
 
 
-@pytest.mark.parametrize("pattern", ["row", "column", "conv"])
+def parsed(rows: str) -> Tensor:
+    lines = [line.replace(" ", "") for line in rows.split("\n") if line.strip()]
+    return torch.tensor([[c == "1" for c in line] for line in lines])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_golden_masks(pattern: Pattern) -> None:
     """A pattern off by one, without wraparound, or whose row stops at the picture's edge."""
     mask = allowed(pattern, TEXT, GRID, KERNEL)
     n = TEXT + GRID * GRID
     assert mask.shape == (n, n) and mask.dtype == torch.bool
-    assert torch.equal(mask[TEXT:, TEXT:], image_part(pattern))
+    assert torch.equal(mask[:TEXT], parsed(GOLDEN_TEXT))
+    assert torch.equal(mask[TEXT:, :TEXT], torch.ones(16, 6, dtype=torch.bool))
+    assert torch.equal(mask[TEXT:, TEXT:], parsed(GOLDEN[pattern]))
+    if pattern == "conv":  # the paper's kernel reaches over all of so small a grid
+        assert torch.equal(allowed("conv", TEXT, GRID), allowed("full", TEXT, GRID))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
