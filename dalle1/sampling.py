@@ -144,13 +144,18 @@ def sample(
                 if not kept and sum(map(len, parts)) < keep:
                     raise
             count = sum(map(len, parts))
-            if count >= keep:
-                kept.append(_best(model, caption, torch.cat(parts), keep, batch_size))
-                drawn.append(count)
+            try:
+                if count >= keep:
+                    kept.append(_best(model, caption, torch.cat(parts), keep, batch_size))
+                    drawn.append(count)
+            except KeyboardInterrupt:  # while ranking: a second one, or the first
+                if not kept:
+                    raise
+                break
             if count < candidates:
                 break
     if sum(drawn) < total:
-        print(f"stopped after {bar.n} of {total} candidates", file=sys.stderr)
+        print(f"stopped: {sum(drawn)} of {total} candidates are complete", file=sys.stderr)
     settings = {
         "candidates": candidates,
         "drawn": drawn,

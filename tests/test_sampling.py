@@ -312,8 +312,25 @@ def test_ctrl_c_returns_what_is_complete(
         assert len(result.captions) == len(result.images) == len(counts)
         if counts[0] == 6:
             assert torch.equal(result.tokens[0], whole.tokens[0])
-        assert "stopped after" in capsys.readouterr().err
+        assert f"stopped: {sum(counts)} of 12 candidates" in capsys.readouterr().err
     monkeypatch.setattr(sampling, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model)
+
+
+def test_ctrl_c_while_ranking(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions that were done, lost because Ctrl-C came while the next was ranked."""
+    score, calls = sampling.ranking.score, []
+
+    def interrupted(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    monkeypatch.setattr(sampling.ranking, "score", interrupted)
+    result = sample(model, ["a blue dog", CAPTION])
+    assert result.captions == ["a blue dog"] and result.settings["drawn"] == [6]
     with pytest.raises(KeyboardInterrupt):
         sample(model)
 
