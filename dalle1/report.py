@@ -25,7 +25,7 @@ from dalle1.data.shapes_checker import check
 from dalle1.decoding import Options
 from dalle1.model import Model
 from dalle1.pictures import contact_sheet
-from dalle1.sampling import clip_ids, decode, draw_candidates, sample, to_pil, to_tensor
+from dalle1.sampling import clip_ids, decode, draw_batches, sample, to_pil, to_tensor
 
 TEST_SEED = 1
 BATCH = 256
@@ -87,7 +87,8 @@ def draws(model: Model, samples: list[shapes.Sample], candidates: int, seed: int
     scores, correct = [], []
     for s in tqdm(samples, desc="judging", unit="caption", mininterval=5):
         text = model.tokenizer.encode(s.caption)[0]
-        tokens = draw_candidates(model, s.caption, text, candidates, seed, BATCH, Options())
+        batches = draw_batches(model, s.caption, text, candidates, seed, BATCH, Options())
+        tokens = torch.cat(list(batches))
         images = decode(model, tokens, BATCH)
         scores.append(ranking.score(model.clip, clip_ids(model, s.caption), images))
         correct.append(torch.tensor([_shows(p, s.caption) for p in images]))

@@ -129,6 +129,7 @@ def sample(
 
     kept: list[_Kept] = []
     drawn: list[int] = []
+    stopped = False
     total = len(captions) * candidates
     with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
         for caption, row in zip(captions, text, strict=True):
@@ -141,20 +142,19 @@ def sample(
                     parts.append(part)
                     bar.update(len(part))
             except KeyboardInterrupt:
-                if not kept and sum(map(len, parts)) < keep:
-                    raise
+                stopped = True
             count = sum(map(len, parts))
             try:
                 if count >= keep:
                     kept.append(_best(model, caption, torch.cat(parts), keep, batch_size))
                     drawn.append(count)
-            except KeyboardInterrupt:  # while ranking: a second one, or the first
-                if not kept:
-                    raise
+            except KeyboardInterrupt:  # while ranking
+                stopped = True
+            if stopped:
                 break
-            if count < candidates:
-                break
-    if sum(drawn) < total:
+    if stopped:
+        if not kept:
+            raise KeyboardInterrupt
         print(f"stopped: {sum(drawn)} of {total} candidates are complete", file=sys.stderr)
     settings = {
         "candidates": candidates,
@@ -253,21 +253,6 @@ def resolve(model: Model | str | Path | None) -> Model:
                 f"model: give a Model or its folder, or set {MODEL_VARIABLE} to a folder"
             )
     return load(model)
-
-
-def draw_candidates(
-    model: Model,
-    caption: str,
-    text_tokens: Tensor,
-    candidates: int,
-    seed: int,
-    batch_size: int | None,
-    options: Options,
-) -> Tensor:
-    """Image tokens of one caption's candidates: int64 [candidates, rows x columns]."""
-    return torch.cat(
-        list(draw_batches(model, caption, text_tokens, candidates, seed, batch_size, options))
-    )
 
 
 def draw_batches(

@@ -3,8 +3,8 @@
 Every pattern is a narrow band once the image states stand in the right order: raster for row and
 conv, column by column for the column layers (paper appendix B.1), whose keys are then contiguous.
 On CUDA the band is a FlexAttention block mask. FlexAttention has no backward pass on CPUs
-(torch 2.13); there a few hundred image queries at a time read the text and their part of the band
-through the fused CPU kernel.
+(torch 2.13); there `CHUNK` queries at a time read the text and their part of the band through the
+fused CPU kernel.
 
 The masks come from `attention.allowed`, the one definition of each pattern.
 

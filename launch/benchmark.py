@@ -309,7 +309,7 @@ def device_name(device: torch.device) -> str:
 
 
 def run_attention(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    c = _transformer(options) if options.config else TransformerConfig()
+    c = _transformer(options)[0] if options.config else TransformerConfig()
     dtype = DTYPES[options.dtype]
     print(
         f"attention, forward and backward: batch {options.batch}, {c.heads} heads x {c.head_size}, "
@@ -324,10 +324,7 @@ def run_attention(options: argparse.Namespace, device: torch.device) -> dict[str
 
 
 def run_train(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    config = load_config(options.config, options.overrides)
-    if config.transformer is None:
-        raise ValueError(f"{options.config}: stage {config.stage!r} has no transformer")
-    c, execution = config.transformer, config.execution or Execution()
+    c, execution = _transformer(options)
     variants = {
         DENSE: execution.model_copy(update={"attention": "dense"}),
         OURS: execution.model_copy(update={"attention": "auto"}),
@@ -362,7 +359,7 @@ def run_train(options: argparse.Namespace, device: torch.device) -> dict[str, An
 
 
 def run_sample(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    c, dtype = _transformer(options), DTYPES[options.dtype]
+    c, dtype = _transformer(options)[0], DTYPES[options.dtype]
     torch.manual_seed(0)
     with device:
         transformer = Transformer(c).to(dtype).eval()
@@ -398,11 +395,11 @@ def run_sample(options: argparse.Namespace, device: torch.device) -> dict[str, A
     return report
 
 
-def _transformer(options: argparse.Namespace) -> TransformerConfig:
+def _transformer(options: argparse.Namespace) -> tuple[TransformerConfig, Execution]:
     config = load_config(options.config, options.overrides)
     if config.transformer is None:
         raise ValueError(f"{options.config}: stage {config.stage!r} has no transformer")
-    return config.transformer
+    return config.transformer, config.execution or Execution()
 
 
 def _numbers(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from dalle1.decoding import Options
 from dalle1.layout import padding_id
 from dalle1.model import Model, load_clip, save_clip
 from dalle1.pictures import contact_sheet
-from dalle1.sampling import decode, draw_candidates, to_pil
+from dalle1.sampling import decode, draw_batches, to_pil
 from dalle1.tokenizer import Tokenizer
 from dalle1.training.config import DVAESettings, RunConfig, TokenizerSettings
 from dalle1.training.schedules import cosine
@@ -325,8 +325,8 @@ class DALLEStage(Stage):
         for i, caption in enumerate(captions):
             text = self.tokenizer.encode(caption)[0]
             n = SHEET_COLUMNS - 1
-            tokens = draw_candidates(model, caption, text, n, self.settings.seed, n, Options())
-            draws = decode(model, tokens, n)
+            batches = draw_batches(model, caption, text, n, self.settings.seed, n, Options())
+            draws = decode(model, torch.cat(list(batches)), n)
             rows.append([to_pil(p) for p in (batch.images[i] / 255, *draws)])
         self.model.train()
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
