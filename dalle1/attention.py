@@ -99,46 +99,45 @@ def cache_length(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> int:
 
 
 @dataclass(frozen=True)
-class Ring:
-    """How a decoder holds a layer's image keys: position p in slot p % length, over the oldest.
+class Slots:
+    """Where a decoder keeps a layer's image positions, and which of them each step reads.
 
-    reads[p]: the slots of the keys that image position p may read, its own included; a slice where
-    they are evenly spaced, which needs no copy, else int64 indices. Their order is the slots'.
+    Row and conv layers keep a ring, position p over the oldest; the others the whole grid, column
+    layers column by column, so that what a step reads lies side by side.
     """
 
     length: int
+    place: Tensor  # int64 [grid^2]: the slot of position p
     reads: tuple[slice | Tensor, ...]
+    """The slots that image position p may read, its own included; a slice where they are evenly
+    spaced, which needs no copy, else int64 indices. Their order is the slots'."""
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """The reads with one shape for all positions, for steps that are recorded once:
+        slots, int64 [grid^2, m], and which of them count, bool [grid^2, m]."""
+        every = torch.arange(self.length)
+        rows = [every[read] if isinstance(read, slice) else read for read in self.reads]
+        most = max(map(len, rows))
+        if most == self.length:  # the whole ring, in order: nothing to gather
+            slots = every.expand(len(rows), -1)
+            return slots, torch.stack([torch.isin(every, row) for row in rows])
+        slots = torch.stack([F.pad(row, (0, most - len(row))) for row in rows])
+        return slots, torch.stack([torch.arange(most) < len(row) for row in rows])
 
 
 @lru_cache(maxsize=32)
-def ring(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> Ring:
-    """The ring of a pattern, as long as `cache_length` says and no longer."""
+def slots(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> Slots:
+    """The slots of a pattern, as many as `cache_length` says and no more."""
     length = cache_length(pattern, grid, kernel)
+    position = torch.arange(grid * grid)
+    place = position % length
+    if pattern == "column":
+        place = position % grid * grid + position // grid
     reads: list[slice | Tensor] = []
     for keys in step_keys(pattern, grid, kernel):
-        slots = (keys % length).sort().values
-        first, last = int(slots[0]), int(slots[-1])
-        stride = int(slots[1]) - first if len(slots) > 1 else 1
-        even = torch.equal(slots, torch.arange(first, last + 1, stride))
-        reads.append(slice(first, last + 1, stride) if even else slots)
-    return Ring(length, tuple(reads))
-
-
-def cached_attention(
-    q: Tensor, text_k: Tensor, text_v: Tensor, image_k: Tensor, image_v: Tensor
-) -> Tensor:
-    """Attention of one new image position of each candidate: q [b, s, d] -> [b, s, d].
-
-    text_k, text_v [s, t, d] are one caption's, shared by the b candidates, so that the scores
-    against the text are one matrix product; image_k, image_v [b, s, m, d] are the m keys that
-    the pattern allows at this step.
-    """
-    scale = q.shape[-1] ** -0.5
-    t = text_k.shape[1]
-    heads_first = q.transpose(0, 1) * scale  # [s, b, d]
-    on_text = torch.matmul(heads_first, text_k.transpose(1, 2)).transpose(0, 1)  # [b, s, t]
-    on_image = torch.matmul(image_k, (q * scale)[..., None])[..., 0]  # [b, s, m]
-    weights = torch.cat([on_text, on_image], dim=-1).float().softmax(dim=-1).to(q.dtype)
-    from_text = torch.matmul(weights[..., :t].transpose(0, 1), text_v).transpose(0, 1)
-    from_image = torch.matmul(weights[..., None, t:], image_v)[..., 0, :]
-    return from_text + from_image
+        held = place[keys].sort().values
+        first, last = int(held[0]), int(held[-1])
+        stride = int(held[1]) - first if len(held) > 1 else 1
+        even = torch.equal(held, torch.arange(first, last + 1, stride))
+        reads.append(slice(first, last + 1, stride) if even else held)
+    return Slots(length, place, tuple(reads))

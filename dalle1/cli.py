@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from dalle1.pictures import to_rgb
 from dalle1.sampling import rank, sample
 
 
@@ -77,7 +78,7 @@ def _rank(options: argparse.Namespace) -> int:
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"image {path}: cannot be read: {error}") from error
 

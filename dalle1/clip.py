@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dalle1.clip_tokenizer import CLIPTokenizer
 from dalle1.clip_weights import published_shape, read_published
+from dalle1.pictures import to_rgb
 from dvae.archives import check_fits
 
 MAX_SCALE = 100.0  # the logit scale is clipped here
@@ -211,10 +212,10 @@ class CLIP(nn.Module):
             if isinstance(images, Image.Image) or len(images) == 0:
                 raise ValueError("images: expected a list of at least one picture, or a tensor")
             pixels = []
-            for picture in images:
+            for picture in map(to_rgb, images):
                 height, width = _resized(picture.height, picture.width, size)
                 scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
-                whole = torch.from_numpy(np.array(scaled.convert("RGB")))
+                whole = torch.from_numpy(np.array(scaled))
                 whole = rearrange(whole, "h w c -> 1 c h w").float() / 255
                 pixels.append(_centre(whole, size))
             images = torch.cat(pixels).to(self.logit_scale.device)

@@ -1,12 +1,12 @@
 """Draws image tokens one position at a time, with cached keys and values (paper section 2.6).
 
-The caption is run once, and its keys and values are held once for all candidates. Each image
-position then costs one row of every layer and reads only the keys that the layer's pattern allows.
+The caption is run once (`dalle1.caching` says what is held of it). Each image position then costs
+one row of every layer and reads only the positions that the layer's pattern allows.
 
 Candidate i of a caption uses uniform numbers that depend on (seed, caption, i) alone, so batches
 of any size draw the same pictures.
 
-Dimensions: b candidates, t text positions, m image positions, s heads, d head size, w width.
+Dimensions: c captions, b candidates of each, t text positions, m image positions, v vocabulary.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.attention import cache_length, cached_attention, dense_attention, ring
+from dalle1.caching import Cache, cache_bytes
 from dalle1.layout import END_OF_CAPTION, padding_id
-from dalle1.transformer import Layer, Transformer, TransformerConfig
+from dalle1.transformer import Transformer
+
+__all__ = ["Decoder", "Options", "cache_bytes", "candidate_uniforms", "choose", "draw", "draw_text"]
 
 
 @dataclass(frozen=True)
@@ -51,61 +53,125 @@ class Options:
             raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
 
 
-def cache_bytes(
-    config: TransformerConfig, candidates: int = 512, dtype: torch.dtype = torch.float32
-) -> int:
-    """Bytes of the keys and values held for one caption and its candidates."""
-    lengths = [cache_length(p, config.grid, config.conv_kernel) for p in config.patterns]
-    positions = config.layers * config.text_length + candidates * sum(lengths)
-    return 2 * config.width * positions * dtype.itemsize
+class Decoder:
+    """Draws the images of c captions, b candidates of each, position by position.
+
+    Made once for a transformer, its memory is used again by every `draw`. On CUDA the step is
+    recorded once as a graph and replayed, without a word from the host.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        transformer: Transformer,
+        captions: int = 1,
+        candidates: int = 1,
+        options: Options | None = None,
+        recorded: bool | None = None,
+    ) -> None:
+        """recorded: whether positions are tensors and shapes never change, so that the step can be
+        recorded; None: on CUDA."""
+        self.transformer, self.options = transformer, options or Options()
+        self.captions, self.candidates = captions, candidates
+        c, weight = transformer.config, transformer.start_of_image
+        self.device = weight.device
+        cuda = self.device.type == "cuda"
+        self.recorded = cuda if recorded is None else recorded
+        # With guidance, the captions and then as many empty ones.
+        self.passes = 1 if self.options.guidance == 1 else 2
+        self.cache = Cache(transformer, self.passes * captions, candidates, self.recorded)
+        rows, length = captions * candidates, c.stream.image_length
+        self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=self.device)
+        self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=self.device)
+        self.fed = weight.new_zeros(rows, c.width)  # embedding of the token before
+        self.positions = transformer.grid_positions()
+        self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.graph = self._record() if cuda and self.recorded else None
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        text_tokens: Tensor,
+        uniforms: Tensor,
+        prefix: Tensor | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Image tokens: int64 [c, b, grid^2], on the CPU.
+
+        text_tokens: int64 [c, t], padded; uniforms: [c, b, grid^2] in [0, 1), see
+        `candidate_uniforms`; prefix: int64 [p] image tokens that every candidate begins with.
+        on_step is called whenever a row of the grid is done, with the number of positions done
+        and the tokens [c, b, grid^2], of which so many are drawn.
+        """
+        t = self.transformer
+        given = 0 if prefix is None else len(prefix)
+        text_tokens = text_tokens.to(self.device)
+        if self.passes == 2:
+            empty = [padding_id(t.config.text_vocab, p) for p in range(t.config.text_length)]
+            none = torch.tensor(empty, device=self.device).expand(self.captions, -1)
+            text_tokens = torch.cat([text_tokens, none])
+        self.uniforms.copy_(rearrange(uniforms, "c b m -> (c b) m"))
+        self.fed.copy_(t.start_of_image.expand_as(self.fed))
+        self.position.fill_(given)
+        if prefix is not None and given:
+            prefix = prefix.to(self.device)
+            self.tokens[:, :given] = prefix
+            self.fed.copy_(t.image_embedding(prefix[-1]).expand_as(self.fed))
+        self.cache.read(text_tokens, prefix)
+        shaped = rearrange(self.tokens, "(c b) m -> c b m", c=self.captions)
+        grid, done_before = t.config.grid, None
+        for p in range(given, t.config.stream.image_length):
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self._step(self.position if self.recorded else p)
+            if (p + 1) % grid:
+                continue
+            if self.device.type == "cuda":
+                # The host keeps a row ahead of the device, so that what it reports is true, Ctrl-C
+                # is heard, and the device never waits.
+                event = torch.cuda.Event()
+                event.record()
+                if done_before is not None:
+                    done_before.synchronize()
+                done_before = event
+            if on_step:
+                on_step(p + 1, shaped)
+        return shaped.to("cpu", copy=True)  # the next draw writes over its own
+
+    def _step(self, position: int | Tensor) -> None:
+        """Draws the token of one position for every row, and feeds it."""
+        x = self.fed + self.positions[position]
+        logits = self.cache.step(x.repeat(self.passes, 1), position)
+        if self.passes == 2:
+            conditional, free = logits.chunk(2)
+            logits = free + self.options.guidance * (conditional - free)
+        if isinstance(position, int):
+            tokens = choose(logits, self.uniforms[:, position], self.options)
+            self.tokens[:, position] = tokens
+        else:
+            uniforms = self.uniforms.index_select(1, position)[:, 0]
+            tokens = choose(logits, uniforms, self.options)
+            self.tokens.index_copy_(1, position, tokens[:, None])
+            self.position += 1
+        self.fed.copy_(self.transformer.image_embedding(tokens))
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        """The step as a graph; what its trial runs leave in the caches is written over."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # kernels choose their plans and workspaces
+                self.position.zero_()
+                self._step(self.position)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        self.position.zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(self.position)
+        return graph
 
 
-class Cache:
-    """Keys and values of every layer: one caption's text, once, and of b candidates the image
-    positions that later ones may read."""
-
-    def __init__(self, transformer: Transformer, text_tokens: Tensor, candidates: int) -> None:
-        """Runs one caption, int64 [t], through the text side and makes room for the image's."""
-        c = transformer.config
-        self.text_k: list[Tensor] = []  # of each layer: [s, t, d]
-        self.text_v: list[Tensor] = []
-        x = transformer.embed_text(text_tokens[None])
-        for layer in transformer.layers:
-            assert isinstance(layer, Layer)
-            q, k, v = layer.attention.project(x)
-            self.text_k.append(k[0].contiguous())
-            self.text_v.append(v[0].contiguous())
-            # Text reads text causally whatever the layer's pattern.
-            y = dense_attention(q, k, v, "full", c.text_length, c.grid, c.conv_kernel)
-            x = layer.mlp(x + layer.attention.merge(y))
-        self.rings = [ring(pattern, c.grid, c.conv_kernel) for pattern in c.patterns]
-        self.image = [  # of each layer: keys and values [2, b, s, slots, d]
-            x.new_empty(2, candidates, c.heads, r.length, c.head_size) for r in self.rings
-        ]
-
-    def step(self, transformer: Transformer, x: Tensor, position: int) -> Tensor:
-        """Image logits [b, image_vocab] of the states x [b, w] fed at an image position."""
-        for i, layer in enumerate(transformer.layers):
-            assert isinstance(layer, Layer)
-            q, k, v = layer.attention.project(x[:, None])
-            held, slot = self.image[i], position % self.rings[i].length
-            held[0, :, :, slot] = k[:, :, 0]
-            held[1, :, :, slot] = v[:, :, 0]
-            image_k, image_v = _read(held, self.rings[i].reads[position])
-            y = cached_attention(q[:, :, 0], self.text_k[i], self.text_v[i], image_k, image_v)
-            x = layer.mlp(x + layer.attention.merge(rearrange(y, "b s d -> b s 1 d"))[:, 0])
-        logits: Tensor = transformer.image_head(transformer.norm(x))
-        return logits.float()
-
-
-def _read(held: Tensor, slots: slice | Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [b, s, m, d] of a layer's ring [2, b, s, slots, d] at the given slots."""
-    if isinstance(slots, slice):
-        return tuple(held[:, :, :, slots])
-    return tuple(held.index_select(3, slots.to(held.device)))
-
-
-@torch.inference_mode()
 def draw(
     transformer: Transformer,
     text_tokens: Tensor,
@@ -114,39 +180,12 @@ def draw(
     prefix: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Draws b candidates for one caption: int64 [b, grid^2].
+    """Draws b candidates of one caption: int64 [b, grid^2].
 
-    text_tokens: int64 [t], padded; uniforms: [b, grid^2] in [0, 1), see `candidate_uniforms`;
-    prefix: int64 [p] image tokens that every candidate begins with; on_step is called with the
-    number of positions done and the tokens [b, grid^2], of which so many are drawn.
+    text_tokens: int64 [t]; uniforms: [b, grid^2]; the rest as for `Decoder.draw`.
     """
-    options = options or Options()
-    c = transformer.config
-    b, m = uniforms.shape
-    device = transformer.start_of_image.device
-    uniforms = uniforms.to(device)
-    text_tokens = text_tokens.to(device)
-    caches = [Cache(transformer, text_tokens, b)]
-    if options.guidance != 1:
-        empty = [padding_id(c.text_vocab, p) for p in range(c.text_length)]
-        caches.append(Cache(transformer, torch.tensor(empty, device=device), b))
-    given = 0 if prefix is None else len(prefix)
-    tokens = torch.empty(b, m, dtype=torch.int64, device=device)
-    if prefix is not None:
-        tokens[:, :given] = prefix.to(device)
-    positions = transformer.grid_positions()
-    previous = transformer.start_of_image.expand(b, -1)
-    for p in range(m):
-        logits = [cache.step(transformer, previous + positions[p], p) for cache in caches]
-        if p >= given:
-            mixed = logits[0]
-            if len(logits) == 2:
-                mixed = logits[1] + options.guidance * (logits[0] - logits[1])
-            tokens[:, p] = choose(mixed, uniforms[:, p], options)
-        previous = transformer.image_embedding(tokens[:, p])
-        if on_step:
-            on_step(p + 1, tokens)
-    return tokens
+    decoder = Decoder(transformer, 1, len(uniforms), options)
+    return decoder.draw(text_tokens[None], uniforms[None], prefix, on_step)[0]
 
 
 @torch.inference_mode()
@@ -191,7 +230,8 @@ def choose(logits: Tensor, uniforms: Tensor, options: Options) -> Tensor:
         # A token goes when those before it already hold the mass; the likeliest always stays.
         surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
-    cumulative = F.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    # Probabilities in 32 bits, their sums in 64: thousands of terms.
+    cumulative = F.softmax(logits, dim=-1).double().cumsum(dim=-1)
     # Against the actual total, so that rounding never points behind the last token.
     point = uniforms.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, point, right=True)[:, 0]

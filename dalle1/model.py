@@ -91,6 +91,17 @@ class Model:
                 part.to(device)
         return self
 
+    def check_finite(self) -> None:
+        """Raises ValueError that names the part and the weight when one is NaN or infinite."""
+        parts = {"transformer": self.transformer, "dvae": self.dvae, "clip": self.clip}
+        for part, module in parts.items():
+            for name, weight in module.named_parameters() if module is not None else ():
+                if not bool(weight.isfinite().all()):
+                    raise ValueError(
+                        f"{part}: the weight {name} is not finite; take an earlier checkpoint, the "
+                        "training has diverged"
+                    )
+
     @torch.inference_mode()
     def log_prob(self, caption: str, image_tokens: Tensor) -> Tensor:
         """ln p(image tokens | caption) in nats, float32: [] of [rows, columns], [b] of [b, ...].

@@ -1,15 +1,30 @@
-"""Sheets of pictures with their captions."""
+"""Pictures of any mode as RGB, and sheets of pictures with their captions."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SMALLEST = 64  # pixels; smaller pictures are shown enlarged, each pixel a square
 GAP = 4
 CAPTION_WIDTH = 190
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as a viewer shows it, in mode RGB: turned as its EXIF says, transparency laid on
+    white, 16 bits scaled to 8, the first frame of several."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits of grey; PIL's conversion would clip at 255
+        grey = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.round(grey / 257).clip(0, 255).astype(np.uint8))
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def contact_sheet(

@@ -20,15 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle1 import ranking
+from dalle1.batching import draw_captions
 from dalle1.data import shapes
 from dalle1.data.shapes_checker import check
-from dalle1.decoding import Options
 from dalle1.model import Model
 from dalle1.pictures import contact_sheet
-from dalle1.sampling import clip_ids, decode, draw_batches, sample, to_pil, to_tensor
+from dalle1.sampling import clip_ids, decode, sample, to_pil, to_tensor
 
 TEST_SEED = 1
-BATCH = 256
 SHOWN = 4  # unranked draws beside the best
 
 
@@ -85,14 +84,14 @@ def draws(model: Model, samples: list[shapes.Sample], candidates: int, seed: int
     """Draws, scores and judges candidates for each sample's caption."""
     assert model.clip is not None
     scores, correct = [], []
-    for s in tqdm(samples, desc="judging", unit="caption", mininterval=5):
-        text = model.tokenizer.encode(s.caption)[0]
-        batches = draw_batches(model, s.caption, text, candidates, seed, BATCH, Options())
-        tokens = torch.cat(list(batches))
-        images = decode(model, tokens, BATCH)
-        scores.append(ranking.score(model.clip, clip_ids(model, s.caption), images))
-        correct.append(torch.tensor([_shows(p, s.caption) for p in images]))
-    return Draws([s.caption for s in samples], torch.stack(scores), torch.stack(correct))
+    captions = [s.caption for s in samples]
+    drawn = draw_captions(model, captions, candidates, seed)
+    bar = tqdm(captions, desc="judging", unit="caption", mininterval=5)
+    for caption, tokens in zip(bar, drawn, strict=True):
+        images = decode(model, tokens)
+        scores.append(ranking.score(model.clip, clip_ids(model, caption), images))
+        correct.append(torch.tensor([_shows(p, caption) for p in images]))
+    return Draws(captions, torch.stack(scores), torch.stack(correct))
 
 
 def sheet(model: Model, captions: list[str], candidates: int, keep: int) -> Image.Image:

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from einops import rearrange
 from PIL import Image
@@ -23,13 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle1 import ranking
-from dalle1.decoding import Options, cache_bytes, candidate_uniforms, draw
+from dalle1.batching import Part, draw_parts, pictures_at_once
+from dalle1.decoding import Options
 from dalle1.model import Model, load
-from dalle1.pictures import contact_sheet
+from dalle1.pictures import contact_sheet, to_rgb
 
 MODEL_VARIABLE = "DALLE1_MODEL"
-LARGEST_BATCH = 512
-DECODED = 64  # pictures that the dVAE decodes at once
 
 
 @dataclass
@@ -108,6 +107,7 @@ def sample(
     """
     captions = [captions] if isinstance(captions, str) else list(captions)
     model = resolve(model)
+    model.check_finite()
     options = Options(temperature, top_k, top_p, guidance)
     if not captions:
         raise ValueError("captions: expected at least one")
@@ -124,34 +124,43 @@ def sample(
         )
     if preview_rows < 1:
         raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
-    text = [model.tokenizer.encode(caption)[0] for caption in captions]
+    for caption in captions:
+        model.tokenizer.encode(caption)  # an empty caption is a mistake
     prefix = _prefix(model, image, rows)
+    grid = model.transformer.config.grid
 
     kept: list[_Kept] = []
     drawn: list[int] = []
-    stopped = False
+    parts: list[Tensor] = []  # of the caption in work
     total = len(captions) * candidates
+    stopped = False
     with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
-        for caption, row in zip(captions, text, strict=True):
-            parts: list[Tensor] = []
-            preview = _previews(model, caption, parts, on_step, preview_rows)
-            try:
-                for part in draw_batches(
-                    model, caption, row, candidates, seed, batch_size, options, prefix, preview
-                ):
-                    parts.append(part)
-                    bar.update(len(part))
-            except KeyboardInterrupt:
-                stopped = True
-            count = sum(map(len, parts))
-            try:
-                if count >= keep:
-                    kept.append(_best(model, caption, torch.cat(parts), keep, batch_size))
-                    drawn.append(count)
-            except KeyboardInterrupt:  # while ranking
-                stopped = True
-            if stopped:
-                break
+
+        def on_row(part: Part, done: int) -> None:
+            share = done * len(part.captions) * len(part.candidates) // grid**2
+            bar.update(part.captions.start * candidates + part.candidates.start + share - bar.n)
+            if on_step and (done // grid % preview_rows == 0 or done == grid**2):
+                _preview(model, captions, part, done // grid, on_step)
+
+        def rank_caption() -> None:
+            tokens = torch.cat(parts)
+            kept.append(_best(model, captions[len(kept)], tokens, keep))
+            drawn.append(len(tokens))
+            parts.clear()
+
+        try:
+            for part in draw_parts(
+                model, captions, candidates, seed, batch_size, options, prefix, on_row
+            ):
+                for tokens in part.tokens:
+                    parts.append(tokens)
+                    if part.candidates.stop == candidates:
+                        rank_caption()
+        except KeyboardInterrupt:
+            stopped = True
+            if sum(map(len, parts)) >= keep:
+                with suppress(KeyboardInterrupt):  # a second one, while ranking
+                    rank_caption()
     if stopped:
         if not kept:
             raise KeyboardInterrupt
@@ -185,9 +194,9 @@ class _Kept:
     images: list[Image.Image]
 
 
-def _best(model: Model, caption: str, tokens: Tensor, keep: int, batch_size: int | None) -> _Kept:
+def _best(model: Model, caption: str, tokens: Tensor, keep: int) -> _Kept:
     """The best of candidates [b, rows x columns] by CLIP, or the first where there is none."""
-    images = decode(model, tokens, min(batch_size or DECODED, DECODED))
+    images = decode(model, tokens)
     scores = torch.full((len(tokens),), float("nan"))
     order = torch.arange(keep)
     if model.clip is not None:
@@ -197,27 +206,18 @@ def _best(model: Model, caption: str, tokens: Tensor, keep: int, batch_size: int
     return _Kept(folded, scores[order], [to_pil(picture) for picture in images[order]])
 
 
-def _previews(
+def _preview(
     model: Model,
-    caption: str,
-    parts: list[Tensor],
-    on_step: Callable[[Preview], None] | None,
-    every: int,
-) -> Callable[[int, Tensor], None] | None:
-    """What `draw` calls after each position; parts are the batches that are complete."""
-    if on_step is None:
-        return None
-    grid = model.transformer.config.grid
-
-    def preview(done: int, tokens: Tensor) -> None:
-        rows, rest = divmod(done, grid)
-        if rest == 0 and (rows % every == 0 or rows == grid):
-            device = next(model.dvae.parameters()).device
-            folded = rearrange(tokens[:, :done], "b (r c) -> b r c", r=rows).to(device)
-            images = model.dvae.decode(folded).float().cpu()
-            on_step(Preview(caption, sum(map(len, parts)), rows, images))
-
-    return preview
+    captions: Sequence[str],
+    part: Part,
+    rows: int,
+    on_step: Callable[[Preview], None],
+) -> None:
+    """Hands over the first rows of a part's pictures, caption by caption."""
+    done = rows * model.transformer.config.grid
+    for i, tokens in zip(part.captions, part.tokens, strict=True):
+        images = decode(model, tokens[:, :done])
+        on_step(Preview(captions[i], part.candidates.start, rows, images))
 
 
 def rank(
@@ -230,6 +230,7 @@ def rank(
     images: PIL pictures of any size and mode, or floats [n, 3, H, W] in [0, 1].
     """
     model = resolve(model)
+    model.check_finite()
     if model.clip is None:
         raise ValueError("the model has no CLIP to rank with; its folder lacks clip.safetensors")
     text = clip_ids(model, caption)
@@ -255,51 +256,17 @@ def resolve(model: Model | str | Path | None) -> Model:
     return load(model)
 
 
-def draw_batches(
-    model: Model,
-    caption: str,
-    text_tokens: Tensor,
-    candidates: int,
-    seed: int,
-    batch_size: int | None,
-    options: Options,
-    prefix: Tensor | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
-) -> Iterator[Tensor]:
-    """Image tokens of one caption's candidates, batch after batch: int64 [b, rows x columns].
-
-    batch_size None: as many as memory is expected to hold; half as many each time it does not.
-    """
-    length = model.transformer.config.stream.image_length
-    size = batch_size or _fitting_batch(model, candidates, options)
-    first = 0
-    while first < candidates:
-        count = min(size, candidates - first)
-        uniforms = candidate_uniforms(seed, caption, first, count, length)
-        try:
-            part = draw(model.transformer, text_tokens, uniforms, options, prefix, on_step).cpu()
-        except RuntimeError as error:
-            if batch_size is not None or count == 1 or not _out_of_memory(error):
-                raise
-            size = count // 2
-            continue
-        yield part
-        first += count
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator raises no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 @torch.inference_mode()
-def decode(model: Model, tokens: Tensor, batch_size: int) -> Tensor:
-    """Pictures of tokens [b, rows x columns]: float32 [b, 3, H, W] in [0, 1], on the CPU."""
+def decode(model: Model, tokens: Tensor) -> Tensor:
+    """Pictures of tokens [b, rows x columns]: float32 [b, 3, H, W] in [0, 1], on the CPU.
+
+    Fewer rows than the grid's give the pictures' upper parts. A few pictures at a time.
+    """
     grid = model.transformer.config.grid
     device = next(model.dvae.parameters()).device
-    folded = rearrange(tokens, "b (r c) -> b r c", r=grid)
-    parts = [model.dvae.decode(part.to(device)).float().cpu() for part in folded.split(batch_size)]
-    return torch.cat(parts)
+    folded = rearrange(tokens, "b (r c) -> b r c", c=grid)
+    parts = folded.split(pictures_at_once(model))
+    return torch.cat([model.dvae.decode(part.to(device)).float().cpu() for part in parts])
 
 
 def clip_ids(model: Model, caption: str) -> Tensor:
@@ -315,8 +282,8 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture of any mode as float32 pixels [3, H, W] in [0, 1]."""
-    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    """A picture of any mode (see `to_rgb`) as float32 pixels [3, H, W] in [0, 1]."""
+    pixels = torch.from_numpy(np.array(to_rgb(picture)))
     return rearrange(pixels, "h w c -> c h w").float() / 255
 
 
@@ -336,16 +303,3 @@ def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None
     device = next(model.dvae.parameters()).device
     tokens = model.dvae.encode(to_tensor(image)[None].to(device))
     return tokens[0, :rows].flatten().cpu()
-
-
-def _fitting_batch(model: Model, candidates: int, options: Options) -> int:
-    """Candidates whose caches fit into half of the free memory."""
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    config, dtype = model.transformer.config, model.transformer.start_of_image.dtype
-    passes = 1 if options.guidance == 1 else 2
-    shared = passes * cache_bytes(config, 0, dtype)
-    each = passes * cache_bytes(config, 1, dtype) - shared
-    return max(1, min(candidates, LARGEST_BATCH, (free // 2 - shared) // each))

@@ -11,7 +11,6 @@ from torch import Tensor
 from dalle1.attention import (
     allowed,
     cache_length,
-    cached_attention,
     dense_attention,
     image_allowed,
     step_keys,
@@ -262,25 +261,6 @@ def test_dense_attention(pattern: Pattern, n: int) -> None:
     mask = allowed(pattern, TEXT, GRID, KERNEL)[:n, :n]
     out = dense_attention(q, k, v, pattern, TEXT, GRID, KERNEL)
     torch.testing.assert_close(out.double(), restated(q, k, v, mask), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_cached_attention_equals_dense(pattern: Pattern) -> None:
-    """A cached step that differs from training: candidates mixed up, text weighed apart."""
-    b, s, d, n = 3, 2, 8, TEXT + GRID * GRID
-    q, k, v = heads(b, s, n, d)
-    k[:, :, :TEXT], v[:, :, :TEXT] = k[:1, :, :TEXT].clone(), v[:1, :, :TEXT].clone()
-    mask = allowed(pattern, TEXT, GRID, KERNEL)
-    dense = restated(q, k, v, mask)
-    for p, keys in enumerate(step_keys(pattern, GRID, KERNEL)):
-        step = cached_attention(
-            q[:, :, TEXT + p],
-            k[0, :, :TEXT],
-            v[0, :, :TEXT],
-            k[:, :, TEXT:][:, :, keys],
-            v[:, :, TEXT:][:, :, keys],
-        )
-        torch.testing.assert_close(step.double(), dense[:, :, TEXT + p], rtol=1e-4, atol=1e-5)
 
 
 def test_mask_of_inference_serves_training() -> None:

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dalle1 import TransformerConfig, cli
-from dalle1.attention import allowed
-from dalle1.layout import layer_pattern
+from dalle1 import cli
 from dalle1.training.log import read_metrics
 from launch import benchmark
 
@@ -134,26 +132,12 @@ def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert all(ways.keys() == {"causal", "dense mask", "ours"} for ways in results.values())
         assert all(len(w["seconds"]) == 2 for ways in results.values() for w in ways.values())
     elif what == "sample":
-        assert "3 candidates, 100.0% of the tokens equal" in printed
-        assert all(len(results["3"][w]["seconds"]) == 36 for w in ("ours", "plain cache"))
+        assert "100.0% of the tokens are equal" in printed and "of the roofline" in printed
+        assert all(len(results["3"][w]["seconds"]) == 6 for w in ("ours", "plain cache"))
         assert results["3"]["ours"]["memory"] < results["3"]["plain cache"]["memory"]
     else:
         assert results.keys() == {"dense mask", "ours"} and "MFU = FLOPs" in printed
         assert all(w["memory"] > 0 and w["tokens_per_second"] > 0 for w in results.values())
-
-
-def test_benchmark_flops() -> None:
-    """FLOPs against the count of every matrix product of a training step."""
-    config = TransformerConfig(
-        width=16, heads=2, head_size=8, layers=2, grid=6, text_length=8, text_vocab=50,
-        image_vocab=60, conv_kernel=3,
-    )  # fmt: skip
-    n, products = 44, 0
-    for i in (1, 2):
-        pairs = int(allowed(layer_pattern(i, 2), 8, 6, 3).sum())
-        products += n * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 2 * pairs * 16
-    products += 8 * 16 * 50 + 36 * 16 * 60
-    assert benchmark.step_flops(config) == 3 * 2 * products
 
 
 def test_benchmark_names_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from torch import Tensor
 
 import dalle1
 from dalle1 import Model, sampling
-from dalle1.decoding import Options, cache_bytes
+from dalle1.decoding import Decoder
 from dalle1.model import load
+from dalle1.pictures import to_rgb
 from dalle1.sampling import Preview
 from tests.conftest import ModelMaker
 
@@ -139,9 +139,23 @@ def test_errors_before_anything_is_drawn(
     def draw(*_: object) -> Tensor:
         raise AssertionError("drawn before the arguments were checked")
 
-    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(Decoder, "draw", draw)
     with pytest.raises(ValueError, match=message):
         sample(model, captions, **settings)
+
+
+@pytest.mark.parametrize("part", ["transformer", "dvae", "clip"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(make_model: ModelMaker, part: str, value: float) -> None:
+    """A diverged model that draws something all the same."""
+    broken = make_model()
+    weight = list(getattr(broken, part).parameters())[-1]
+    with torch.no_grad():
+        weight.view(-1)[-1] = value
+    with pytest.raises(ValueError, match=rf"{part}: the weight \S+ is not finite"):
+        sample(broken)
+    with pytest.raises(ValueError, match="not finite"):
+        dalle1.rank(CAPTION, [picture()], model=broken)
 
 
 def test_unknown_keyword(model: Model) -> None:
@@ -234,7 +248,7 @@ def test_rank_of_sizes_and_modes(model: Model) -> None:
     assert bool(scores.isfinite().all()) and bool((scores.abs() <= 1 + 1e-6).all())
     assert len(scores.unique()) > len(sizes)
     for image, score in zip(images, scores, strict=True):
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None] / 255
         one = dalle1.rank(CAPTION, pixels, model=model)
         torch.testing.assert_close(one, score[None], rtol=1e-4, atol=1e-5)
 
@@ -249,20 +263,6 @@ def test_rank_errors(model: Model) -> None:
         dalle1.rank("", [picture()], model=model)
     with pytest.raises(ValueError, match="images: expected floats"):
         dalle1.rank(CAPTION, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), model=model)
-
-
-def test_batch_fits_the_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose caches exceed the free memory, guidance's second pass included."""
-    config = model.transformer.config
-    for free, guidance in ((0, 1.0), (10**6, 1.0), (10**6, 2.0), (10**12, 1.0)):
-        monkeypatch.setattr(
-            sampling.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free)
-        )
-        batch = sampling._fitting_batch(model, 100, Options(guidance=guidance))
-        passes = 2 if guidance != 1 else 1
-        sizes = [passes * cache_bytes(config, b, torch.float32) for b in range(1, 101)]
-        fitting = sum(size <= free / 2 for size in sizes)
-        assert batch == max(1, fitting)
 
 
 def test_loaded_model_moves(model: Model, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_previews(model: Model, every: int, rows: list[int]) -> None:
     result = sample(
         model, candidates=6, keep=6, batch_size=4, on_step=seen.append, preview_rows=every
     )
-    assert [(p.first, p.rows) for p in seen] == [(f, r) for f in (0, 4) for r in rows]
+    assert [(p.first, p.rows) for p in seen] == [(f, r) for f in (0, 3) for r in rows]
     assert all(p.caption == CAPTION and p.images.shape[2:] == (2 * p.rows, 8) for p in seen)
     last = torch.cat([p.images for p in seen if p.rows == 4])
     whole = model.dvae.decode(result.tokens[0])
@@ -295,7 +295,7 @@ def test_ctrl_c_returns_what_is_complete(
 ) -> None:
     """Finished candidates that are thrown away, or half-drawn ones that are kept."""
     whole = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
-    draw = sampling.draw
+    draw = Decoder.draw
     for allowed, counts in ((5, [6, 4]), (4, [6, 2]), (3, [6]), (2, [4])):
         calls = 0
 
@@ -306,16 +306,22 @@ def test_ctrl_c_returns_what_is_complete(
                 raise KeyboardInterrupt
             return draw(*arguments)
 
-        monkeypatch.setattr(sampling, "draw", interrupted)
+        monkeypatch.setattr(Decoder, "draw", interrupted)
         result = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
         assert result.settings["drawn"] == counts
         assert len(result.captions) == len(result.images) == len(counts)
         if counts[0] == 6:
             assert torch.equal(result.tokens[0], whole.tokens[0])
         assert f"stopped: {sum(counts)} of 12 candidates" in capsys.readouterr().err
-    monkeypatch.setattr(sampling, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        sample(model)
+    for allowed in (0, 1):  # nothing, or fewer than are to be kept
+        calls = 0
+
+        def at_once(*arguments: Any, allowed: int = allowed) -> torch.Tensor:
+            return interrupted(*arguments, allowed=allowed)
+
+        monkeypatch.setattr(Decoder, "draw", at_once)
+        with pytest.raises(KeyboardInterrupt):
+            sample(model, keep=3, batch_size=2)
 
 
 def test_ctrl_c_while_ranking(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,24 +339,6 @@ def test_ctrl_c_while_ranking(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     assert result.captions == ["a blue dog"] and result.settings["drawn"] == [6]
     with pytest.raises(KeyboardInterrupt):
         sample(model)
-
-
-def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that dies of a batch too large, draws other pictures, or halves the user's own size."""
-    expected = sample(model, candidates=7, keep=7)
-    draw, sizes = sampling.draw, []
-
-    def narrow(transformer: Any, text: Any, uniforms: Any, *rest: Any) -> torch.Tensor:
-        sizes.append(len(uniforms))
-        if len(uniforms) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return draw(transformer, text, uniforms, *rest)
-
-    monkeypatch.setattr(sampling, "draw", narrow)
-    assert torch.equal(sample(model, candidates=7, keep=7).tokens, expected.tokens)
-    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    with pytest.raises(torch.OutOfMemoryError):
-        sample(model, candidates=7, keep=7, batch_size=7)
 
 
 def test_complete_caption(model: Model) -> None:

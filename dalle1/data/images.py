@@ -12,21 +12,19 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from dalle1.pictures import to_rgb
+
 Pixels = np.ndarray  # uint8 [h, w, 3]
 Augmentation = Callable[[Pixels, int, np.random.Generator], Pixels]
 
 
 def read_image(data: bytes) -> Pixels:
-    """Pixels of an encoded picture of any mode; transparency is laid on white.
+    """Pixels of an encoded picture of any mode, see `to_rgb`.
 
     Raises what PIL raises (OSError and others) when the bytes are no picture.
     """
     with Image.open(io.BytesIO(data)) as image:
-        if image.mode != "RGB":
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, "white")
-            return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
-        return np.array(image)
+        return np.array(to_rgb(image))
 
 
 @lru_cache(maxsize=256)

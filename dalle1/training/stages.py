@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dvae
+from dalle1.batching import draw_captions
 from dalle1.clip import CLIP
 from dalle1.data.images import Augmentation, augment_dalle, augment_dvae
 from dalle1.data.shards import Batch, read_captions
-from dalle1.decoding import Options
 from dalle1.layout import padding_id
 from dalle1.model import Model, load_clip, save_clip
 from dalle1.pictures import contact_sheet
-from dalle1.sampling import decode, draw_batches, to_pil
+from dalle1.sampling import decode, to_pil
 from dalle1.tokenizer import Tokenizer
 from dalle1.training.config import DVAESettings, RunConfig, TokenizerSettings
 from dalle1.training.schedules import cosine
@@ -322,12 +322,9 @@ class DALLEStage(Stage):
         """Captions of the batch, each with its own picture and a few draws, unranked."""
         model = self._whole().to(_device(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]
-        for i, caption in enumerate(captions):
-            text = self.tokenizer.encode(caption)[0]
-            n = SHEET_COLUMNS - 1
-            batches = draw_batches(model, caption, text, n, self.settings.seed, n, Options())
-            draws = decode(model, torch.cat(list(batches)), n)
-            rows.append([to_pil(p) for p in (batch.images[i] / 255, *draws)])
+        drawn = draw_captions(model, captions, SHEET_COLUMNS - 1, self.settings.seed)
+        for own, tokens in zip(batch.images, drawn, strict=False):
+            rows.append([to_pil(p) for p in (own / 255, *decode(model, tokens))])
         self.model.train()
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
 

@@ -53,23 +53,35 @@ class DecoderBlock(Block):
     pass
 
 
+def _body(
+    block: type[Block], n: int, widths: list[int], kernels: tuple[int, ...], between: nn.Module
+) -> list[tuple[str, nn.Module]]:
+    """Groups of two blocks, each but the last followed by `between`."""
+    groups: list[tuple[str, nn.Module]] = []
+    name = "pool" if isinstance(between, nn.MaxPool2d) else "upsample"
+    for g, width in enumerate(widths):
+        parts: list[tuple[str, nn.Module]] = []
+        for i in range(2):
+            parts.append((f"block_{i + 1}", block(n, width, 8, kernels)))
+            n = width
+        if g + 1 < len(widths):
+            parts.append((name, between))
+        groups.append((f"group_{g + 1}", nn.Sequential(OrderedDict(parts))))
+    return groups
+
+
+def _whole(first: Conv2d, body: list[tuple[str, nn.Module]], last: Conv2d) -> nn.Sequential:
+    output = nn.Sequential(OrderedDict([("relu", nn.ReLU()), ("conv", last)]))
+    return nn.Sequential(OrderedDict([("input", first), *body, ("output", output)]))
+
+
 class Encoder(nn.Module):
     def __init__(self, n_hid: int, vocab: int, channels: int = 3) -> None:
         super().__init__()
         self.group_count, self.n_blk_per_group = 4, 2
-        n, groups = n_hid, []
-        for g, width in enumerate((1, 2, 4, 8)):
-            blocks: list[tuple[str, nn.Module]] = []
-            for i in range(2):
-                blocks.append((f"block_{i + 1}", EncoderBlock(n, width * n_hid, 8, (3, 3, 3, 1))))
-                n = width * n_hid
-            if g < 3:
-                blocks.append(("pool", nn.MaxPool2d(kernel_size=2)))
-            groups.append((f"group_{g + 1}", nn.Sequential(OrderedDict(blocks))))
-        last = nn.Sequential(OrderedDict([("relu", nn.ReLU()), ("conv", Conv2d(n, vocab, 1))]))
-        self.blocks = nn.Sequential(
-            OrderedDict([("input", Conv2d(channels, n_hid, 7)), *groups, ("output", last)])
-        )
+        widths = [width * n_hid for width in (1, 2, 4, 8)]
+        body = _body(EncoderBlock, n_hid, widths, (3, 3, 3, 1), nn.MaxPool2d(kernel_size=2))
+        self.blocks = _whole(Conv2d(channels, n_hid, 7), body, Conv2d(8 * n_hid, vocab, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)
@@ -79,21 +91,10 @@ class Decoder(nn.Module):
     def __init__(self, n_hid: int, vocab: int, n_init: int, channels: int = 3) -> None:
         super().__init__()
         self.group_count, self.n_blk_per_group = 4, 2
-        n, groups = n_init, []
-        for g, width in enumerate((8, 4, 2, 1)):
-            blocks: list[tuple[str, nn.Module]] = []
-            for i in range(2):
-                blocks.append((f"block_{i + 1}", DecoderBlock(n, width * n_hid, 8, (1, 3, 3, 3))))
-                n = width * n_hid
-            if g < 3:
-                blocks.append(("upsample", nn.Upsample(scale_factor=2, mode="nearest")))
-            groups.append((f"group_{g + 1}", nn.Sequential(OrderedDict(blocks))))
-        last = nn.Sequential(
-            OrderedDict([("relu", nn.ReLU()), ("conv", Conv2d(n, 2 * channels, 1))])
-        )
-        self.blocks = nn.Sequential(
-            OrderedDict([("input", Conv2d(vocab, n_init, 1)), *groups, ("output", last)])
-        )
+        widths = [width * n_hid for width in (8, 4, 2, 1)]
+        between = nn.Upsample(scale_factor=2, mode="nearest")
+        body = _body(DecoderBlock, n_init, widths, (1, 3, 3, 3), between)
+        self.blocks = _whole(Conv2d(vocab, n_init, 1), body, Conv2d(n_hid, 2 * channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)

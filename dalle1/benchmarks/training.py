@@ -1,0 +1,222 @@
+"""Attention calls and whole training steps: boolean masks against ours.
+
+On CPUs the variants of a training step are separate processes that take turns, step by step, so
+that noise hits both and each one's peak memory is its own; on CUDA they run one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle1.attention import allowed, dense_attention
+from dalle1.benchmarks.measuring import DTYPES, Measured, device_name, peak_memory, timed
+from dalle1.layout import Pattern
+from dalle1.sparse_attention import sparse_attention
+from dalle1.transformer import Execution, Transformer, TransformerConfig
+
+# Dense 16-bit matrix products of the SXM boards, as the makers give them: FLOP/s.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12}
+DENSE, OURS = "dense mask", "ours"
+MFU = (
+    "MFU = FLOPs of the model a step / seconds / peak of the device; FLOPs a sample = 6 (12 w^2 n L"
+    " + w (t V_text + m V_image)) + 12 w sum over layers of allowed (query, key) pairs: forward and"
+    " backward, nothing counted for recomputation or for keys that the masks forbid"
+)
+
+
+WARM_UP = 2
+
+
+def step_flops(c: TransformerConfig) -> float:
+    """FLOPs that one sample's training step needs, as `MFU` says."""
+    n, t, m = c.stream.length, c.text_length, c.stream.image_length
+    weights = 12 * c.width**2 * n * c.layers + c.width * (t * c.text_vocab + m * c.image_vocab)
+    pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in set(c.patterns)}
+    return 6.0 * weights + 12.0 * c.width * sum(pairs[p] for p in c.patterns)
+
+
+def measure_attention(
+    c: TransformerConfig, batch: int, dtype: torch.dtype, device: torch.device, repeats: int
+) -> dict[str, dict[str, Measured]]:
+    """Forward and backward of one call: of each pattern, of each way to run it."""
+    n = c.stream.length
+    made = torch.Generator(device).manual_seed(0)
+    shape = (batch, c.heads, n, c.head_size)
+    q, k, v, grad = (
+        torch.randn(shape, generator=made, device=device, dtype=dtype) for _ in range(4)
+    )
+    for x in (q, k, v):
+        x.requires_grad_()
+    rest = (c.text_length, c.grid, c.conv_kernel)
+
+    def causal(*_: Any) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    patterns: tuple[Pattern, ...] = ("row", "column", "conv")
+    results: dict[str, dict[str, Measured]] = {}
+    for pattern in patterns:
+        # One shared reference: causal attention, as a dense transformer would have.
+        runs: dict[str, Callable[..., Tensor]] = {
+            "causal": causal,
+            DENSE: dense_attention,
+            OURS: sparse_attention,
+        }
+
+        def step(run: Callable[..., Tensor], pattern: Pattern = pattern) -> None:
+            q.grad = k.grad = v.grad = None
+            run(q, k, v, pattern, *rest).backward(grad)
+
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        memory: dict[str, int | None] = dict.fromkeys(runs)
+        for turn in range(WARM_UP + repeats):
+            for name, run in runs.items():
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                took = timed(lambda run=run: step(run), device)  # type: ignore[misc]
+                if device.type == "cuda":
+                    memory[name] = peak_memory(device)
+                if turn >= WARM_UP:
+                    seconds[name].append(took)
+        results[pattern] = {name: Measured(seconds[name], memory[name]) for name in runs}
+    return results
+
+
+def _train_worker(
+    config: dict[str, Any], execution: dict[str, Any], batch: int, dtype: str, kind: str, pipe: Any
+) -> None:
+    """A process of one variant: answers every "step" with its seconds, "end" with its memory."""
+    device = torch.device(kind)
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, where the logits stay in 32 bits
+    c = TransformerConfig(**config)
+    with device:
+        transformer = Transformer(c, Execution(**execution))
+        text = torch.randint(1, c.text_vocab, (batch, c.text_length))
+        image = torch.randint(c.image_vocab, (batch, c.stream.image_length))
+    optimiser = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
+    mixed = torch.autocast(kind, DTYPES[dtype]) if dtype != "float32" else contextlib.nullcontext()
+
+    def step() -> None:
+        with mixed:
+            loss = transformer.loss(text, image).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 4.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    turns = 0
+    while pipe.recv() == "step":
+        if turns == WARM_UP and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # compilation has its own
+        turns += 1
+        try:
+            pipe.send(timed(step, device))
+        except torch.OutOfMemoryError:
+            pipe.send(None)
+            return
+    pipe.send(peak_memory(device))
+
+
+def measure_train(
+    c: TransformerConfig,
+    variants: dict[str, Execution],
+    batch: int,
+    dtype: str,
+    device: torch.device,
+    repeats: int,
+) -> dict[str, Measured]:
+    """Whole training steps of each variant."""
+    spawn = multiprocessing.get_context("spawn")
+    groups = [[name] for name in variants] if device.type == "cuda" else [list(variants)]
+    results = {}
+    for group in groups:
+        pipes, processes = {}, []
+        for name in group:
+            pipes[name], theirs = spawn.Pipe()
+            settings = (c.model_dump(), variants[name].model_dump(), batch, dtype, device.type)
+            process = spawn.Process(target=_train_worker, args=(*settings, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+        seconds: dict[str, list[float]] = {name: [] for name in group}
+        for turn in range(WARM_UP + repeats):
+            for name in list(pipes):
+                pipes[name].send("step")
+                took = pipes[name].recv()
+                if took is None:
+                    print(f"  {name:11} out of memory")
+                    del pipes[name]
+                elif turn >= WARM_UP:
+                    seconds[name].append(took)
+        for name, pipe in pipes.items():
+            pipe.send("end")
+            results[name] = Measured(seconds[name], pipe.recv())
+        for process in processes:
+            process.join()
+    return results
+
+
+def report_attention(
+    c: TransformerConfig, batch: int, dtype: str, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    """Prints, and returns, what `measure_attention` finds."""
+    print(
+        f"attention, forward and backward: batch {batch}, {c.heads} heads x {c.head_size}, "
+        f"{c.text_length} + {c.grid}x{c.grid} positions, {dtype}"
+    )
+    results = measure_attention(c, batch, DTYPES[dtype], device, repeats)
+    for pattern, ways in results.items():
+        for name, m in ways.items():
+            ratio = ways[OURS].spread()[1] / m.spread()[1]
+            print(f"  {pattern:7} {name:11} {m.text()}  ours takes {ratio:.2f} of it")
+    return {p: {n: asdict(m) for n, m in ways.items()} for p, ways in results.items()}
+
+
+def report_train(
+    c: TransformerConfig,
+    execution: Execution,
+    batch: int,
+    dtype: str,
+    device: torch.device,
+    repeats: int,
+) -> dict[str, Any]:
+    """Prints, and returns, what `measure_train` finds of boolean masks and of ours."""
+    variants = {
+        DENSE: execution.model_copy(update={"attention": "dense"}),
+        OURS: execution.model_copy(update={"attention": "auto"}),
+    }
+    print(
+        f"train step: batch {batch}, {c.layers} layers of width {c.width}, "
+        f"{c.stream.length} positions, {dtype}, "
+        f"checkpointing {execution.checkpointing}, compile {execution.compile}"
+    )
+    results = measure_train(c, variants, batch, dtype, device, repeats)
+    peak = next((p for name, p in PEAKS.items() if name in device_name(device)), None)
+    if dtype == "float32":
+        peak = None  # the table is of 16-bit products
+    report: dict[str, Any] = {}
+    for name, m in results.items():
+        middle = m.spread()[1] / 1e3
+        flops = batch * step_flops(c) / middle
+        tokens = batch * c.stream.length / middle
+        share = f"  {flops / peak:.1%} MFU" if peak else ""
+        speed = f"{tokens:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s{share}"
+        print(f"  {name:11} {m.text()}  {speed}")
+        report[name] = {**asdict(m), "tokens_per_second": tokens, "flops_per_second": flops}
+    if len(results) == 2:
+        dense, ours = results[DENSE], results[OURS]
+        assert dense.memory and ours.memory
+        print(
+            f"  ours takes {ours.spread()[1] / dense.spread()[1]:.2f} of the time and "
+            f"{ours.memory / dense.memory:.2f} of the memory"
+        )
+    print(f"  {MFU}")
+    return report

@@ -1,0 +1,69 @@
+"""Linear maps whose weights are laid out once for the CPU's matrix kernels (oneDNN).
+
+A step of the decoder multiplies a few dozen rows with every weight of the model. With the weights
+packed in blocks that is two to three times as fast as `nn.Linear` on the CPUs measured
+(docs/benchmarks), in 32 as in 16 bits, and the same up to rounding. Elsewhere, and where torch
+lacks the kernels, modules stay as they are.
+
+Dimensions: n rows, i and o features in and out.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class PackedLinear(nn.Module):
+    """`weight @ x + bias` with a packed copy of the weight [o, i]; inference alone."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
+        """rows: how many are expected at a call; others are right too, only slower."""
+        super().__init__()
+        # No buffer: a packed tensor can be neither moved nor saved.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+        self.bias = bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., i] -> [..., o]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether torch has the kernels for a weight of this type and device."""
+    ops = torch.ops.mkldnn
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not (hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(ops._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
+    """A map of x [..., i] to `weight @ x + bias` [..., o], packed where that is possible."""
+    if packs(weight):
+        return PackedLinear(weight, bias, rows)
+    plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return plain
+
+
+def packed(module: M, rows: int) -> M:
+    """A copy of a module that shares its parameters, with its linear maps packed."""
+    if not all(packs(p) for p in module.parameters()):
+        return module
+    if isinstance(module, nn.Linear):
+        return linear(module.weight, module.bias, rows)  # type: ignore[return-value]
+    shared = {id(p): p for p in module.parameters()}
+    twin = copy.deepcopy(module, shared)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            twin.set_submodule(name, PackedLinear(part.weight, part.bias, rows))
+    return twin
