@@ -40,8 +40,9 @@ def draw_parts(
     options: Options | None = None,
     prefix: Tensor | None = None,
     on_row: Callable[[Part, int], None] | None = None,
+    start: int = 0,
 ) -> Iterator[Part]:
-    """Draws candidates 0 ... of every caption, part after part, captions in order.
+    """Draws candidates start ... candidates - 1 of every caption, part after part, in order.
 
     Few candidates of several captions are drawn together. batch_size: candidates at once, None: as
     many as the memory is expected to hold, half as many each time it does not. prefix: see
@@ -51,11 +52,12 @@ def draw_parts(
     options = options or Options()
     text = torch.cat([model.tokenizer.encode(caption) for caption in captions])
     length = model.transformer.config.stream.image_length
-    limit = batch_size or fitting_batch(model, candidates, len(captions), options)
+    each = candidates - start
+    limit = batch_size or fitting_batch(model, each, len(captions), options)
     decoder: Decoder | None = None
-    caption, first = 0, 0
+    caption, first = 0, start
     while caption < len(captions):
-        c, b = _shape(len(captions), candidates, limit)
+        c, b = _shape(len(captions), each, limit)
         part = Part(
             range(caption, min(caption + c, len(captions))),
             range(first, min(first + b, candidates)),
@@ -82,7 +84,7 @@ def draw_parts(
         yield _cut(part, tokens)
         first = part.candidates.stop
         if first == candidates:
-            caption, first = part.captions.stop, 0
+            caption, first = part.captions.stop, start
 
 
 def draw_captions(

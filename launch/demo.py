@@ -19,8 +19,12 @@ from pathlib import Path
 
 import torch
 
-import dalle1
 from dalle1 import report
+from dalle1.evaluation.benchmark import RESULT
+from dalle1.evaluation.prompts import HELDOUT, UNSEEN
+from dalle1.evaluation.run import prepare, run
+from dalle1.evaluation.settings import RankSettings
+from dalle1.settings import load_settings
 from dalle1.training.config import load_config
 from dalle1.training.log import read_metrics
 
@@ -85,26 +89,33 @@ def write_report(
     """Judges `count` unseen captions, half as many with held-out pairs; writes the pictures."""
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    model = dalle1.load(runs / "dalle" / "model")
     reader = load_config("configs/shapes/dvae.yaml", dvae_overrides).reader
+    settings = load_settings(
+        RankSettings,
+        "configs/shapes/rank.yaml",
+        [
+            f"model={runs / 'dalle' / 'model'}",
+            f"run={runs / 'ranking'}",
+            f"captions={count}",
+            f"heldout_captions={count // 2}",
+            f"candidates={candidates}",
+            f"training_captions={reader.shapes_count}",
+        ],
+    )
+    model, prompts = prepare(settings)
+    run(model, prompts, settings)
+    groups = json.loads((runs / "ranking" / RESULT).read_text())["groups"]
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
-    curves = {}
-    known = report.training_captions(reader.shapes_count)
-    for split, name, part in (
-        ("test", "unseen captions", count),
-        ("heldout", "held-out pairs", count // 2),
-    ):
-        samples = report.unseen(split, part, known, reader.image_size)
-        kept = report.draws(model, samples, candidates)
-        curves[name] = kept.curve()
+    for split, name in (("test", UNSEEN), ("heldout", HELDOUT)):
+        curves = groups[name]["curves"]
+        accuracy = {n: point["mean"] for n, point in curves["accuracy"].items()}
         summary[split] = {
-            "reconstruction": report.reconstructed(model, samples),
-            "single_draw": curves[name][1]["clip"],
-            "clip_best": curves[name][candidates]["clip"],
-            "oracle_best": curves[name][candidates]["oracle"],
-            "best_of_n": curves[name],
+            "reconstruction": report.reconstructed(model, [p for p in prompts if p.group == name]),
+            "single_draw": accuracy["1"],
+            "clip_best": accuracy[str(candidates)],
+            "oracle_best": curves["oracle"][str(candidates)]["mean"],
+            "best_of_n": accuracy,
         }
-    report.plot_best_of_n(curves, folder / "best_of_n.png")
     report.plot_losses({name: read_metrics(runs / name) for name in STAGES}, folder / "losses.png")
     report.sheet(model, list(CAPTIONS), drawn, keep).save(folder / "sheet.png")
     return summary
@@ -125,8 +136,9 @@ def show(summary: dict[str, object], folder: Path) -> None:
     seconds: dict[str, float] = summary["seconds"]  # type: ignore[assignment]
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"time: {times}; peak memory {summary['peak_memory_gb']:.1f} GB")
-    for name in ("sheet.png", "losses.png", "best_of_n.png", "report.json"):
+    for name in ("sheet.png", "losses.png", "report.json"):
         print(f"  {folder / name}")
+    print(f"  {folder.parent / 'ranking' / 'index.html'}")
     print(f'try: dalle1 sample "a big red cross" --model {folder.parent / "dalle" / "model"}')
 
 

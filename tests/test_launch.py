@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dalle1 import cli
+from dalle1.evaluation.run import FILES
 from dalle1.training.log import read_metrics
 from launch import benchmark
 
@@ -38,10 +39,18 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
     for split in ("test", "heldout"):
         assert set(numbers[split]["best_of_n"]) == {"1", "2", "4"}
         assert 0 <= numbers[split]["single_draw"] <= numbers[split]["oracle_best"] <= 1
-    for name in ("sheet.png", "losses.png", "best_of_n.png"):
+    for name in ("sheet.png", "losses.png"):
         with Image.open(report / name) as picture:
             assert picture.width > 300
         assert name in done.stdout
+    ranking = tmp_path / "runs" / "ranking"
+    assert all((ranking / name).is_file() for name in FILES)
+    results = json.loads((ranking / "ranking.json").read_text())
+    assert set(results["groups"]) == {"unseen captions", "held-out pairs"}
+    for group in results["groups"].values():
+        claimed = [name for name, curve in group["curves"]["attributes"].items() if curve]
+        assert {"count", "colour", "shape"} <= set(claimed)
+        assert 0 <= group["pictures"]["0"]["4"]["accuracy"]["mean"] <= 1
     # What the demo's last line tells the user to try.
     out = tmp_path / "out"
     model = str(tmp_path / "runs" / "dalle" / "model")

@@ -64,6 +64,13 @@ def _resized_crop(
     return _crop(image, int(top), int(left), side)
 
 
+def middle_square(image: Pixels, side: int) -> Pixels:
+    """The largest square in the middle, scaled to `side`: what a picture is compared by."""
+    h, w = image.shape[:2]
+    s = min(h, w)
+    return resize_area(_crop(image, (h - s) // 2, (w - s) // 2, s), side, side)
+
+
 def augment_dvae(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
     """Listing 1: random square crop, random resize, random crop, random horizontal flip."""
     h, w = image.shape[:2]

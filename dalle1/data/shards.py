@@ -109,6 +109,15 @@ def shuffled(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Ite
         yield buffer[i]
 
 
+def image_of(sample: Raw) -> bytes:
+    """The encoded picture of a raw sample; KeyError where it has none."""
+    for key in IMAGE_KEYS:
+        if key in sample:
+            data: bytes = sample[key]
+            return data
+    raise KeyError("no picture")
+
+
 def caption_of(sample: Raw, caption_key: str) -> str:
     """The caption of a raw sample: its txt, or the named key of its json; KeyError, ValueError."""
     if caption_key == "txt":
@@ -211,11 +220,8 @@ class Batches(IterableDataset[Batch]):
             yield Batch(torch.stack(images), list(captions), seed, dropped)
 
     def _decode(self, sample: Raw, rng: np.random.Generator) -> tuple[Tensor, str]:
-        key = next(key for key in (*IMAGE_KEYS, "") if key in sample or not key)
-        if not key:
-            raise KeyError("no picture")
-        caption = caption_of(sample, self.caption_key)
-        pixels = self.augmentation(read_image(sample[key]), self.image_size, rng)
+        data, caption = image_of(sample), caption_of(sample, self.caption_key)
+        pixels = self.augmentation(read_image(data), self.image_size, rng)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), caption
 
     def loader(self, workers: int = 0) -> Iterator[Batch]:

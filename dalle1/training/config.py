@@ -1,27 +1,17 @@
-"""One YAML file an experiment: its settings, all of them read, none unknown.
-
-`load_config` reads a file, lays `key=value` overrides over it and checks the whole before
-anything is built. `extends: other.yaml` starts from another file.
-"""
+"""The settings of a training run: one YAML file an experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from dalle1.clip import CLIPConfig
+from dalle1.settings import Section, load_settings
 from dalle1.transformer import Execution, TransformerConfig
 from dvae import DVAEConfig
-
-SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Section):
@@ -142,72 +132,5 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a YAML file with overrides such as `optimiser.learning_rate=1e-3`.
-
-    Raises ValueError that names the file and each setting that is unknown, missing or wrong.
-    """
-    content = _read(Path(path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"override {override!r}: expected key=value")
-        _lay(content, key.split("."), _value(text), override)
-    try:
-        return RunConfig(**content)
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"
-            + (f" (got {e['input']!r})" if e["type"] != "missing" and e["loc"] else "")
-            for e in error.errors()
-        ]
-        raise ValueError(f"{path}:\n" + "\n".join(lines)) from error
-
-
-def save_config(config: RunConfig, path: Path) -> None:
-    """Writes the resolved settings, defaults included, so that `load_config` reads them back."""
-    beside = path.with_name(path.name + ".tmp")
-    # A section left out is None; a setting that is None says so, for it is not always the default.
-    content = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
-    beside.write_text(yaml.safe_dump(content, sort_keys=False))
-    beside.replace(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"config {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"config {path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path}: expected settings as 'key: value'")
-    parent = content.pop("extends", None)
-    return content if parent is None else _merged(_read(path.parent / parent), content)
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
-
-
-def _lay(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"override {override!r}: {key} is no section")
-    content[keys[-1]] = value
-
-
-def _value(text: str) -> Any:
-    for number in (int, float):  # YAML 1.1 reads 1e-3 as a string
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # a brace pattern such as path/{0000..0009}.tar
+    """The settings of a training run's YAML file; see `dalle1.settings.load_settings`."""
+    return load_settings(RunConfig, path, overrides)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")
@@ -19,8 +21,12 @@ from dalle1.training.config import OptimiserSettings
 from dalle1.training.stages import Stage
 
 
-def start_processes() -> tuple[int, int]:
-    """Joins the launcher's processes, or starts as the only one; returns (rank, ranks)."""
+def start_processes(reduces: bool = True) -> tuple[int, int]:
+    """Joins the launcher's processes, or starts as the only one; returns (rank, ranks).
+
+    reduces: whether the ranks will add up much, as training does; if not, CPUs are spared the
+    minute of compiling the op for it.
+    """
     if not torch.distributed.is_initialized():
         if "RANK" not in os.environ:  # plain `python launch/train.py`: a group of one
             with socket.socket() as probe:
@@ -28,9 +34,9 @@ def start_processes() -> tuple[int, int]:
                 port = probe.getsockname()[1]
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(port)
-        if os.environ["WORLD_SIZE"] == "1":
-            # A group of one shares memory with nobody: spare it the minute of compiling the op,
-            # and the silent wait for a lock that a killed compilation leaves behind.
+        if os.environ["WORLD_SIZE"] == "1" or not reduces:
+            # A group of one shares memory with nobody. Spared too: the silent wait for a lock that
+            # a killed compilation leaves behind.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
@@ -40,6 +46,16 @@ def start_processes() -> tuple[int, int]:
 def barrier() -> None:
     """Waits for all ranks."""
     torch.distributed.barrier()
+
+
+def meeting() -> Callable[[], None]:
+    """Made by all ranks together; a call waits until every rank has called, however long its work
+    takes, and a rank may leave right after."""
+    if torch.distributed.get_world_size() == 1:
+        return lambda: None
+    ranks = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+    # The first rank hears from each and answers; an ordinary barrier breaks when one leaves early.
+    return lambda: torch.distributed.monitored_barrier(ranks)
 
 
 def any_rank(flag: bool) -> bool:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dalle1.data import shapes
 from dalle1.data.shards import Batches, find_shards
+from dalle1.settings import SHAPES, save_settings
 from dalle1.training import checkpoints
 from dalle1.training.checkpoints import Checkpoint
-from dalle1.training.config import SHAPES, RunConfig, save_config
+from dalle1.training.config import RunConfig
 from dalle1.training.ema import EMA
 from dalle1.training.engine import Engine, any_rank, barrier, mean_over_ranks, start_processes
 from dalle1.training.log import RunLog
@@ -84,7 +85,7 @@ class Trainer:
             self._load(latest)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / CONFIG)
+            save_settings(config, self.folder / CONFIG)
 
     def run(self) -> None:
         """Trains to the end; Interrupted after Ctrl-C or SIGTERM, when a checkpoint is saved."""

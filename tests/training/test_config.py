@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dalle1 import Transformer, TransformerConfig
-from dalle1.training.config import DVAESettings, load_config, save_config
+from dalle1.settings import save_settings
+from dalle1.training.config import DVAESettings, load_config
 from dvae import DVAEConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,7 +77,7 @@ def test_papers_dvae() -> None:
 def test_saved_config_is_the_same(tmp_path: Path, path: str) -> None:
     """A resolved config that does not say what was run; a none that comes back as the default."""
     config = load_config(CONFIGS / path, ["steps=7"])
-    save_config(config, tmp_path / "config.yaml")
+    save_settings(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
 

@@ -1,0 +1,1 @@
+"""The ranking benchmark: draws, scores and judges candidates, and reports what ranking gains."""

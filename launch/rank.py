@@ -1,0 +1,50 @@
+"""Draws and ranks candidates of many captions and reports what ranking gains.
+
+    python launch/rank.py CONFIG [key=value ...]
+    deepspeed launch/rank.py CONFIG [key=value ...]     the captions spread over the ranks
+
+Ctrl-C loses the captions in work alone; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.evaluation.settings import RankSettings
+from dalle1.settings import load_settings
+from dalle1.training.engine import meeting, start_processes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, 130 when stopped, 2 for a mistake in the settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", help="a YAML file such as configs/shapes/rank.yaml")
+    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
+    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load_settings(RankSettings, options.config, options.overrides)
+        model, prompts = prepare(settings)
+        rank, ranks = start_processes(reduces=False)
+        if torch.cuda.is_available():
+            model.to(f"cuda:{torch.cuda.current_device()}")
+        page = run(model, prompts, settings, rank, ranks, meeting())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    if page:
+        for name in FILES:
+            print(f"  {page.parent / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The benchmark's figures against counts by hand, and the whole of it as a user runs it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dalle1 import Model
+from dalle1.evaluation import benchmark
+from dalle1.evaluation.draws import ATTRIBUTES, NOT_CLAIMED, Draws, draw_all, read_draws
+from dalle1.evaluation.prompts import (
+    HELDOUT,
+    UNSEEN,
+    read_prompts,
+    training_captions,
+    true_pictures,
+)
+from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.evaluation.settings import RankSettings
+from dalle1.settings import load_settings
+from tests.conftest import CAPTIONS, ModelMaker
+from tests.evaluation.conftest import SettingsMaker
+
+ROOT = Path(__file__).parents[2]
+
+
+def judged(seed: int, claimed: list[int]) -> Draws:
+    """Five random candidates of which the claimed attributes are right or wrong."""
+    g = torch.Generator().manual_seed(seed)
+    verdicts = torch.full((5, len(ATTRIBUTES)), NOT_CLAIMED, dtype=torch.int8)
+    verdicts[:, claimed] = torch.randint(2, (5, len(claimed)), generator=g, dtype=torch.int8)
+    return Draws(torch.zeros(5, 4), torch.rand(5, generator=g), verdicts)
+
+
+def test_curves_by_enumeration() -> None:
+    """Attributes counted where a caption does not claim them, or of another candidate."""
+    draws = [judged(0, [0, 1, 2]), judged(1, [0, 1, 2, 4]), judged(2, [0, 1, 2, 4])]
+    found = benchmark.curves(draws, [1, 2, 4], resamples=20)
+    for n in (1, 2, 4):
+        subsets = list(itertools.combinations(range(5), n))
+        first = [[max(s, key=lambda i, d=d: float(d.scores[i])) for s in subsets] for d in draws]
+
+        def mean(values: list[list[float]]) -> float:
+            return sum(sum(v) / len(v) for v in values) / len(values)
+
+        pairs = list(zip(draws, first, strict=True))
+        score = mean([[float(d.scores[i]) for i in best] for d, best in pairs])
+        assert found["clip_score"][n]["mean"] == pytest.approx(score, abs=1e-6)
+        right = mean([[float(d.correct[i]) for i in best] for d, best in pairs])
+        assert found["accuracy"][n]["mean"] == pytest.approx(right)
+        some = [[float(any(d.correct[i] for i in s)) for s in subsets] for d in draws]
+        assert found["oracle"][n]["mean"] == pytest.approx(mean(some))
+        related = mean([[float(d.verdicts[i, 4]) for i in best] for d, best in pairs[1:]])
+        assert found["attributes"]["relation"][n]["mean"] == pytest.approx(related)
+        low, high = found["accuracy"][n]["interval"]
+        assert low <= found["accuracy"][n]["mean"] <= high
+    assert found["attributes"]["size"] == {} and found["attributes"]["background"] == {}
+
+
+def test_flat_from() -> None:
+    """A curve called flat while it still rises."""
+    assert benchmark.flat_from({1: 0.2, 2: 0.5, 4: 0.897, 8: 0.9, 16: 0.899}) == 4
+    assert benchmark.flat_from({1: 0.9, 2: 0.5}) == 1
+    assert benchmark.flat_from({1: 0.1, 2: 0.2, 4: 0.3}) == 4
+    assert benchmark.flat_from({1: -0.5, 2: -0.4, 4: -0.401}) == 2
+
+
+def test_chosen_pictures(model: Model, make_settings: SettingsMaker) -> None:
+    """Pictures of the first N that are the best of another N, another blur or another caption."""
+    settings = make_settings(candidates=4, blur=[0, 2], shown=2)
+    prompts = read_prompts(settings)
+    draw_all(model, prompts, settings, progress=False)
+    found = benchmark.measure(model, prompts, settings)
+    draws = read_draws(prompts, settings)
+    pictures = found.results["groups"]["captions"]["pictures"]
+    for n in (1, 2, 4):
+        best = [float(d.scores[:n].max()) for d in draws]
+        # The benchmark scores the pictures with 8 bits, as they would be saved.
+        assert pictures["0"][n]["clip_score"]["mean"] == pytest.approx(
+            sum(best) / len(best), abs=2e-3
+        )
+        assert pictures["0"][n]["fid"] > 0 and pictures["2"][n]["inception_score"] >= 1
+        assert pictures["2"][n]["clip_score"] != pictures["0"][n]["clip_score"]
+        assert "accuracy" not in pictures["0"][n]
+    assert [p.caption for p in found.prompts] == CAPTIONS[:2]
+    for row, d in zip(found.best, draws, strict=False):
+        expected = [int(d.scores[:n].argmax()) for n in (1, 2, 4)]
+        whole = model.dvae.decode(d.tokens.reshape(-1, 4, 4))
+        for picture, i in zip(row, expected, strict=True):
+            torch.testing.assert_close(picture, whole[i])
+
+
+def test_page(model: Model, make_settings: SettingsMaker) -> None:
+    """A page that shows what is not there, or figures that are no JSON."""
+    settings = make_settings()
+    page = run(*prepare(settings), settings)
+    assert page is not None
+    folder = page.parent
+    assert all((folder / name).is_file() for name in FILES)
+    text = page.read_text()
+    for name in re.findall(r"(?:src|href)=([\w.]+)", text):
+        assert (folder / name).is_file()
+    assert "captions: 5 captions, flat from N =" in text
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    results = json.loads((folder / "ranking.json").read_text(), parse_constant=refuse)
+    assert results["counts"] == [1, 2, 4] and results["blur"] == [0, 1]
+    assert load_settings(RankSettings, folder / "config.yaml") == settings
+    for name in FILES:
+        if name.endswith(".png"):
+            with Image.open(folder / name) as image:
+                assert image.width > 200
+
+
+def test_captions_alone(model: Model, make_settings: SettingsMaker, tmp_path: Path) -> None:
+    """Captions without pictures refused, or compared with nothing."""
+    file = tmp_path / "captions.txt"
+    file.write_text("a red cat\n\n  a blue dog  \n", encoding="utf-8")
+    settings = make_settings(data=str(file))
+    assert [p.caption for p in read_prompts(settings)] == ["a red cat", "a blue dog"]
+    assert true_pictures(settings, 8) is None
+    page = run(*prepare(settings), settings)
+    assert page is not None
+    results = json.loads((page.parent / "ranking.json").read_text())
+    point = results["groups"]["captions"]["pictures"]["0"]["4"]
+    assert point["fid"] is None and point["inception_score"] >= 1
+
+
+def test_true_pictures(make_settings: SettingsMaker) -> None:
+    """Pictures of another size than the model's, squeezed, or more than asked for."""
+    settings = make_settings(reference_pictures=3)
+    pictures = true_pictures(settings, 8)
+    assert pictures is not None
+    found = list(pictures)
+    assert len(found) == 3 and {p.shape for p in found} == {(3, 8, 8)}
+    assert all(float(p.min()) >= 0 and 0.2 < float(p.max()) <= 1 for p in found)
+
+
+def test_prompts_of_the_built_in_data() -> None:
+    """Captions that the model was trained on, or the splits mixed up."""
+    settings = RankSettings(
+        model="m", run="r", data="shapes", captions=20, heldout_captions=5, training_captions=3000
+    )
+    prompts = read_prompts(settings)
+    assert [p.group for p in prompts] == [UNSEEN] * 20 + [HELDOUT] * 5
+    captions = [p.caption for p in prompts]
+    assert len(set(captions)) == 25
+    assert not set(captions) & training_captions(3000)
+    assert read_prompts(settings.model_copy(update={"captions": 7}))[:7] == prompts[:7]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": 0}, "candidates"),
+        ({"blur": [0, -1]}, "blur: expected different radii"),
+        ({"blur": [1, 1]}, "blur: expected different radii"),
+        ({"temperature": -1.0}, "temperature: expected"),
+        ({"heldout_captions": 3}, "heldout_captions is read with data=shapes alone"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_settings_errors(
+    make_settings: SettingsMaker, changes: dict[str, object], message: str
+) -> None:
+    """A setting out of its range, or that nothing reads, taken without a word."""
+    with pytest.raises(ValueError, match=message):
+        make_settings(**changes)
+
+
+def test_mistakes_before_anything_is_drawn(
+    make_model: ModelMaker, make_settings: SettingsMaker, tmp_path: Path
+) -> None:
+    """Mistakes that show after hours of drawing."""
+    make_model(clip=False).save(tmp_path / "bare")
+    with pytest.raises(ValueError, match="has no CLIP to rank with"):
+        prepare(make_settings(model=str(tmp_path / "bare")))
+    with pytest.raises(ValueError, match=r"config.json is missing"):
+        prepare(make_settings(model=str(tmp_path)))
+    with pytest.raises(ValueError, match="cannot be read"):
+        prepare(make_settings(data=str(tmp_path / "none.txt")))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no captions"):
+        prepare(make_settings(data=str(tmp_path / "empty.txt")))
+    with pytest.raises(ValueError, match="no caption under the key 'title'"):
+        prepare(make_settings(caption_key="title"))
+
+
+@pytest.mark.slow
+def test_two_ranks_and_one(model: Model, make_settings: SettingsMaker, tmp_path: Path) -> None:
+    """Ranks that report before the others are done, or figures that depend on their number."""
+    found = {}
+    for ranks in (1, 2):
+        settings = make_settings(run=str(tmp_path / f"run-{ranks}"))
+        file = tmp_path / f"rank-{ranks}.yaml"
+        file.write_text(yaml.safe_dump(settings.model_dump()))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        processes = []
+        for rank in range(ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "launch/rank.py", str(file)],
+                    cwd=ROOT,
+                    env=os.environ | place,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        outputs = [p.communicate()[0] for p in processes]
+        assert [p.returncode for p in processes] == [0] * ranks, outputs
+        assert "index.html" in outputs[0] and "index.html" not in "".join(outputs[1:])
+        found[ranks] = json.loads((tmp_path / f"run-{ranks}" / "ranking.json").read_text())
+    assert found[1]["groups"] == found[2]["groups"]
+
+
+def test_launch_names_mistakes(tmp_path: Path) -> None:
+    """A traceback for a setting that does not exist."""
+    command = ["launch/rank.py", "configs/shapes/rank.yaml", "candidate=3"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "candidate" in done.stderr
+    assert "Traceback" not in done.stderr
