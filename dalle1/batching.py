@@ -155,8 +155,10 @@ def step_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
 
 
 def pictures_at_once(model: Model) -> int:
-    """Pictures that the dVAE decodes at once: 16 of 256x256 pixels, or about as many pixels."""
-    return min(LARGEST_BATCH, max(1, 2**20 // model.image_size**2))
+    """Pictures that the dVAE decodes at once: on CUDA 16 of 256x256 pixels or about as many pixels,
+    on CPUs 16 of 32x32; larger maps leave the processor's cache."""
+    pixels = 2**20 if model.device.type == "cuda" else 2**14
+    return min(LARGEST_BATCH, max(1, pixels // model.image_size**2))
 
 
 def picture_bytes(model: Model) -> int:

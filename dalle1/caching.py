@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dalle1.attention import Slots, cache_length, dense_attention, slots
 from dalle1.layout import Pattern
-from dalle1.packed import linear, packed
+from dalle1.packed import packed, packed_linear
 from dalle1.transformer import Layer, Transformer, TransformerConfig
 
 # Rows whose products are formed at once on CPUs, so that they stay in the processor's cache.
@@ -184,7 +184,7 @@ class StateCache(LayerCache):
     def make_room(self, like: Tensor, where: Slots, recorded: bool) -> Memory:
         a = self.attention
         w = a.heads * a.head_size
-        self.query = linear(a.qkv.weight[:w], a.qkv.bias[:w], self.rows)
+        self.query = packed_linear(a.qkv.weight[:w], a.qkv.bias[:w], self.rows)
         weights = rearrange(a.qkv.weight[w:], "(two s d) w -> two s d w", two=2, s=a.heads)
         bias = rearrange(a.qkv.bias[w:], "(two s d) -> two s d", two=2, s=a.heads)
         self.weight_k, self.weight_v = weights.detach().unbind()

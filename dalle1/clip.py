@@ -259,6 +259,9 @@ class CLIP(nn.Module):
                 f"text tokens: expected int64 in [0, {self.config.text_vocab - 1}], got "
                 f"{tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
             )
+        if tokens.device.type == "cpu" and tokens.numel():
+            # Behind the captions' ends nothing is read: attention is causal.
+            tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x))
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]

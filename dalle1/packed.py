@@ -11,12 +11,21 @@ Dimensions: n rows, i and o features in and out.
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@lru_cache(maxsize=1)
+def has_kernels() -> bool:
+    """Whether this torch has oneDNN, and its kernels under the names known here."""
+    ops = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
 
 
 class PackedLinear(nn.Module):
@@ -37,16 +46,14 @@ class PackedLinear(nn.Module):
 def packs(weight: Tensor) -> bool:
     """Whether torch has the kernels for a weight of this type and device."""
     ops = torch.ops.mkldnn
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not (hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")):
+    if weight.device.type != "cpu" or not has_kernels():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(ops._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32
 
 
-def linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
+def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
     """A map of x [..., i] to `weight @ x + bias` [..., o], packed where that is possible."""
     if packs(weight):
         return PackedLinear(weight, bias, rows)
@@ -60,7 +67,7 @@ def packed(module: M, rows: int) -> M:
     if not all(packs(p) for p in module.parameters()):
         return module
     if isinstance(module, nn.Linear):
-        return linear(module.weight, module.bias, rows)  # type: ignore[return-value]
+        return packed_linear(module.weight, module.bias, rows)  # type: ignore[return-value]
     shared = {id(p): p for p in module.parameters()}
     twin = copy.deepcopy(module, shared)
     for name, part in module.named_modules():

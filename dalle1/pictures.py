@@ -35,7 +35,8 @@ def contact_sheet(
 ) -> Image.Image:
     """A row of pictures for each caption, the caption on the left.
 
-    titles: texts above groups of columns: one, or two where `columns_before_gap` splits them.
+    titles: texts above the columns, one each; or, where `columns_before_gap` splits the columns in
+    two groups, one above each group.
     """
     if len(rows) != len(captions) or not rows or not rows[0]:
         raise ValueError(f"contact_sheet: {len(rows)} rows of pictures, {len(captions)} captions")
@@ -57,7 +58,8 @@ def contact_sheet(
         gap = split if columns_before_gap and column >= columns_before_gap else 0
         return CAPTION_WIDTH + column * (width + GAP) + gap
 
-    for title, column in zip(titles, (0, columns_before_gap), strict=False):
+    starts = (0, columns_before_gap) if columns_before_gap else range(columns)
+    for title, column in zip(titles, starts, strict=False):
         draw.text((left(column), 4), title, fill="black", font=font)
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         y = top + i * (height + GAP)

@@ -25,7 +25,7 @@ from dalle1.decoding import (
     draw_text,
 )
 from dalle1.layout import PATTERNS, Pattern
-from dalle1.packed import PackedLinear, linear, packed, packs
+from dalle1.packed import PackedLinear, packed, packed_linear, packs
 from tests.conftest import TransformerMaker
 
 DRAWS = 20_000
@@ -129,7 +129,7 @@ def test_packed_maps(make_transformer: TransformerMaker) -> None:
             assert isinstance(twin.up, PackedLinear) and isinstance(twin.down, PackedLinear)
     double = copy.deepcopy(mlp).double()
     assert packed(double, 3) is double  # no kernel: left as it is
-    y = linear(double.up.weight, double.up.bias, 3)(torch.ones(2, 64).double())
+    y = packed_linear(double.up.weight, double.up.bias, 3)(torch.ones(2, 64).double())
     assert torch.equal(y, double.up(torch.ones(2, 64).double()))
 
 
@@ -216,6 +216,21 @@ def test_captions_drawn_together(
             alone = draw(transformer, text[i], uniforms[i], options, given)
             assert torch.equal(together[i], alone)
     assert len(together.flatten(0, 1).unique(dim=0)) == 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_recorded_graph(make_transformer: TransformerMaker, guidance: float) -> None:
+    """A graph that replays its first position, or tokens, for ever."""
+    transformer = copy.deepcopy(make_transformer(layers=5)).cuda()
+    text = torch.tensor([[3, 1, 13, 14, 15, 16], [7, 7, 7, 14, 15, 16]])
+    uniforms = torch.stack([candidate_uniforms(1, str(i), 0, 3, 16) for i in range(2)])
+    options = Options(guidance=guidance)
+    graph = Decoder(transformer, 2, 3, options)
+    assert graph.graph is not None
+    plain = Decoder(transformer, 2, 3, options, recorded=False)
+    for given in (None, torch.tensor([3, 1, 4]), None):
+        assert torch.equal(graph.draw(text, uniforms, given), plain.draw(text, uniforms, given))
 
 
 def test_candidate_uniforms() -> None:
