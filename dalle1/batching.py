@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle1.decoding import Decoder, Options, cache_bytes, candidate_uniforms
 from dalle1.model import Model
+from dalle1.packed import packed_bytes
 from dalle1.transformer import TransformerConfig
 
 # Rows drawn at once at most. On CPUs more than this are slower: they leave the processor's cache.
@@ -75,7 +76,7 @@ def draw_parts(
             if decoder is None:
                 decoder = Decoder(model.transformer, c, b, options)
             tokens = decoder.draw(text[rows], torch.stack(numbers), prefix, report)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if batch_size is not None or c * b == 1 or not _out_of_memory(error):
                 raise
             decoder = None  # before another is made
@@ -115,9 +116,17 @@ def _cut(part: Part, tokens: Tensor) -> Part:
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator raises no class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was what failed, perhaps behind an error that it led to."""
+    # Neither the CPU's allocator nor CUDA's libraries raise torch's own class.
+    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if any(sign in str(error) for sign in signs):
+            return True
+        error = error.__context__
+    return False
 
 
 def fitting_batch(model: Model, candidates: int, captions: int, options: Options) -> int:
@@ -129,13 +138,15 @@ def fitting_batch(model: Model, candidates: int, captions: int, options: Options
     else:  # others need some too
         free, largest = free_memory(weight.device) // 2, LARGEST_CPU_BATCH
     free -= pictures_at_once(model) * picture_bytes(model)  # decoded while the caches are held
+    free -= packed_bytes(model.transformer)
     passes = 1 if options.guidance == 1 else 2
-    # Every caption that is drawn along has a cache of its own.
-    shared = min(captions, ceil(largest / candidates)) * cache_bytes(config, 0, weight.dtype)
-    each = cache_bytes(config, 1, weight.dtype) - cache_bytes(config, 0, weight.dtype)
-    each += step_bytes(config, weight.dtype)
-    fitting = (free - passes * shared) // (passes * each)
-    return max(1, min(largest, captions * candidates, fitting))
+    shared = passes * cache_bytes(config, 0, weight.dtype)  # of a caption
+    each = passes * (cache_bytes(config, 1, weight.dtype) + working_bytes(config, weight.dtype))
+    each -= shared
+    if candidates <= largest and free >= shared + candidates * each:  # whole captions
+        whole = free // (shared + candidates * each) * candidates
+        return min(largest, captions * candidates, whole)
+    return max(1, min(largest, candidates, (free - shared) // each))
 
 
 def free_memory(device: torch.device) -> int:
@@ -146,7 +157,7 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def step_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
+def working_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
     """About what one candidate's step works with: scores and their sums over the vocabulary, of
     the layers the hidden states, the queries of every head on whole states, the keys gathered."""
     gathered = (config.conv_kernel // 2 + 1) * config.conv_kernel

@@ -55,8 +55,9 @@ class Memory:
     recorded once and replayed, int64 tensors [1] on the device, then shapes never change.
     """
 
-    def __init__(self, held: Tensor, dim: int, where: Slots, recorded: bool) -> None:
-        self.held, self.dim, self.where = held, dim, where
+    def __init__(self, held: Tensor, rows_dim: int, dim: int, where: Slots, recorded: bool) -> None:
+        """rows_dim: the dimension of candidates; dim: that of slots."""
+        self.held, self.rows_dim, self.dim, self.where = held, rows_dim, dim, where
         if recorded:
             self.place = where.place.to(held.device)
             table, counts = where.table()
@@ -73,11 +74,13 @@ class Memory:
             place = self.place.index_select(0, position)
             self.held.index_copy_(self.dim, place, new.unsqueeze(self.dim))
 
-    def write_many(self, new: Tensor, positions: range) -> None:
-        """Keeps positions side by side in `new`'s dimension of slots; of those that share a slot
-        the last."""
-        kept = positions[-self.where.length :]
-        new = new.narrow(self.dim, len(positions) - len(kept), len(kept))
+    def write_first(self, new: Tensor, rows: int) -> None:
+        """Keeps the first positions, side by side in `new`'s dimension of slots; of those that
+        share a slot the last. new has a row for each caption, which all its candidates get."""
+        count = new.shape[self.dim]
+        kept = range(count)[-self.where.length :]
+        new = new.narrow(self.dim, kept.start, len(kept))
+        new = new.repeat_interleave(rows // new.shape[self.rows_dim], dim=self.rows_dim)
         place = self.where.place[kept.start : kept.stop].to(self.held.device)
         self.held.index_copy_(self.dim, place, new)
 
@@ -103,7 +106,8 @@ class LayerCache(ABC):
         like = layer.attention.qkv.weight
         self.captions, self.rows = captions, captions * candidates
         self.attention = layer.attention
-        self.text = like.new_empty(2, captions, c.heads, c.text_length, c.head_size)
+        # Numbers from the first: a step is tried before any caption is read when it is recorded.
+        self.text = like.new_zeros(2, captions, c.heads, c.text_length, c.head_size)
         where = slots(layer.attention.pattern, c.grid, c.conv_kernel)
         self.image = self.make_room(like, where, recorded)
         self.out = packed(layer.attention.out, self.rows)
@@ -159,13 +163,10 @@ class KeyValueCache(LayerCache):
         a = self.attention
         self.projection = packed(a.qkv, self.rows)
         held = like.new_empty(2, self.rows, a.heads, where.length, a.head_size)
-        return Memory(held, 3, where, recorded)
+        return Memory(held, 1, 3, where, recorded)
 
     def keep_image(self, states: Tensor, k: Tensor, v: Tensor) -> None:
-        self.image.write_many(self._each(torch.stack([k, v])), range(k.shape[2]))
-
-    def _each(self, x: Tensor) -> Tensor:
-        return x.repeat_interleave(self.rows // self.captions, dim=1)
+        self.image.write_first(torch.stack([k, v]), self.rows)
 
     def attend(self, states: Tensor, position: int | Tensor) -> Tensor:
         q, *kv = rearrange(
@@ -189,11 +190,10 @@ class StateCache(LayerCache):
         bias = rearrange(a.qkv.bias[w:], "(two s d) -> two s d", two=2, s=a.heads)
         self.weight_k, self.weight_v = weights.detach().unbind()
         self.bias_k, self.bias_v = bias.detach().unbind()
-        return Memory(like.new_empty(self.rows, where.length, w), 1, where, recorded)
+        return Memory(like.new_empty(self.rows, where.length, w), 0, 1, where, recorded)
 
     def keep_image(self, states: Tensor, k: Tensor, v: Tensor) -> None:
-        each = states.repeat_interleave(self.rows // self.captions, dim=0)
-        self.image.write_many(each, range(states.shape[1]))
+        self.image.write_first(states, self.rows)
 
     def attend(self, states: Tensor, position: int | Tensor) -> Tensor:
         self.image.write(states, position)

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, UnidentifiedImageError
 
+from dalle1.model import Model
 from dalle1.pictures import to_rgb
-from dalle1.sampling import rank, sample
+from dalle1.sampling import rank, resolve, sample
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw.add_argument("--rows", type=int, default=0, help="token rows of --image to keep")
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--batch-size", type=int, help="candidates drawn at once")
+    draw.add_argument("--dtype", choices=DTYPES, default="float32", help="of the transformer")
     score = commands.add_parser("rank", help="score pictures against a caption")
     score.add_argument("caption")
     score.add_argument("images", nargs="+", type=Path, metavar="image")
     score.add_argument("--model", type=Path, help="model folder (or set DALLE1_MODEL)")
+    for command in (draw, score):
+        command.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1 ...")
     options = parser.parse_args(arguments)
     try:
         return _sample(options) if options.command == "sample" else _rank(options)
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sample(options: argparse.Namespace) -> int:
     result = sample(
         options.captions,
-        model=options.model,
+        model=_model(options, getattr(torch, options.dtype)),
         candidates=options.candidates,
         keep=options.keep,
         temperature=options.temperature,
@@ -69,10 +76,23 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _rank(options: argparse.Namespace) -> int:
-    scores = rank(options.caption, [_open(path) for path in options.images], options.model)
+    images = [_open(path) for path in options.images]
+    scores = rank(options.caption, images, _model(options))
     for i in scores.argsort(descending=True, stable=True).tolist():
         print(f"{scores[i]:.4f}  {options.images[i]}")
     return 0
+
+
+def default_device() -> str:
+    """CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _model(options: argparse.Namespace, dtype: torch.dtype | None = None) -> Model:
+    try:
+        return resolve(options.model).to(options.device, dtype)
+    except (RuntimeError, AssertionError) as error:  # what torch raises where there is no CUDA
+        raise ValueError(f"--device {options.device}: {error}") from error
 
 
 def _open(path: Path) -> Image.Image:

@@ -4,7 +4,7 @@ The caption is run once (`dalle1.caching` says what is held of it). Each image p
 one row of every layer and reads only the positions that the layer's pattern allows.
 
 Candidate i of a caption uses uniform numbers that depend on (seed, caption, i) alone, so batches
-of any size draw the same pictures.
+of any size draw the same pictures (up to the rounding of matrix products of another size).
 
 Dimensions: c captions, b candidates of each, t text positions, m image positions, v vocabulary.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +89,10 @@ class Decoder:
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.graph = self._record() if cuda and self.recorded else None
 
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Events and graphs belong to the current device, which need not be the model's."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     @torch.inference_mode()
     def draw(
         self,
@@ -118,18 +123,23 @@ class Decoder:
             self.tokens[:, :given] = prefix
             self.fed.copy_(t.image_embedding(prefix[-1]).expand_as(self.fed))
         self.cache.read(text_tokens, prefix)
+        with self._on_device():
+            return self._all_positions(given, on_step)
+
+    def _all_positions(self, given: int, on_step: Callable[[int, Tensor], None] | None) -> Tensor:
+        c = self.transformer.config
         shaped = rearrange(self.tokens, "(c b) m -> c b m", c=self.captions)
-        grid, done_before = t.config.grid, None
-        for p in range(given, t.config.stream.image_length):
+        done_before: torch.cuda.Event | None = None
+        for p in range(given, c.stream.image_length):
             if self.graph is not None:
                 self.graph.replay()
             else:
                 self._step(self.position if self.recorded else p)
-            if (p + 1) % grid:
+            if (p + 1) % c.grid:
                 continue
             if self.device.type == "cuda":
-                # The host keeps a row ahead of the device, so that what it reports is true, Ctrl-C
-                # is heard, and the device never waits.
+                # The host is a row ahead of the device at most: Ctrl-C is heard, the progress is
+                # nearly true, and the device never waits.
                 event = torch.cuda.Event()
                 event.record()
                 if done_before is not None:
@@ -158,17 +168,18 @@ class Decoder:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         """The step as a graph; what its trial runs leave in the caches is written over."""
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # kernels choose their plans and workspaces
+        with self._on_device():
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # kernels choose their plans and workspaces
+                    self.position.zero_()
+                    self._step(self.position)
                 self.position.zero_()
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._step(self.position)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        self.position.zero_()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step(self.position)
+            torch.cuda.current_stream().wait_stream(stream)
         return graph
 
 

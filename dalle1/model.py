@@ -84,9 +84,14 @@ class Model:
         """Where the transformer's weights are."""
         return self.transformer.start_of_image.device
 
-    def to(self, device: str | torch.device) -> Model:
-        """Moves all parts; returns the model itself."""
-        for part in (self.transformer, self.dvae, self.clip):
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Model:
+        """Moves all parts; returns the model itself.
+
+        dtype: of the transformer's weights and caches, such as torch.bfloat16. dVAE and CLIP stay
+        in 32 bits: they cost little, and pictures and scores should not change.
+        """
+        self.transformer.to(device=device, dtype=dtype)
+        for part in (self.dvae, self.clip):
             if part is not None:
                 part.to(device)
         return self

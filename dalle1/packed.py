@@ -74,3 +74,9 @@ def packed(module: M, rows: int) -> M:
         if isinstance(part, nn.Linear):
             twin.set_submodule(name, PackedLinear(part.weight, part.bias, rows))
     return twin
+
+
+def packed_bytes(module: nn.Module) -> int:
+    """What packing all linear maps of a module takes beside their own weights."""
+    weights = (m.weight for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(w.numel() * w.element_size() for w in weights if packs(w))

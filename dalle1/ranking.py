@@ -47,9 +47,9 @@ def oracle_of_n(correct: Tensor, n: int) -> float:
     return 1 - math.comb(wrong, n) / math.comb(m, n)
 
 
-def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4 ... up to `most`: the numbers of candidates that a curve is drawn for."""
-    return [2**i for i in range(most.bit_length())]
+def counts(most: int) -> list[int]:
+    """1, 2, 4 ... and `most`: the numbers of candidates that a curve is drawn for."""
+    return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def _check_count(n: int, m: int) -> None:

@@ -130,7 +130,6 @@ def sample(
     grid = model.transformer.config.grid
 
     kept: list[_Kept] = []
-    drawn: list[int] = []
     parts: list[Tensor] = []  # of the caption in work
     total = len(captions) * candidates
     stopped = False
@@ -144,9 +143,9 @@ def sample(
 
         def rank_caption() -> None:
             tokens = torch.cat(parts)
-            kept.append(_best(model, captions[len(kept)], tokens, keep))
-            drawn.append(len(tokens))
-            parts.clear()
+            best = _best(model, captions[len(kept)], tokens, keep)
+            parts.clear()  # first: what Ctrl-C finds here must not be ranked as the next caption
+            kept.append(best)
 
         try:
             for part in draw_parts(
@@ -164,10 +163,13 @@ def sample(
     if stopped:
         if not kept:
             raise KeyboardInterrupt
-        print(f"stopped: {sum(drawn)} of {total} candidates are complete", file=sys.stderr)
+        print(
+            f"stopped: {sum(k.drawn for k in kept)} of {total} candidates are complete",
+            file=sys.stderr,
+        )
     settings = {
         "candidates": candidates,
-        "drawn": drawn,
+        "drawn": [k.drawn for k in kept],
         "keep": keep,
         "temperature": temperature,
         "top_k": top_k,
@@ -187,8 +189,9 @@ def sample(
 
 @dataclass
 class _Kept:
-    """The best of one caption's candidates."""
+    """The best of one caption's candidates, and of how many."""
 
+    drawn: int
     tokens: Tensor  # int64 [keep, rows, columns]
     scores: Tensor  # float32 [keep]
     images: list[Image.Image]
@@ -203,7 +206,7 @@ def _best(model: Model, caption: str, tokens: Tensor, keep: int) -> _Kept:
         scores = ranking.score(model.clip, clip_ids(model, caption), images)
         order = scores.argsort(descending=True, stable=True)[:keep]
     folded = rearrange(tokens[order], "b (r c) -> b r c", r=model.transformer.config.grid)
-    return _Kept(folded, scores[order], [to_pil(picture) for picture in images[order]])
+    return _Kept(len(tokens), folded, scores[order], [to_pil(picture) for picture in images[order]])
 
 
 def _preview(
@@ -296,6 +299,8 @@ def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None
         return None
     if not 0 < rows < grid:
         raise ValueError(f"rows: expected 1 to {grid - 1} of the {grid} token rows, got {rows}")
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image: expected a PIL image, got {type(image).__name__}")
     if image.size != (side, side):
         raise ValueError(
             f"image: expected {side}x{side} pixels, got {image.size[0]}x{image.size[1]}"

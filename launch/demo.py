@@ -72,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     torch.manual_seed(0)
     sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
-    summary = write_report(options.runs, overrides["dvae"], *sizes)
+    try:
+        summary = write_report(options.runs, overrides["dvae"], *sizes)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     seconds["report"] = time.monotonic() - start
     usage = resource.getrusage
     peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
@@ -102,8 +106,9 @@ def write_report(
             f"training_captions={reader.shapes_count}",
         ],
     )
-    model, prompts = prepare(settings)
-    run(model, prompts, settings)
+    prepared = prepare(settings)
+    model, prompts = prepared.model, prepared.prompts
+    run(prepared, settings)
     groups = json.loads((runs / "ranking" / RESULT).read_text())["groups"]
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
     for split, name in (("test", UNSEEN), ("heldout", HELDOUT)):

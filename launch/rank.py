@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -27,13 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
     options = parser.parse_args(arguments)
+    sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` lie
     try:
         settings = load_settings(RankSettings, options.config, options.overrides)
-        model, prompts = prepare(settings)
         rank, ranks = start_processes(reduces=False)
-        if torch.cuda.is_available():
-            model.to(f"cuda:{torch.cuda.current_device()}")
-        page = run(model, prompts, settings, rank, ranks, meeting())
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        page = run(prepare(settings, device), settings, rank, ranks, meeting())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

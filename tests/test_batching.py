@@ -66,6 +66,7 @@ def test_batch_fits_the_memory(
     """A batch whose caches exceed the free memory, guidance's second pass included."""
     config = model.transformer.config
     monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
+    monkeypatch.setattr(batching, "packed_bytes", lambda _: 0)
     found = []
     for free in (0, 10**5, 10**6, 10**7, 10**12):
         for guidance in (1.0, 2.0):
@@ -79,6 +80,11 @@ def test_batch_fits_the_memory(
             taken = c * (1 if guidance == 1 else 2) * cache_bytes(config, b)
             assert 1 <= c * b <= batch <= batching.LARGEST_CPU_BATCH
             assert taken <= free / 2 or batch == 1
+            # Nor less than fits: one caption more would not.
+            step = candidates * batching.working_bytes(config, torch.float32)
+            one = (1 if guidance == 1 else 2) * (cache_bytes(config, candidates) + step)
+            if 1 < batch < min(40 * candidates, batching.LARGEST_CPU_BATCH) and one < free / 2:
+                assert (batch // candidates + 1) * one > free / 2
             found.append(batch)
     assert found[::2] == sorted(found[::2]) and found[1::2] == sorted(found[1::2])
     assert found[0] == 1 and found[-1] == min(40 * candidates, batching.LARGEST_CPU_BATCH)
@@ -89,9 +95,13 @@ def test_pictures_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch
     free = SimpleNamespace(available=8 * 10**5)
     monkeypatch.setattr(batching.psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
+    monkeypatch.setattr(batching, "packed_bytes", lambda _: 0)
     roomy = fitting_batch(model, 100, 1, Options())
     taken = 10**5 // batching.pictures_at_once(model)
     monkeypatch.setattr(batching, "picture_bytes", lambda _: taken)
+    assert 1 < fitting_batch(model, 100, 1, Options()) < roomy
+    monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
+    monkeypatch.setattr(batching, "packed_bytes", lambda _: 10**5)  # a second copy of the weights
     assert 1 < fitting_batch(model, 100, 1, Options()) < roomy
 
 
@@ -117,6 +127,25 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
     assert sizes == [(2, 2), (1, 2), (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         list(draw_parts(model, CAPTIONS[:1], 7, batch_size=7))
+
+
+def test_memory_errors_are_known() -> None:
+    """An allocation that failed under another name, and ends the run."""
+    for text in (
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "std::bad_alloc",
+    ):
+        assert batching._out_of_memory(RuntimeError(text))
+    try:
+        try:
+            raise torch.OutOfMemoryError("no memory")
+        finally:
+            raise RuntimeError("capture was interrupted")
+    except RuntimeError as error:
+        assert batching._out_of_memory(error)
+    assert not batching._out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_other_errors_are_not_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

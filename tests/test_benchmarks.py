@@ -35,8 +35,8 @@ def test_roofline_of_a_decoding_step() -> None:
     # Of the stream's pairs those of the text with itself are no step's; a mean over 36 steps.
     read = [(total - 8 * 9 / 2) / 36 for total in pairs()]
     flops = 2 * 5 * (weights + 2 * 16 * sum(read))
-    assert abs(sampling.step_flops(CONFIG, 5) / flops - 1) < 1e-12
+    assert abs(sampling.decoding_flops(CONFIG, 5) / flops - 1) < 1e-12
     # The first layer, row, holds keys and values, the last, conv, states; the text is read once.
     image = 2 * 16 * (read[0] - 8) + 16 * (read[1] - 8)
     values = weights + 2 * 2 * 16 * 8 + 5 * image
-    assert abs(sampling.step_bytes(CONFIG, 5, torch.bfloat16) / (2 * values) - 1) < 1e-12
+    assert abs(sampling.read_bytes(CONFIG, 5, torch.bfloat16) / (2 * values) - 1) < 1e-12

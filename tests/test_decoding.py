@@ -95,7 +95,7 @@ def test_slots_hold_what_is_read(pattern: Pattern, grid: int, kernel: int) -> No
     where = slots(pattern, grid, kernel)
     assert where.length == cache_length(pattern, grid, kernel)
     for recorded in (False, True):
-        memory = Memory(torch.full((2, where.length, 1), -1), 1, where, recorded)
+        memory = Memory(torch.full((2, where.length, 1), -1), 0, 1, where, recorded)
         for p, keys in enumerate(step_keys(pattern, grid, kernel)):
             at = torch.tensor([p]) if recorded else p
             memory.write(torch.full((2, 1), p), at)
@@ -223,6 +223,8 @@ def test_captions_drawn_together(
 def test_recorded_graph(make_transformer: TransformerMaker, guidance: float) -> None:
     """A graph that replays its first position, or tokens, for ever."""
     transformer = copy.deepcopy(make_transformer(layers=5)).cuda()
+    garbage = torch.full((2**24,), math.nan, device="cuda")  # what fresh memory may hold
+    del garbage
     text = torch.tensor([[3, 1, 13, 14, 15, 16], [7, 7, 7, 14, 15, 16]])
     uniforms = torch.stack([candidate_uniforms(1, str(i), 0, 3, 16) for i in range(2)])
     options = Options(guidance=guidance)

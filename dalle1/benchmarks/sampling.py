@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.attention import allowed, step_keys
-from dalle1.batching import free_memory
+from dalle1.batching import free_memory, working_bytes
 from dalle1.benchmarks.measuring import (
     DTYPES,
     Measured,
@@ -25,7 +25,7 @@ from dalle1.benchmarks.measuring import (
     peak_memory,
     timed,
 )
-from dalle1.caching import holds_states
+from dalle1.caching import cache_bytes, holds_states
 from dalle1.decoding import Decoder, Options, candidate_uniforms, choose
 from dalle1.transformer import Layer, Transformer, TransformerConfig
 
@@ -53,9 +53,8 @@ class DenseCache:
     def __init__(self, transformer: Transformer, text: Tensor, candidates: int) -> None:
         c = transformer.config
         self.transformer = transformer
-        self.masks = [
-            allowed(p, c.text_length, c.grid, c.conv_kernel).to(text.device) for p in c.patterns
-        ]
+        made = {p: allowed(p, c.text_length, c.grid, c.conv_kernel) for p in set(c.patterns)}
+        self.masks = [made[p].to(text.device) for p in c.patterns]
         x = transformer.embed_text(text.expand(candidates, -1))
         self.held = x.new_empty(self.shape(c, candidates))
         for i, layer in enumerate(transformer.layers):
@@ -104,17 +103,21 @@ class _Rows:
         return Run(Measured(steps, memory), whole, peak_memory(self.device), tokens)
 
 
-def draw_ours(transformer: Transformer, text: Tensor, uniforms: Tensor) -> Run:
-    """By `Decoder`; what is done once for many pictures is not counted."""
+def draw_ours(transformer: Transformer, text: Tensor, uniforms: Tensor, batch: int) -> Run:
+    """By `Decoder`, `batch` candidates at a time; what is done once for many pictures, such as
+    packing and recording, is not counted."""
     device, grid = transformer.start_of_image.device, transformer.config.grid
-    decoder = Decoder(transformer, 1, len(uniforms))
+    decoder = Decoder(transformer, 1, batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    rows = _Rows(device)
-    tokens = decoder.draw(text[None], uniforms[None], on_step=rows)
-    rows.times[-1] = time.perf_counter()  # the last row is known when it is here
-    return rows.run(grid, decoder.cache.bytes, tokens[0])
+    tokens, rows = [], _Rows(device)
+    for part in uniforms.split(batch):
+        rest = uniforms[: batch - len(part)]  # shapes never change
+        drawn = decoder.draw(text[None], torch.cat([part, rest])[None], on_step=rows)
+        rows.times[-1] = time.perf_counter()  # the last row is known when it is here
+        tokens.append(drawn[0, : len(part)])
+    return rows.run(grid, decoder.cache.bytes, torch.cat(tokens))
 
 
 @torch.inference_mode()
@@ -158,7 +161,7 @@ def recomputed_seconds(transformer: Transformer, candidates: int) -> float:
     return candidates / few * sum((b - a) * (s + t) / 2 for a, b, s, t in gaps)
 
 
-def step_bytes(c: TransformerConfig, candidates: int, dtype: torch.dtype) -> float:
+def read_bytes(c: TransformerConfig, candidates: int, dtype: torch.dtype) -> float:
     """Bytes that a step of one caption's candidates has to read, mean over the positions."""
     weights = 12 * c.width**2 * c.layers + c.width * c.image_vocab
     values = 0.0
@@ -168,11 +171,20 @@ def step_bytes(c: TransformerConfig, candidates: int, dtype: torch.dtype) -> flo
     return (weights + text + candidates * values) * dtype.itemsize
 
 
-def step_flops(c: TransformerConfig, candidates: int) -> float:
+def decoding_flops(c: TransformerConfig, candidates: int) -> float:
     """FLOPs that a step of one caption's candidates needs, mean over the positions."""
     weights = 12 * c.width**2 * c.layers + c.width * c.image_vocab
     keys = sum(c.text_length + keys for keys in _keys(c))
     return candidates * (2.0 * weights + 4.0 * c.width * keys)
+
+
+def even_batch(transformer: Transformer, candidates: int) -> int:
+    """Candidates at once, in as few and as even batches as the device's memory allows."""
+    c, weight = transformer.config, transformer.start_of_image
+    shared = cache_bytes(c, 0, weight.dtype)
+    each = cache_bytes(c, 1, weight.dtype) - shared + working_bytes(c, weight.dtype)
+    most = max(1, (int(0.9 * free_memory(weight.device)) - shared) // each)
+    return -(-candidates // -(-candidates // most))
 
 
 def _keys(c: TransformerConfig) -> list[float]:
@@ -204,10 +216,14 @@ def report_sample(
     report: dict[str, Any] = {"bandwidth": copying, "matmul_rate": rate}
     for b in candidates:
         uniforms = candidate_uniforms(0, "benchmark", 0, b, m)
-        ours = draw_ours(transformer, text, uniforms)
-        least = max(step_bytes(c, b, DTYPES[dtype]) / copying, step_flops(c, b) / rate)
+        batch = even_batch(transformer, b)
+        ours = draw_ours(transformer, text, uniforms, batch)
+        least = -(-b // batch) * max(
+            read_bytes(c, batch, DTYPES[dtype]) / copying, decoding_flops(c, batch) / rate
+        )
         runs = {"ours": ours}
-        print(f"  {b} candidates")
+        at_once = "" if batch == b else f", {batch} at once"
+        print(f"  {b} candidates{at_once}")
         needed = math.prod(DenseCache.shape(c, b)) * DTYPES[dtype].itemsize
         if needed < 0.8 * free_memory(device):
             runs["plain cache"] = draw_plain(transformer, text, uniforms)
@@ -221,7 +237,10 @@ def report_sample(
                 f"{b / run.whole:.3f} pictures/s"
             )
         share = m * least / ours.whole
-        print(f"    recomputed   {slow:,.0f} s (extrapolated)")
+        print(
+            f"    recomputed   {1e3 * slow / m:9,.2f} ms a step, a picture {slow:,.0f} s, "
+            f"{b * m / slow:,.1f} tokens/s, {b / slow:.5f} pictures/s (extrapolated)"
+        )
         print(
             f"    ours is {slow / ours.whole:,.0f} times as fast as recomputing and runs at "
             f"{share:.0%} of the roofline",

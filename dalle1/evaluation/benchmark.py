@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dalle1 import ranking
 from dalle1.evaluation.draws import ATTRIBUTES, NOT_CLAIMED, Draws, read_draws, verdict
 from dalle1.evaluation.metrics import (
+    BATCH,
     Comparison,
     Network,
     batches,
@@ -33,7 +34,7 @@ from dalle1.model import Model
 from dalle1.sampling import decode, to_pil
 from dalle1.settings import SHAPES
 
-FLAT = 0.01  # a curve is called flat from where it is within this share of its top
+FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
 
 
@@ -46,15 +47,18 @@ class Benchmark:
     best: list[list[Tensor]] = field(default_factory=list)  # [shown][counts] of pixels [3, H, W]
 
 
-def measure(model: Model, prompts: Sequence[Prompt], settings: RankSettings) -> Benchmark:
-    """Figures of what `draw_all` has drawn."""
-    draws = read_draws(prompts, settings)
-    counts = ranking.powers_of_two(settings.candidates)
+def measure(
+    model: Model, prompts: Sequence[Prompt], settings: RankSettings, network: Network
+) -> Benchmark:
+    """Figures of what `draw_all` has drawn; network: see `network_of`."""
+    counts = ranking.counts(settings.candidates)
     groups: dict[str, Any] = {}
     for group in dict.fromkeys(p.group for p in prompts):
-        own = [d for d, p in zip(draws, prompts, strict=True) if p.group == group]
+        of_group = [p for p in prompts if p.group == group]
+        # Without the tokens, which of thousands of captions fill the memory.
+        own = [d.without_tokens() for d in read_draws(of_group, settings)]
         groups[group] = {"captions": len(own), "curves": curves(own, counts, settings.bootstrap)}
-    comparisons, best = compare(model, prompts, draws, counts, settings)
+    comparisons, best = compare(model, prompts, counts, settings, network)
     for group, values in comparisons.items():
         groups[group]["pictures"] = values
     results = {
@@ -100,10 +104,13 @@ def curves(draws: Sequence[Draws], counts: Sequence[int], resamples: int) -> dic
     return found
 
 
-def flat_from(curve: dict[int, float]) -> int:
-    """The first N at which a curve comes within a hundredth of its top."""
-    top = max(curve.values())
-    return next(n for n, value in curve.items() if value >= top - FLAT * abs(top))
+def flat_from(curve: dict[int, float]) -> int | None:
+    """The first N at which a curve has all but a fiftieth of its rise over N = 1; None where that
+    is the last: it still rises."""
+    points = list(curve.items())
+    start, top = points[0][1], max(curve.values())
+    first = next(n for n, value in points if value >= top - FLAT * (top - start))
+    return None if first == points[-1][0] and len(points) > 1 else first
 
 
 def _point(values: Sequence[float], resamples: int) -> dict[str, float | list[float]]:
@@ -114,27 +121,20 @@ def _point(values: Sequence[float], resamples: int) -> dict[str, float | list[fl
 def compare(
     model: Model,
     prompts: Sequence[Prompt],
-    draws: Sequence[Draws],
     counts: Sequence[int],
     settings: RankSettings,
+    network: Network,
 ) -> tuple[dict[str, dict[str, Any]], list[list[Tensor]]]:
     """Of each group, blur radius and N the figures of one picture a caption, CLIP's first of
     candidates 0 ... N - 1; and those pictures of the captions that are shown."""
-    assert model.clip is not None
-    captions = [p.caption for p in prompts]
-    network = (
-        named_network(settings.features)
-        if settings.features
-        else clip_network(model.clip, captions)
-    )
     true = _true(model, network, settings)
     groups = list(dict.fromkeys(p.group for p in prompts))
     drawn = {
         (g, r, n): _Chosen(true[r], settings) for g in groups for r in settings.blur for n in counts
     }
     shown: list[list[Tensor]] = []
-    bar = tqdm(captions, desc="measuring", unit="caption", mininterval=5)
-    for caption, prompt, d in zip(bar, prompts, draws, strict=True):
+    bar = tqdm(prompts, desc="measuring", unit="caption", mininterval=5)
+    for prompt, d in zip(bar, read_draws(prompts, settings), strict=True):
         chosen = [int(d.scores[:n].argmax()) for n in counts]
         different = sorted(set(chosen))
         images = decode(model, d.tokens[different])
@@ -142,7 +142,7 @@ def compare(
             shown.append([images[different.index(i)] for i in chosen])
         for r in settings.blur:
             soft = blurred(images, r)
-            found = _figures(model, network, caption, soft, settings)
+            found = _figures(model, network, prompt.caption, soft, settings)
             for i, n in zip(chosen, counts, strict=True):
                 drawn[prompt.group, r, n].add(found, different.index(i))
     bar.close()
@@ -160,7 +160,7 @@ class _Found:
     """Figures of some pictures of one caption."""
 
     features: Tensor  # [n, f]
-    logits: Tensor  # [n, k]
+    logits: Tensor | None  # [n, k]
     scores: Tensor  # [n]
     correct: list[bool] | None
 
@@ -183,21 +183,43 @@ class _Chosen:
     def __init__(self, true: Comparison, settings: RankSettings) -> None:
         self.comparison = Comparison(true.features, settings.inception_splits)
         self.comparison.add_true(true)
+        self.waiting: list[tuple[Tensor, Tensor | None]] = []
         self.scores: list[float] = []
         self.correct: list[float] = []
 
+    def _compare(self) -> None:
+        if self.waiting:
+            features, logits = zip(*self.waiting, strict=True)
+            known = None if logits[0] is None else torch.stack(logits)
+            self.comparison.add(torch.stack(features), known, real=False)
+            self.waiting.clear()
+
     def add(self, found: _Found, i: int) -> None:
-        self.comparison.add(found.features[i, None], found.logits[i, None], real=False)
+        logits = None if found.logits is None else found.logits[i]
+        self.waiting.append((found.features[i], logits))
+        if len(self.waiting) == BATCH:
+            self._compare()
         self.scores.append(float(found.scores[i]))
         if found.correct is not None:
             self.correct.append(float(found.correct[i]))
 
     def values(self, resamples: int) -> dict[str, Any]:
+        self._compare()
         result: dict[str, Any] = {**self.comparison.values()}
         result["clip_score"] = _point(self.scores, resamples)
         if self.correct:
             result["accuracy"] = _point(self.correct, resamples)
         return result
+
+
+def network_of(model: Model, captions: Sequence[str], settings: RankSettings) -> Network:
+    """What FID and Inception Score see pictures by, tried on one; ValueError if it cannot."""
+    assert model.clip is not None
+    if settings.features is None:
+        return clip_network(model.clip, captions)
+    network = named_network(settings.features)
+    network(torch.zeros(1, 3, model.image_size, model.image_size))
+    return network
 
 
 def _true(model: Model, network: Network, settings: RankSettings) -> dict[float, Comparison]:

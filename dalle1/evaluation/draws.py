@@ -15,14 +15,14 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -39,6 +39,8 @@ from dalle1.settings import SHAPES
 # What the checker of the built-in data may judge, in the order of `Draws.verdicts`.
 ATTRIBUTES = ("count", "colour", "shape", "size", "relation", "background")
 NOT_CLAIMED = -1
+# Tokenizers that read it alike are taken for the same.
+ALPHABET = "the quick brown fox jumps over a lazy dog; 0123456789 red green blue"
 
 
 @dataclass
@@ -54,9 +56,40 @@ class Draws:
         """Whether a picture shows all that the caption says: bool [b]."""
         return (self.verdicts != 0).all(dim=1)
 
+    def without_tokens(self) -> Draws:
+        """What the curves are made of."""
+        return Draws(self.tokens[:, :0].clone(), self.scores, self.verdicts)
+
     def first(self, count: int) -> Draws:
         """Candidates 0 ... count - 1."""
         return Draws(self.tokens[:count], self.scores[:count], self.verdicts[:count])
+
+
+def claim(model: Model, settings: RankSettings, rank: int = 0) -> None:
+    """Says in the folder of the draws what they depend on; every rank calls it, and waits for the
+    others before it draws.
+
+    Raises ValueError when the folder holds draws of another model or made with other options.
+    """
+    folder = Path(settings.run) / "draws"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("seed", "temperature", "top_k", "top_p", "guidance", "dtype")
+    content: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    content["judged"] = settings.data == SHAPES
+    content["model"] = digest(model)
+    path = folder / "settings.json"
+    if path.exists():
+        held = json.loads(path.read_text())
+        for name, value in content.items():
+            if held.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds draws with another {name} ({held.get(name)!r}, now "
+                    f"{value!r}): give another run, or remove the folder to draw anew"
+                )
+    elif rank == 0:
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(beside, path)
 
 
 def draw_all(
@@ -67,14 +100,10 @@ def draw_all(
     ranks: int = 1,
     progress: bool = True,
 ) -> None:
-    """Draws what is missing of every `ranks`-th caption from `rank` on, and keeps it.
-
-    Raises ValueError when the folder holds draws of another model or made with other options.
-    """
-    assert model.clip is not None
+    """Draws what is missing of every `ranks`-th caption from `rank` on, and keeps it; after
+    `claim`."""
     folder = Path(settings.run) / "draws"
-    if rank == 0:
-        _claim(folder, model, settings)
+    folder.mkdir(parents=True, exist_ok=True)
     missing: dict[int, list[str]] = defaultdict(list)  # captions by the candidates they have
     for caption in list(dict.fromkeys(p.caption for p in prompts))[rank::ranks]:
         have = _count(path_of(folder, caption))
@@ -102,10 +131,9 @@ def draw_all(
                         drawn.clear()
 
 
-def read_draws(prompts: Sequence[Prompt], settings: RankSettings) -> list[Draws]:
-    """The draws of every prompt; ValueError when one is missing."""
+def read_draws(prompts: Sequence[Prompt], settings: RankSettings) -> Iterator[Draws]:
+    """The draws of every prompt, one after the other; ValueError when one is missing."""
     folder = Path(settings.run) / "draws"
-    found = []
     for prompt in prompts:
         path = path_of(folder, prompt.caption)
         have = _count(path)
@@ -114,8 +142,7 @@ def read_draws(prompts: Sequence[Prompt], settings: RankSettings) -> list[Draws]
                 f"{path} holds {have} of {settings.candidates} candidates of {prompt.caption!r}; "
                 "several machines need a shared run folder, and all ranks to come to their end"
             )
-        found.append(_load(path).first(settings.candidates))
-    return found
+        yield _load(path).first(settings.candidates)
 
 
 def path_of(folder: Path, caption: str) -> Path:
@@ -140,34 +167,17 @@ def verdict(picture: Tensor, caption: str) -> list[int]:
     return [int(found[name]) if name in found else NOT_CLAIMED for name in ATTRIBUTES]
 
 
-def _claim(folder: Path, model: Model, settings: RankSettings) -> None:
-    """Says what the draws in the folder depend on; ValueError if they are of something else."""
-    names = ("seed", "temperature", "top_k", "top_p", "guidance")
-    content: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    content["judged"] = settings.data == SHAPES
-    content["model"] = digest(model)
-    path = folder / "settings.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        for name, value in content.items():
-            if held.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds draws with another {name} ({held.get(name)!r}, now "
-                    f"{value!r}): give another run, or remove the folder to draw anew"
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)
-
-
 def digest(model: Model) -> str:
-    """A fingerprint of a model's weights."""
+    """A fingerprint of a model's weights and of what reads its captions."""
     sha = hashlib.sha256()
+    for reader in (model.tokenizer, model.clip.tokenizer if model.clip is not None else None):
+        sha.update(repr(reader.encode_for_clip(ALPHABET, 512).tolist() if reader else 0).encode())
     for part in (model.transformer, model.dvae, model.clip):
         for name, weight in part.state_dict().items() if part is not None else ():
             sha.update(name.encode())
-            sha.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            sha.update(
+                weight.detach().float().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return sha.hexdigest()[:16]
 
 
@@ -191,8 +201,19 @@ def _load(path: Path) -> Draws:
         held = load_file(path)
         return Draws(held["tokens"].long(), held["scores"], held["verdicts"])
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, remove it to draw anew: {error}") from error
+        raise _damaged(path, error) from error
 
 
 def _count(path: Path) -> int:
-    return len(_load(path).scores) if path.exists() else 0
+    """Candidates that a file holds, without reading them."""
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as held:
+            return int(held.get_slice("scores").get_shape()[0])
+    except (SafetensorError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged, remove it to draw anew: {error}")

@@ -159,9 +159,10 @@ def _page(results: Results) -> str:
     ]
     for name, group in results["groups"].items():
         curves = group["curves"]
+        flat = curves["flat_from"]
         parts.append(
-            f"<h3>{html.escape(name)}: {group['captions']} captions, flat from N = "
-            f"{curves['flat_from']} on</h3>"
+            f"<h3>{html.escape(name)}: {group['captions']} captions, "
+            + (f"flat from N = {flat} on</h3>" if flat else "still rising at the last N</h3>")
         )
         parts.append(_table(curves))
     parts.append("<h2>Best of N</h2><img src=sheet.png>")
@@ -214,4 +215,4 @@ def _fid(point: Results) -> str:
 
 
 def _inception(point: Results) -> str:
-    return f"{point['inception_score']:.2f}"
+    return "-" if point["inception_score"] is None else f"{point['inception_score']:.2f}"

@@ -21,8 +21,8 @@ from dalle1.clip import CLIP
 
 BATCH = 64
 MOST_CLASSES = 1000
-# Pictures [n, 3, H, W] in [0, 1] to features [n, f] and class logits [n, k].
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Pictures [n, 3, H, W] in [0, 1] to features [n, f] and, if there are classes, logits [n, k].
+Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def blurred(images: Tensor, radius: float) -> Tensor:
@@ -44,7 +44,7 @@ def clip_network(clip: CLIP, captions: Sequence[str]) -> Network:
     classes = list(dict.fromkeys(captions))[:MOST_CLASSES]
 
     @torch.inference_mode()
-    def network(images: Tensor) -> tuple[Tensor, Tensor]:
+    def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
         found = clip.encode_image(images.to(clip.logit_scale.device))
         return found.float().cpu(), (clip.logit_scale.exp() * found @ known.T).float().cpu()
 
@@ -67,15 +67,15 @@ def named_network(name: str) -> Network:
         made = made.eval()
 
     @torch.inference_mode()
-    def network(images: Tensor) -> tuple[Tensor, Tensor]:
+    def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
         result = made(images)
-        features, logits = result if isinstance(result, tuple) else (result, result)
+        features, logits = result if isinstance(result, tuple) else (result, None)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"features: {name} gave {list(features.shape)} for {len(images)} pictures, "
                 "expected [n, f]"
             )
-        return features.float().cpu(), logits.float().cpu()
+        return features.float().cpu(), None if logits is None else logits.float().cpu()
 
     return network
 
@@ -95,17 +95,18 @@ class Comparison:
         """features: f. Raises ValueError when torchmetrics is missing."""
         fid, inception = metric_classes()
         # The other ranks have left by now: there is nobody to add up with.
-        self.features = features
+        self.features, self.classified = features, False
         self.fid = fid(feature=_Given(features), sync_on_compute=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it keeps the logits of all pictures
             self.inception = inception(feature=nn.Identity(), splits=splits, sync_on_compute=False)
 
-    def add(self, features: Tensor, logits: Tensor, real: bool) -> None:
-        """Features [n, f] and class logits [n, k] of true or of drawn pictures."""
+    def add(self, features: Tensor, logits: Tensor | None, real: bool) -> None:
+        """Features [n, f] and, if there are classes, logits [n, k] of true or drawn pictures."""
         self.fid.update(features, real=real)
-        if not real:
+        if logits is not None and not real:
             self.inception.update(logits)
+            self.classified = True
 
     def add_true(self, other: Comparison) -> None:
         """Takes over the true pictures of another comparison."""
@@ -113,17 +114,17 @@ class Comparison:
             setattr(self.fid, name, getattr(other.fid, name).clone())
 
     def values(self) -> dict[str, float | None]:
-        """`fid` (None with fewer than two true or drawn pictures) and `inception_score`."""
+        """`fid` (None with fewer than two true or drawn pictures) and `inception_score` (None
+        without classes)."""
         counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
         enough = min(map(int, counts)) > 1
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            torch.manual_seed(0)  # the score is a mean over random parts
-            warnings.simplefilter("ignore")  # that one part has no deviation
-            score = float(self.inception.compute()[0])
-        return {
-            "fid": float(self.fid.compute()) if enough else None,
-            "inception_score": score,
-        }
+        score = None
+        if self.classified:
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                torch.manual_seed(0)  # the score is a mean over random parts
+                warnings.simplefilter("ignore")  # that one part has no deviation
+                score = float(self.inception.compute()[0])
+        return {"fid": float(self.fid.compute()) if enough else None, "inception_score": score}
 
 
 def metric_classes() -> tuple[Any, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dalle1.evaluation import benchmark, figures
-from dalle1.evaluation.draws import draw_all
-from dalle1.evaluation.metrics import metric_classes
+from dalle1.evaluation.draws import claim, draw_all
+from dalle1.evaluation.metrics import Network, metric_classes
 from dalle1.evaluation.prompts import Prompt, read_prompts
 from dalle1.evaluation.settings import RankSettings
 from dalle1.model import Model, load
@@ -18,20 +19,33 @@ from dalle1.settings import save_settings
 FILES = (benchmark.RESULT, "best_of_n.png", "blur.png", "sheet.png", "index.html")
 
 
-def prepare(settings: RankSettings) -> tuple[Model, list[Prompt]]:
-    """The model and the captions; ValueError for what would fail after hours of drawing."""
+@dataclass
+class Prepared:
+    """What a benchmark begins with."""
+
+    model: Model
+    prompts: list[Prompt]
+    network: Network  # what FID sees pictures by
+
+
+def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
+    """Model, captions and network; ValueError for what would fail after hours of drawing."""
     metric_classes()
     figures.pyplot()
     model = load(settings.model)
     if model.clip is None:
         raise ValueError(f"model: {settings.model} has no CLIP to rank with")
     model.check_finite()
-    return model, read_prompts(settings)
+    model.to(device, getattr(torch, settings.dtype))
+    prompts = read_prompts(settings)
+    captions = [p.caption for p in prompts]
+    for caption in captions:
+        model.tokenizer.encode(caption)
+    return Prepared(model, prompts, benchmark.network_of(model, captions, settings))
 
 
 def run(
-    model: Model,
-    prompts: list[Prompt],
+    prepared: Prepared,
     settings: RankSettings,
     rank: int = 0,
     ranks: int = 1,
@@ -41,15 +55,16 @@ def run(
 
     Returns the page, on the first rank. Goes on with what a run that was stopped has drawn.
     """
+    model, prompts = prepared.model, prepared.prompts
     folder = Path(settings.run)
+    claim(model, settings, rank)
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         save_settings(settings, folder / "config.yaml")
+    wait()  # nobody draws into a folder that another rank has refused
     draw_all(model, prompts, settings, rank, ranks, progress=rank == 0)
     wait()
     if rank > 0:
         return None
-    with torch.random.fork_rng():
-        found = benchmark.measure(model, prompts, settings)
+    found = benchmark.measure(model, prompts, settings, prepared.network)
     benchmark.save(found, folder)
     return figures.write_page(found, folder)

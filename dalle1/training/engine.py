@@ -20,6 +20,8 @@ from torch import Tensor
 from dalle1.training.config import OptimiserSettings
 from dalle1.training.stages import Stage
 
+LONG = timedelta(days=30)  # that one rank may be behind another outside of training
+
 
 def start_processes(reduces: bool = True) -> tuple[int, int]:
     """Joins the launcher's processes, or starts as the only one; returns (rank, ranks).
@@ -38,6 +40,8 @@ def start_processes(reduces: bool = True) -> tuple[int, int]:
             # A group of one shares memory with nobody. Spared too: the silent wait for a lock that
             # a killed compilation leaves behind.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -53,9 +57,9 @@ def meeting() -> Callable[[], None]:
     takes, and a rank may leave right after."""
     if torch.distributed.get_world_size() == 1:
         return lambda: None
-    ranks = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+    ranks = torch.distributed.new_group(backend="gloo", timeout=LONG)
     # The first rank hears from each and answers; an ordinary barrier breaks when one leaves early.
-    return lambda: torch.distributed.monitored_barrier(ranks)
+    return lambda: torch.distributed.monitored_barrier(ranks, timeout=LONG)
 
 
 def any_rank(flag: bool) -> bool:

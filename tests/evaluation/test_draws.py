@@ -16,6 +16,7 @@ from dalle1.evaluation.draws import (
     ATTRIBUTES,
     NOT_CLAIMED,
     Draws,
+    claim,
     draw_all,
     path_of,
     read_draws,
@@ -73,7 +74,7 @@ def test_nothing_is_drawn_twice(
     for a, b in zip(read_draws(prompts, more), read_draws(prompts, whole), strict=True):
         assert torch.equal(a.tokens, b.tokens)
         torch.testing.assert_close(a.scores, b.scores)
-    fewer = read_draws(prompts, make_settings(candidates=3))
+    fewer = list(read_draws(prompts, make_settings(candidates=3)))
     assert all(len(d.tokens) == len(d.scores) == len(d.verdicts) == 3 for d in fewer)
 
 
@@ -95,11 +96,11 @@ def test_ctrl_c_keeps_what_is_complete(
     with pytest.raises(KeyboardInterrupt):
         draw_all(model, prompts, settings, progress=False)
     with pytest.raises(ValueError, match=r"holds 0 of 4 candidates of .*shared run folder"):
-        read_draws(prompts, settings)
-    assert len(read_draws(prompts[:3], settings)) == 3
+        list(read_draws(prompts, settings))
+    assert len(list(read_draws(prompts[:3], settings))) == 3
     draw_all(model, prompts, settings, progress=False)
     assert len(calls) == 4 + 2
-    assert len(read_draws(prompts, settings)) == 5
+    assert len(list(read_draws(prompts, settings))) == 5
 
 
 def test_ranks_share_the_captions(model: Model, make_settings: SettingsMaker) -> None:
@@ -120,12 +121,16 @@ def test_draws_of_something_else(
     """Candidates of two models, or of two temperatures, in one curve."""
     settings = make_settings()
     prompts = read_prompts(settings)
+    claim(model, settings, rank=1)
+    assert not (Path(settings.run) / "draws" / "settings.json").exists()
+    claim(model, settings)
     draw_all(model, prompts, settings, progress=False)
     for name, value in (("seed", 1), ("temperature", 0.5), ("top_k", 3), ("guidance", 2.0)):
         with pytest.raises(ValueError, match=f"another {name}"):
-            draw_all(model, prompts, make_settings(**{name: value}), progress=False)
+            claim(model, make_settings(**{name: value}), rank=1)
     with pytest.raises(ValueError, match="another model"):
-        draw_all(make_model(seed=1), prompts, settings, progress=False)
+        claim(make_model(seed=1), settings)
+    claim(model, settings)
     path = path_of(Path(settings.run) / "draws", prompts[0].caption)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=r"damaged, remove it to draw anew"):

@@ -66,6 +66,10 @@ def test_no_fid_without_true_pictures() -> None:
     state = torch.get_rng_state()
     assert found.values() == values  # the random parts are the same ones
     assert torch.equal(torch.get_rng_state(), state)
+    # Without classes there is no Inception Score either: features are none.
+    found = Comparison(4, splits=1)
+    found.add(torch.randn(5, 4), None, real=False)
+    assert found.values() == {"fid": None, "inception_score": None}
 
 
 def test_blur() -> None:
@@ -108,6 +112,7 @@ def test_clip_network(model: Model) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(features, model.clip.encode_image(images))
         expected = model.clip.classify(images, captions[:2])
+    assert logits is not None
     torch.testing.assert_close(logits.softmax(-1), expected)
 
 
@@ -126,8 +131,9 @@ def test_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_features", module)
     images = torch.rand(2, 3, 4, 4)
     features, logits = named_network("my_features:made")(images)
-    assert torch.equal(features, images.flatten(1)) and torch.equal(features, logits)
-    assert named_network("my_features:both")(images)[1].shape == (2, 3)
+    assert torch.equal(features, images.flatten(1)) and logits is None
+    both = named_network("my_features:both")(images)[1]
+    assert both is not None and both.shape == (2, 3)
     with pytest.raises(ValueError, match=r"expected \[n, f\]"):
         named_network("my_features:wrong")(images)
     for name in ("my_features", "my_features:gone", "nowhere:made", ":made"):
