@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPE
 from tokenizers.models import BPE as Merges
 from torch import Tensor
+
+from dalle1.files import write_text
 
 WORD_END = "</w>"
 # Contractions, runs of letters, single digits, runs of other signs.
@@ -102,9 +103,7 @@ class CLIPTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file."""
-        beside = Path(f"{path}.tmp")
-        beside.write_text(self._bpe.to_str())
-        os.replace(beside, path)
+        write_text(Path(path), self._bpe.to_str())
 
     @classmethod
     def load(cls, path: str | Path) -> CLIPTokenizer:

@@ -9,7 +9,6 @@ Nothing in it is a pickle. Each file is written beside its place and then rename
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +24,7 @@ import dvae
 from dalle1.clip import CLIP, CLIPConfig
 from dalle1.clip_tokenizer import CLIPTokenizer
 from dalle1.decoding import Options, candidate_uniforms, draw_text
+from dalle1.files import replacing, write_text
 from dalle1.tokenizer import Tokenizer
 from dalle1.transformer import Transformer, TransformerConfig
 from dvae.storage import CONFIG
@@ -171,8 +171,8 @@ class Model:
             else:
                 (folder / f"{name}.safetensors").unlink(missing_ok=True)
         _save_clip_tokenizer(self.clip, folder)
-        _write(folder / CARD, self._card())
-        _write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_text(folder / CARD, self._card())
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
     def _card(self) -> str:
         c = self.transformer.config
@@ -214,7 +214,7 @@ def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> None:
     tokenizer.save(folder / TOKENIZER)
     save_weights(clip, folder / "clip.safetensors")
     _save_clip_tokenizer(clip, folder)
-    _write(folder / CONFIG, json.dumps({"clip": clip.config.model_dump()}, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps({"clip": clip.config.model_dump()}, indent=2) + "\n")
 
 
 def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
@@ -264,9 +264,9 @@ def parse_section(folder: Path, config: dict[str, Any], name: str, kind: type[C]
 def save_weights(module: nn.Module, path: Path) -> None:
     """Writes a module's weights as safetensors, beside and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, beside)
-    os.replace(beside, path)
+    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    with replacing(path) as beside:
+        save_file(weights, beside)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -277,9 +277,3 @@ def load_weights(module: nn.Module, path: Path) -> None:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path}: truncated or of another shape: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dalle1 import ranking
 from dalle1.batching import Part, draw_parts, pictures_at_once
 from dalle1.decoding import Options
+from dalle1.files import write_text
 from dalle1.model import Model, load
 from dalle1.pictures import contact_sheet, to_rgb
 
@@ -55,9 +56,7 @@ class Result:
             entries.append({"caption": caption, "files": names, "scores": scores})
         contact_sheet(self.images, self.captions).save(folder / "sheet.png")
         content = {"settings": self.settings, "results": entries}
-        beside = folder / "result.json.tmp"
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, folder / "result.json")
+        write_text(folder / "result.json", json.dumps(content, indent=2) + "\n")
         return folder
 
 

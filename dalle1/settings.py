@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dalle1.files import write_text
+
 SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
 
 
@@ -49,11 +51,9 @@ def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()
 
 def save_settings(settings: Section, path: Path) -> None:
     """Writes the resolved settings, defaults included, so that `load_settings` reads them back."""
-    beside = path.with_name(path.name + ".tmp")
     # A section left out is None; a setting that is None says so, for it is not always the default.
     content = {k: v for k, v in settings.model_dump(mode="json").items() if v is not None}
-    beside.write_text(yaml.safe_dump(content, sort_keys=False))
-    beside.replace(path)
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 
 def _read(path: Path) -> dict[str, Any]:

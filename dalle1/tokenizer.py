@@ -10,7 +10,6 @@ Dimensions: b captions, t text positions.
 from __future__ import annotations
 
 import json
-import os
 import random
 import warnings
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from dalle1.files import write_text
 from dalle1.layout import END_OF_CAPTION, padding_id
 
 END_TOKEN = "<|endofcaption|>"
@@ -176,9 +176,7 @@ class Tokenizer:
             "dropout": self.dropout,
             "bpe": json.loads(self._bpe.to_str()),
         }
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text(json.dumps(content))
-        os.replace(beside, path)
+        write_text(path, json.dumps(content))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:

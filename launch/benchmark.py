@@ -24,6 +24,7 @@ import torch
 from dalle1.benchmarks.measuring import DTYPES, device_name
 from dalle1.benchmarks.sampling import report_sample
 from dalle1.benchmarks.training import report_attention, report_train
+from dalle1.files import write_text
 from dalle1.training.config import load_config
 from dalle1.transformer import Execution, TransformerConfig
 
@@ -74,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out:
-        beside = options.out.with_name(options.out.name + ".tmp")
-        beside.write_text(json.dumps({"device": device_name(device), "results": results}, indent=1))
-        beside.replace(options.out)
+        content = {"device": device_name(device), "results": results}
+        write_text(options.out, json.dumps(content, indent=1))
     return 0
 
 

@@ -6,7 +6,6 @@ Dimensions: q captions, b candidates, f features.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from dalle1.evaluation.metrics import (
 )
 from dalle1.evaluation.prompts import Prompt, true_pictures
 from dalle1.evaluation.settings import RankSettings
+from dalle1.files import write_text
 from dalle1.model import Model
 from dalle1.sampling import decode, to_pil
 from dalle1.settings import SHAPES
@@ -237,10 +237,7 @@ def _true(model: Model, network: Network, settings: RankSettings) -> dict[float,
 def save(found: Benchmark, folder: Path) -> None:
     """Writes the figures as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULT
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(found.results, indent=1) + "\n")
-    os.replace(beside, path)
+    write_text(folder / RESULT, json.dumps(found.results, indent=1) + "\n")
 
 
 def sheet_rows(found: Benchmark) -> tuple[list[list[Any]], list[str], list[str]]:

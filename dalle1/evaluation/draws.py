@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from dalle1.batching import draw_parts
 from dalle1.data.shapes_checker import check
 from dalle1.evaluation.prompts import Prompt
 from dalle1.evaluation.settings import RankSettings
+from dalle1.files import replacing, write_text
 from dalle1.model import Model
 from dalle1.sampling import clip_ids, decode, to_pil
 from dalle1.settings import SHAPES
@@ -87,9 +87,7 @@ def claim(model: Model, settings: RankSettings, rank: int = 0) -> None:
                     f"{value!r}): give another run, or remove the folder to draw anew"
                 )
     elif rank == 0:
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, path)
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def draw_all(
@@ -191,9 +189,8 @@ def _keep(path: Path, new: Draws) -> None:
         "scores": torch.cat([d.scores for d in parts]),
         "verdicts": torch.cat([d.verdicts for d in parts]),
     }
-    beside = path.with_name(path.name + ".tmp")
-    save_file(tensors, beside)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        save_file(tensors, beside)
 
 
 def _load(path: Path) -> Draws:

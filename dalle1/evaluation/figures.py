@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dalle1.evaluation.benchmark import RESULT, Benchmark, sheet_rows
+from dalle1.files import write_text
 from dalle1.pictures import contact_sheet
 
 Results = dict[str, Any]
@@ -23,9 +23,7 @@ def write_page(found: Benchmark, folder: Path) -> Path:
     plot_counts(found.results, folder / "best_of_n.png")
     plot_blur(found.results, folder / "blur.png")
     page = folder / "index.html"
-    beside = page.with_name(page.name + ".tmp")
-    beside.write_text(_page(found.results), encoding="utf-8")
-    os.replace(beside, page)
+    write_text(page, _page(found.results))
     return page
 
 

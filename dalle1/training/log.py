@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dalle1.files import write_text
+
 METRICS = "metrics.jsonl"
 SHEETS = "sheets"
 
@@ -86,9 +88,7 @@ def _cut(path: Path, first: int) -> None:
     """Drops lines behind the checkpoint that the run goes on from: they will come again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if _step(line) <= first]
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text("".join(line + "\n" for line in lines))
-        beside.replace(path)
+        write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _step(line: str) -> float:
