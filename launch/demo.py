@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name == "clip":
                 overrides[name].append("tokenizer.captions=500")
         start = time.monotonic()
-        command = ["deepspeed", "--num_accelerators", "1", "launch/train.py"]
-        command += [f"configs/shapes/{name}.yaml", *overrides[name], "--resume"]
+        # A port of its own: the launcher's default collides with any other run on the machine.
+        command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port())]
+        command += ["launch/train.py", f"configs/shapes/{name}.yaml", *overrides[name], "--resume"]
         print("\n$ " + " ".join(command), flush=True)
         code = subprocess.run(command).returncode
         if code:
@@ -85,6 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, path.parent)
     return 0
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def write_report(
