@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,13 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (draw, score):
         command.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1 ...")
     options = parser.parse_args(arguments)
+    work = _sample if options.command == "sample" else _rank
+    return exit_status(lambda: work(options))
+
+
+def exit_status(work: Callable[[], int], stopped: str = "stopped") -> int:
+    """What a command ends with: the work's own status; 2 for a mistake of the user's and 130 for
+    Ctrl-C, each with a line on stderr in place of a traceback."""
     try:
-        return _sample(options) if options.command == "sample" else _rank(options)
+        return work()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130
 
 

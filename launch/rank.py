@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dalle1.cli import exit_status
 from dalle1.evaluation.run import FILES, prepare, run
 from dalle1.evaluation.settings import RankSettings
 from dalle1.settings import load_settings
@@ -29,17 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` lie
-    try:
-        settings = load_settings(RankSettings, options.config, options.overrides)
-        rank, ranks = start_processes(reduces=False)
-        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-        page = run(prepare(settings, device), settings, rank, ranks, meeting())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _rank(options), "stopped; the same command goes on")
+
+
+def _rank(options: argparse.Namespace) -> int:
+    settings = load_settings(RankSettings, options.config, options.overrides)
+    rank, ranks = start_processes(reduces=False)
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    page = run(prepare(settings, device), settings, rank, ranks, meeting())
     if page:
         for name in FILES:
             print(f"  {page.parent / name}")
