@@ -129,7 +129,8 @@ class LayerCache(ABC):
     def step(self, x: Tensor, position: int | Tensor) -> Tensor:
         """States [n, w] of an image position, through the layer."""
         y = self.attend(self.attention.norm(x), position)
-        z: Tensor = self.mlp(x + self.out(rearrange(y, "n s d -> n (s d)")))
+        x = x + self.out(rearrange(y, "n s d -> n (s d)"))
+        z: Tensor = x + self.mlp(x)
         return z
 
     def mixed(
@@ -270,7 +271,8 @@ class Cache:
             if cache is self.layers[-1]:
                 break  # the last layer's results are not asked for
             y = dense_attention(q, k, v, a.pattern, t, c.grid, c.conv_kernel)
-            x = layer.mlp(x + a.merge(y))
+            x = x + a.merge(y)
+            x = x + layer.mlp(x)
 
     def step(self, x: Tensor, position: int | Tensor) -> Tensor:
         """Image logits, float32 [n, v], of states [n, w] fed at an image position."""

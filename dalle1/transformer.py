@@ -7,6 +7,9 @@ w width (= s * d), r c grid rows and columns.
 from __future__ import annotations
 
 import math
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from dalle1.attention import CONV_KERNEL, dense_attention
 from dalle1.layout import END_OF_CAPTION, Pattern, Stream, layer_pattern
 from dalle1.loss import IGNORED, linear_cross_entropy
+from dalle1.scaling import GradientScale
 from dalle1.sparse_attention import banded_attention, by_column, sparse_pays
 
 
@@ -76,7 +80,7 @@ class Execution(BaseModel):
 
 
 class Attention(nn.Module):
-    """Residual block of a layer: pre-norm, sparse multi-head attention."""
+    """Residual path of a layer: pre-norm, sparse multi-head attention."""
 
     def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
         super().__init__()
@@ -104,11 +108,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
         sparse = self.runs_sparse(x)
         if not (sparse and self.pattern == "column"):
-            return x + self.merge(self.attend(*self.project(x), sparse))
+            return self.merge(self.attend(*self.project(x), sparse))
         # Column layers on transposed image states: the allowed keys are contiguous (B.1).
         turned = by_column(x, self.text_length, self.grid)
         y = self.merge(self.attend(*self.project(turned), sparse))
-        return x + by_column(y, self.text_length, self.grid)
+        return by_column(y, self.text_length, self.grid)
 
     def runs_sparse(self, x: Tensor) -> bool:
         """Whether states [b, n, w] go through the blocks rather than a boolean mask."""
@@ -126,7 +130,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual block of a layer: pre-norm, four times the width, GELU."""
+    """Residual path of a layer: pre-norm, four times the width, GELU."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -135,15 +139,21 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        y: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        y: Tensor = self.down(F.gelu(self.up(self.norm(x))))
         return y
 
 
 class Layer(nn.Module):
-    """Attention and MLP, two residual blocks (the paper scales the gradients of each, 2.4)."""
+    """Attention and MLP, two residual blocks, each added to what it reads.
+
+    The sum stays in 32 bits. With `narrow` the blocks compute in 16 bits: bfloat16 as it is,
+    float16 with a gradient scale for each (2.4), once `scale_gradients` was called.
+    """
 
     def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
         super().__init__()
+        self.narrow: torch.dtype | None = None
+        self.scales: list[GradientScale] = []
         self.checkpointing = execution.checkpointing
         self.attention = Attention(config, pattern, execution)
         self.mlp = MLP(config)
@@ -151,13 +161,33 @@ class Layer(nn.Module):
             self.attention.compile()
             self.mlp.compile()
 
+    def scale_gradients(self, workers: int) -> list[GradientScale]:
+        """The blocks in float16 from now on, with scales for so many data-parallel workers."""
+        self.narrow = torch.float16
+        self.scales = [GradientScale(block, workers) for block in (self.attention, self.mlp)]
+        return self.scales
+
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        for block in (self.attention, self.mlp):
+        for i, block in enumerate((self.attention, self.mlp)):
+            run = self._residual if self.narrow else _plain
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+                y = checkpoint(run, i, block, x, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x)
+                y = run(i, block, x)
+            x = x + y
         return x
+
+    def _residual(self, i: int, block: nn.Module, x: Tensor) -> Tensor:
+        if self.scales:
+            return self.scales[i].run(block, x)
+        with torch.autocast(x.device.type, self.narrow):
+            y: Tensor = block(x)
+        return y
+
+
+def _plain(i: int, block: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = block(x)
+    return y
 
 
 @dataclass
@@ -173,9 +203,15 @@ class Transformer(nn.Module):
     """Autoregressive model of caption tokens followed by image tokens."""
 
     def __init__(
-        self, config: TransformerConfig | None = None, execution: Execution | None = None
+        self,
+        config: TransformerConfig | None = None,
+        execution: Execution | None = None,
+        seed: int | None = None,
     ) -> None:
+        """seed: of the initial weights; None draws one from torch's generator."""
         super().__init__()
+        if seed is None:
+            seed = int(torch.randint(2**62, (), device="cpu"))
         self.config = c = config or TransformerConfig()
         execution = execution or Execution()
         # One table for byte-pair tokens and, behind them, the padding of each text position.
@@ -190,21 +226,35 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.text_head = nn.Linear(c.width, c.text_vocab)
         self.image_head = nn.Linear(c.width, c.image_vocab)
-        self._initialise()
+        self.initialise(seed)
 
-    def _initialise(self) -> None:
-        """Ours, the paper gives none: N(0, init_std), the maps that end a block by 1/sqrt(2 L)."""
-        std = self.config.init_std
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        for start in (self.start_of_text, self.start_of_image):
-            nn.init.normal_(start, std=std)
+    @torch.no_grad()
+    def initialise(
+        self,
+        seed: int,
+        whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Ours, the paper gives none: N(0, init_std), the maps that end a block by 1/sqrt(2 L).
+
+        What a weight begins with is a function of the seed and its name, so that it is the same
+        however the weights are spread. whole: makes a sharded weight whole while it is set.
+        """
+        ends = ("attention.out.weight", "mlp.down.weight")
         for name, parameter in self.named_parameters():
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.layers))
+            if parameter.is_meta:
+                continue
+            with whole(parameter):
+                if name.endswith("norm.weight"):
+                    parameter.fill_(1)
+                elif name.endswith("bias"):
+                    parameter.zero_()
+                else:
+                    std = self.config.init_std
+                    if name.endswith(ends):
+                        std /= math.sqrt(2 * self.config.layers)
+                    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
+                    values = torch.empty(parameter.shape, device="cpu")
+                    parameter.copy_(values.normal_(0, std, generator=generator))
 
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """States of the text inputs [start, t0 ... t_{T-2}]: int64 [b, t] -> [b, t, w]."""
@@ -254,18 +304,25 @@ class Transformer(nn.Module):
         x = self.norm(x)
         return x[:, : self.config.text_length], x[:, self.config.text_length :]
 
-    def loss(self, text_tokens: Tensor, image_tokens: Tensor) -> Losses:
+    def loss(
+        self, text_tokens: Tensor, image_tokens: Tensor, text_count: float | None = None
+    ) -> Losses:
         """Cross-entropies of whole streams (section 2.2); shapes as for `forward`.
 
         Each is divided by the batch's count of targets of its kind. Text targets are the
         caption's tokens and one end-of-caption; the padding behind it is no target.
+        text_count: of a part of a larger batch, the mean of the parts' counts of text targets (see
+        `count_text_targets`): the mean of the parts' losses is then that of the whole.
         """
         text_states, image_states = self.states(text_tokens, image_tokens)
+        targets = text_targets(text_tokens, self.config.text_vocab)
         text = linear_cross_entropy(
             rearrange(text_states, "b t w -> (b t) w"),
             self.text_head,
-            rearrange(text_targets(text_tokens, self.config.text_vocab), "b t -> (b t)"),
+            rearrange(targets, "b t -> (b t)"),
         )
+        if text_count is not None:
+            text = text * ((targets != IGNORED).sum() / text_count)
         image = linear_cross_entropy(
             rearrange(image_states, "b m w -> (b m) w"),
             self.image_head,
@@ -326,3 +383,8 @@ def text_targets(text_tokens: Tensor, text_vocab: int) -> Tensor:
     first = padded & (padded.cumsum(dim=1) == 1)
     targets = text_tokens.masked_fill(padded, IGNORED)
     return targets.masked_fill(first, END_OF_CAPTION)
+
+
+def count_text_targets(text_tokens: Tensor, text_vocab: int) -> int:
+    """Positions of int64 [b, t] that the text loss counts."""
+    return int((text_targets(text_tokens, text_vocab) != IGNORED).sum())

@@ -24,6 +24,7 @@ LEAVES: dict[str, set[str]] = {
     "dalle1.settings": {"dalle1.files"},
     "dalle1.tokenizer": {"dalle1.files", "dalle1.layout"},
     "dalle1.loss": set(),
+    "dalle1.scaling": set(),
     "dalle1.clip_tokenizer": {"dalle1.files"},
     "dalle1.clip_weights": set(),
     "dalle1.clip": {"dalle1.clip_tokenizer", "dalle1.clip_weights", "dalle1.pictures"},

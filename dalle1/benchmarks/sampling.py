@@ -63,7 +63,8 @@ class DenseCache:
             self.held[i, 0, :, :, : c.text_length] = k
             self.held[i, 1, :, :, : c.text_length] = v
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = layer.mlp(x + layer.attention.merge(y))
+            x = x + layer.attention.merge(y)
+            x = x + layer.mlp(x)
         self.text_length = c.text_length
 
     @staticmethod
@@ -82,7 +83,8 @@ class DenseCache:
             k, v = self.held[i, :, :, :, : n + 1]
             mask = self.masks[i][n, None, : n + 1]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x = layer.mlp(x + layer.attention.merge(y))
+            x = x + layer.attention.merge(y)
+            x = x + layer.mlp(x)
         logits: Tensor = self.transformer.image_head(self.transformer.norm(x[:, 0]))
         return logits.float()
 
