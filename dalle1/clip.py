@@ -7,7 +7,7 @@ The default config is ViT-B/32; parameter names are those of the published weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -292,11 +292,24 @@ class CLIP(nn.Module):
         """The factor on the cosines in the loss, clipped at 100."""
         return self.logit_scale[0].exp().clamp(max=MAX_SCALE)
 
-    def loss(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Symmetric cross-entropy over the batch: pair i is right for row and column i."""
-        logits = self.scale() * self(images, tokens)
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    def loss(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        first: int = 0,
+    ) -> Tensor:
+        """Symmetric cross-entropy over the batch: pair i is right for row and column i.
+
+        With the batch spread over ranks, `gather` makes this rank's rows [b, e] those of all ranks,
+        among which its own begin at `first`; the mean of the ranks' losses is the batch's loss.
+        """
+        image, text = self.encode_image(images), self.encode_text(tokens)
+        with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
+            of_images = self.scale() * image @ gather(text).t()
+            of_texts = self.scale() * text @ gather(image).t()
+            target = torch.arange(first, first + len(image), device=image.device)
+            return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
 
 
 def load_released(

@@ -7,6 +7,7 @@ Pure functions; pixels are in [0, 1] and every likelihood is in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from dvae.model import DVAE
 
+Generators = torch.Generator | Sequence[torch.Generator]
 EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infinite (A.3)
 
 
@@ -49,13 +51,20 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def gumbel_softmax(
-    logits: Tensor, temperature: float, generator: torch.Generator | None = None
+    logits: Tensor, temperature: float, generator: Generators | None = None
 ) -> Tensor:
     """A relaxed one-hot draw over dim 1, soft in forward and backward (section 2.1).
 
     logits [b, k, h, w], temperature tau > 0; as tau falls to 0 the draw becomes categorical.
+    generator: one for all, or one of each picture, whose draw then depends on it alone.
     """
-    noise = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+    # In one memory format, so that a picture's draw does not depend on the logits' either.
+    noise = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    if generator is None or isinstance(generator, torch.Generator):
+        noise.exponential_(generator=generator)
+    else:
+        for part, own in zip(noise, generator, strict=True):
+            part.exponential_(generator=own)
     # -ln(Exponential) is Gumbel; the exponential sampler never returns 0.
     return F.softmax((logits.float() - noise.log()) / temperature, dim=1)
 
@@ -75,7 +84,7 @@ def relaxed_elb(
     images: Tensor,
     temperature: float,
     kl_weight: float,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> ELB:
     """Negative relaxed ELB of images [b, c, H, W] in [0, 1], divided by H*W*c (section 2.1).
 

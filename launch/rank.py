@@ -19,7 +19,8 @@ from dalle1.cli import exit_status
 from dalle1.evaluation.run import FILES, prepare, run
 from dalle1.evaluation.settings import RankSettings
 from dalle1.settings import load_settings
-from dalle1.training.engine import meeting, start_processes
+from dalle1.training.distributed import meeting
+from dalle1.training.engine import start_processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _rank(options: argparse.Namespace) -> int:
     settings = load_settings(RankSettings, options.config, options.overrides)
-    rank, ranks = start_processes(reduces=False)
+    rank, ranks = start_processes()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     page = run(prepare(settings, device), settings, rank, ranks, meeting())
     if page:

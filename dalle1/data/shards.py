@@ -11,6 +11,7 @@ Dimensions: b batch of this rank, B batch over all ranks, R side of the pictures
 from __future__ import annotations
 
 import json
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -38,8 +39,15 @@ class Batch:
 
     images: Tensor  # uint8 [b, 3, R, R]
     captions: list[str]
-    seed: int  # for what the step draws on this rank: a function of (seed, step, rank)
+    seeds: list[int]  # for what a step draws for each: a function of (seed, step, place in B)
     dropped: Counter[str] = field(default_factory=Counter)  # bad samples by cause
+
+    def split(self, size: int) -> list[Batch]:
+        """Batches of `size` samples, in order; b is a multiple of it."""
+        return [
+            Batch(self.images[i : i + size], self.captions[i : i + size], self.seeds[i : i + size])
+            for i in range(0, len(self.captions), size)
+        ]
 
 
 def find_shards(data: str) -> list[str]:
@@ -215,9 +223,10 @@ class Batches(IterableDataset[Batch]):
             reserve = (reserve + good)[-part:]
             while len(good) < part:
                 good.append(reserve[len(good) % len(reserve)])
-            seed = int(np.random.SeedSequence([self.seed, step, self.rank]).generate_state(1)[0])
             images, captions = zip(*good, strict=True)
-            yield Batch(torch.stack(images), list(captions), seed, dropped)
+            places = range(self.rank * part, (self.rank + 1) * part)
+            seeds = [_draw_seed(self.seed, step, place) for place in places]
+            yield Batch(torch.stack(images), list(captions), seeds, dropped)
 
     def _decode(self, sample: Raw, rng: np.random.Generator) -> tuple[Tensor, str]:
         data, caption = image_of(sample), caption_of(sample, self.caption_key)
@@ -226,7 +235,20 @@ class Batches(IterableDataset[Batch]):
 
     def loader(self, workers: int = 0) -> Iterator[Batch]:
         """Batches in order, decoded by `workers` processes ahead of time (0: in this one)."""
-        return iter(DataLoader(self, batch_size=None, num_workers=workers))
+        return iter(
+            DataLoader(self, batch_size=None, num_workers=workers, worker_init_fn=_stay_calm)
+        )
+
+
+def _stay_calm(worker: int) -> None:
+    """A signal to all processes of a run is for the rank alone, which needs its workers to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _draw_seed(seed: int, step: int, place: int) -> int:
+    # The last word sets it apart from the augmentation's stream of the same sample.
+    return int(np.random.SeedSequence([seed, step, place, 1]).generate_state(1)[0])
 
 
 def _blocks(stream: Iterator[Raw], size: int) -> Iterator[list[Raw]]:

@@ -75,6 +75,64 @@ class TokenizerSettings(Section):
     captions: int = Field(1_000_000, ge=1, description="captions that the merges are learnt from")
 
 
+class ParallelSettings(Section):
+    """How a run is spread over devices, and the precision of its arithmetic."""
+
+    zero_stage: int = Field(
+        0, ge=0, le=3, description="ZeRO: 1 shards moments, 2 gradients too, 3 weights too"
+    )
+    shard_ranks: int | None = Field(
+        None,
+        ge=1,
+        description="ranks that share one copy of the state, such as those of a machine; the "
+        "groups are replicas of each other (section 2.5). None: all ranks are one group",
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples of one pass of a rank; none: the rank's whole share"
+    )
+    offload: Literal["none", "optimiser", "weights"] = Field(
+        "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of products and activations; weights, moments and logits are fp32"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelSettings:
+        if self.offload == "optimiser" and self.zero_stage == 0:
+            raise ValueError("offload: 'optimiser' needs zero_stage 1, 2 or 3, got 0")
+        if self.offload == "weights" and self.zero_stage != 3:
+            raise ValueError(f"offload: 'weights' needs zero_stage 3, got {self.zero_stage}")
+        if self.shard_ranks is not None and self.shard_ranks > 1 and self.zero_stage == 0:
+            raise ValueError(
+                f"shard_ranks {self.shard_ranks} needs zero_stage 1, 2 or 3: stage 0 shards nothing"
+            )
+        return self
+
+
+class CompressionSettings(Section):
+    """PowerSGD on the gradients that replicas exchange (section 2.5, appendix E)."""
+
+    rank: int = Field(ge=1, description="rank r of the two factors that are sent")
+    first_step: int = Field(0, ge=0, description="updates before it that are sent whole")
+
+
+class FaultSettings(Section):
+    """What a run does when a rank, a machine or a number fails."""
+
+    timeout: float = Field(300.0, gt=0, description="seconds that ranks wait for one another")
+    save_timeout: float = Field(
+        3600.0, gt=0, description="the same while one saves, exports or draws a sheet"
+    )
+    bad_update: Literal["stop", "skip"] = Field(
+        "stop", description="at a loss or gradient that is not finite, or a spike"
+    )
+    most_skipped: int = Field(100, ge=1, description="skipped updates in a row that stop the run")
+    spike: float | None = Field(
+        None, gt=1, description="a loss of so many times its running mean is a spike; none: no loss"
+    )
+
+
 class RunConfig(Section):
     """Everything a run depends on."""
 
@@ -87,11 +145,17 @@ class RunConfig(Section):
     log_every: int = Field(50, ge=1)
     sheet_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest so many are kept")
+    keep_every: int | None = Field(
+        None, ge=1, description="and those whose update is a multiple of this"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
     reader: DataSettings = DataSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     ema: EMASettings = EMASettings()
+    parallel: ParallelSettings = ParallelSettings()
+    compression: CompressionSettings | None = None
+    faults: FaultSettings = FaultSettings()
     # Stage one.
     dvae: DVAEConfig | None = None
     dvae_training: DVAESettings | None = None
@@ -125,6 +189,16 @@ class RunConfig(Section):
             raise ValueError(
                 "stage 'dalle' takes its tokenizer from clip_model or trains it by the section "
                 "tokenizer: give one of the two"
+            )
+        if self.parallel.precision == "fp16" and self.stage != "dalle":
+            raise ValueError(
+                f"parallel.precision 'fp16' needs the transformer's gradient scales; stage "
+                f"{self.stage!r} takes 'bf16' or 'fp32'"
+            )
+        if self.stage == "clip" and self.parallel.micro_batch is not None:
+            raise ValueError(
+                "parallel.micro_batch is not read by stage 'clip', whose loss compares all pairs "
+                "of a batch: take it out, or use more ranks"
             )
         if self.stage != "dalle" and self.caption_dropout:
             raise ValueError(f"caption_dropout is not read by stage {self.stage!r}: take it out")

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Named = Iterable[tuple[str, Tensor]]
+
+
+def shares(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
+    """The rank that keeps each tensor, so that all keep about as many numbers.
+
+    sizes: numbers in each tensor. A function of the arguments alone: all ranks find the same.
+    """
+    load = [0] * ranks
+    owner = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = min(range(ranks), key=load.__getitem__)
+        load[owner[name]] += sizes[name]
+    return {name: owner[name] for name in sizes}
 
 
 class EMA:
     """average <- decay * average + (1 - decay) * weights, once every `every` updates.
 
-    Kept on the CPU in float32, as the paper does for the transformer.
+    Kept on the CPU in float32, as the paper does for the transformer; with several ranks each
+    keeps the average of its share of the weights, those named in `mine`.
     """
 
-    def __init__(self, module: nn.Module, decay: float, every: int = 1) -> None:
+    def __init__(self, weights: Named, mine: Iterable[str], decay: float, every: int = 1) -> None:
+        """weights: all names with whole weights, see `Engine.weights`."""
         self.decay, self.every = decay, every
-        self.average = self._snapshot(module)
+        self.mine = frozenset(mine)
+        self.average = dict(self._snapshot(weights))
 
-    @staticmethod
-    def _snapshot(module: nn.Module) -> dict[str, Tensor]:
-        # A copy even on the CPU, where .to() would alias the weights.
-        return {
-            name: parameter.detach().to("cpu", torch.float32, copy=True)
-            for name, parameter in module.named_parameters()
-        }
+    def _snapshot(self, weights: Named) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in weights:  # to the end on every rank: a sharded one needs them all
+            if name in self.mine:
+                # A copy even on the CPU, where .to() would alias the weights.
+                yield name, weight.detach().to("cpu", torch.float32, copy=True)
 
-    def reset(self, module: nn.Module) -> None:
-        """Starts the average anew from the module's weights."""
-        self.average = self._snapshot(module)
+    def reset(self, weights: Named) -> None:
+        """Starts the average anew from these weights."""
+        self.average = dict(self._snapshot(weights))
+
+    def due(self, step: int) -> bool:
+        """Whether the average takes the weights in after update number `step` (0, 1, ...)."""
+        return (step + 1) % self.every == 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Call after update number `step` (0, 1, ...)."""
-        if (step + 1) % self.every:
-            return
-        for name, parameter in module.named_parameters():
-            weights = parameter.detach().to("cpu", torch.float32)
-            self.average[name].lerp_(weights, 1 - self.decay)
-
-    @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[nn.Module]:
-        """The module with the average as its weights, in eval mode; both are put back after."""
-        training = module.training
-        held = {name: p.detach().clone() for name, p in module.named_parameters()}
-        try:
-            with torch.no_grad():
-                for name, parameter in module.named_parameters():
-                    parameter.copy_(self.average[name])
-            module.eval()
-            yield module
-        finally:
-            with torch.no_grad():
-                for name, parameter in module.named_parameters():
-                    parameter.copy_(held[name])
-            module.train(training)
+    def update(self, weights: Named) -> None:
+        """Takes the weights in; call after each update for which `due`."""
+        for name, weight in weights:
+            if name in self.mine:
+                self.average[name].lerp_(weight.detach().to("cpu", torch.float32), 1 - self.decay)

@@ -1,13 +1,19 @@
-"""DeepSpeed, and the only file that imports it: processes, gradients, optimiser.
+"""DeepSpeed, and the only file that imports it: processes, gradients, optimiser, sharded state.
 
-Weights stay whole on every rank and gradients are averaged over the ranks (ZeRO stage 0).
+ZeRO shards the moments (stage 1), the gradients (2) and the weights (3) over the ranks of a group,
+`parallel.shard_ranks` of them; groups are replicas of one another and average their shards of the
+gradient here, whole or by PowerSGD (paper section 2.5). Whatever the stage, state is read and
+written whole, one tensor after the other, so that a checkpoint fits any number of ranks.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,90 +21,60 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0")
 
 import deepspeed
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
 
-from dalle1.training.config import OptimiserSettings
+from dalle1.training import distributed
+from dalle1.training.compression import PowerSGD, matrices, mean_over
+from dalle1.training.config import OptimiserSettings, ParallelSettings, RunConfig
 from dalle1.training.stages import Stage
 
-LONG = timedelta(days=30)  # that one rank may be behind another outside of training
+OVERFLOW = "gradients of a block are beyond float16"  # meant to happen now and then
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ACCEPT: Callable[[float], str | None] = lambda loss: None  # noqa: E731
 
 
-def start_processes(reduces: bool = True) -> tuple[int, int]:
+def start_processes(timeout: float | None = None) -> tuple[int, int]:
     """Joins the launcher's processes, or starts as the only one; returns (rank, ranks).
 
-    reduces: whether the ranks will add up much, as training does; if not, CPUs are spared the
-    minute of compiling the op for it.
+    timeout: seconds that ranks wait for one another, in every group; None: torch's own.
     """
-    if not torch.distributed.is_initialized():
+    if not dist.is_initialized():
         if "RANK" not in os.environ:  # plain `python launch/train.py`: a group of one
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(port)
-        if os.environ["WORLD_SIZE"] == "1" or not reduces:
-            # A group of one shares memory with nobody. Spared too: the silent wait for a lock that
-            # a killed compilation leaves behind.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # DeepSpeed's op for CPUs in one machine compiles for a minute, waits without end for a
+        # rank that has died, and hangs on the lock that a killed compilation leaves behind.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        wait = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+        if timeout is not None:
+            # DeepSpeed makes groups of its own without asking for ours.
+            defaults = dist.distributed_c10d
+            defaults.default_pg_timeout = wait["timeout"]
+            defaults.default_pg_nccl_timeout = wait["timeout"]  # type: ignore[attr-defined]
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, **wait)
+    return distributed.rank(), distributed.ranks()
 
 
-def barrier() -> None:
-    """Waits for all ranks."""
-    torch.distributed.barrier()
+class Optimiser(torch.optim.AdamW):
+    """AdamW that leaves updates out when told so, and bounds the running variance (B.2)."""
 
+    skip = False
 
-def meeting() -> Callable[[], None]:
-    """Made by all ranks together; a call waits until every rank has called, however long its work
-    takes, and a rank may leave right after."""
-    if torch.distributed.get_world_size() == 1:
-        return lambda: None
-    ranks = torch.distributed.new_group(backend="gloo", timeout=LONG)
-    # The first rank hears from each and answers; an ordinary barrier breaks when one leaves early.
-    return lambda: torch.distributed.monitored_barrier(ranks, timeout=LONG)
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on at least one rank; the same answer on all."""
-    if torch.distributed.get_world_size() == 1:
-        return flag
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    value = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
-    return bool(value.item())
-
-
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """Each value averaged over the ranks, which all give the same names."""
-    if torch.distributed.get_world_size() == 1:
-        return values
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    mean = (tensor / torch.distributed.get_world_size()).tolist()
-    return dict(zip(values, mean, strict=True))
-
-
-class Engine:
-    """A module whose forward gives (loss, metrics), its gradients and AdamW.
-
-    Raises ValueError when batch_size is no multiple of the ranks.
-    """
-
-    def __init__(
-        self, module: Stage, settings: OptimiserSettings, batch_size: int, ranks: int
-    ) -> None:
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
-        self.settings = settings
-        self._stage = module
-        self._parameters = dict(module.named_parameters())
-        groups = [{"params": [self._parameters[n] for n in g]} for g in module.parameter_groups()]
-        optimiser = torch.optim.AdamW(
+    def __init__(self, groups: list[dict[str, Any]], settings: OptimiserSettings) -> None:
+        self.bound = settings.clip_variance
+        super().__init__(
             groups,
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
@@ -106,51 +82,433 @@ class Engine:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        config: dict[str, Any] = {
-            "train_batch_size": batch_size,
-            "train_micro_batch_size_per_gpu": batch_size // ranks,
-            "gradient_clipping": settings.clip_norm or 0.0,
-            "zero_optimization": {"stage": 0},
-            "steps_per_print": 2**31,
-        }
-        self._engine, self.optimiser, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimiser, config=config, dist_init_required=False
-        )
-        module.placed()
 
-    def step(self, batch: Any, step: int, learning_rate: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """One update; the loss and the metrics of this rank, detached."""
+    def begin(self, parameters: Iterable[Tensor]) -> None:
+        """Moments of zero, so that they can be read and written before the first update."""
+        for parameter in parameters:
+            # In the parameter's own memory format: the fused update walks both side by side.
+            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
+            self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **state}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        if self.skip:
+            return
+        super().step()
+        if self.bound is not None:
+            for group in self.param_groups:  # ZeRO steps one group after the other
+                for parameter in group["params"]:
+                    state = self.state.get(parameter)
+                    if state:
+                        state["exp_avg_sq"].clamp_(max=self.bound)
+
+
+class ShardGroups:
+    """Ranks in groups of `size` that share one copy of the state; DeepSpeed's `mpu` protocol.
+
+    `replicas` are the ranks of the same place in every group, which hold the same shard.
+    """
+
+    def __init__(self, size: int) -> None:
+        ranks, rank = distributed.ranks(), distributed.rank()
+        self.members = list(range(rank // size * size, rank // size * size + size))
+        # Each group is made by all ranks, in the same order.
+        for first in range(0, ranks, size):
+            group = dist.new_group(list(range(first, first + size)))
+            if rank in range(first, first + size):
+                self._shard = group
+        for place in range(size):
+            group = dist.new_group(list(range(place, ranks, size)))
+            if rank % size == place:
+                self.replicas = group
+
+    def get_data_parallel_group(self) -> Any:
+        return self._shard
+
+    def get_data_parallel_world_size(self) -> int:
+        return len(self.members)
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self.members
+
+    def get_model_parallel_group(self) -> None:
+        return None
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+
+@dataclass
+class Update:
+    """What came of one update, the same on all ranks."""
+
+    loss: float  # of the whole batch
+    metrics: dict[str, float]
+    gradient_norm: float | None  # before clipping; None where nothing asks for it
+    skipped: str | None  # why the update was left out
+
+
+class Layout:
+    """How a batch and the state are spread; refuses what does not divide.
+
+    Raises ValueError that names the setting.
+    """
+
+    def __init__(self, batch_size: int, settings: ParallelSettings, ranks: int) -> None:
+        if batch_size % ranks:
+            raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
+        share = batch_size // ranks
+        self.micro_batch = settings.micro_batch or share
+        if share % self.micro_batch:
+            raise ValueError(
+                f"parallel.micro_batch {self.micro_batch} must divide the {share} samples that "
+                f"each of {ranks} ranks gets of batch_size {batch_size}"
+            )
+        self.passes = share // self.micro_batch
+        self.shard_ranks = settings.shard_ranks or ranks
+        if ranks % self.shard_ranks:
+            raise ValueError(
+                f"parallel.shard_ranks {self.shard_ranks} must divide the {ranks} ranks"
+            )
+        self.replicas = ranks // self.shard_ranks if settings.zero_stage else ranks
+
+
+def make_sharding(config: RunConfig) -> Sharding | None:
+    """What builds weights sharded from the beginning, where ZeRO 3 has ranks to spread them on."""
+    if config.parallel.zero_stage < 3:
+        return None
+    return Sharding(config)
+
+
+class Sharding:
+    """See `stages.Sharding`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._layout = Layout(config.batch_size, config.parallel, distributed.ranks())
+        self._config = config
+
+    def building(self) -> AbstractContextManager[object]:
+        groups = _groups(self._config.parallel, self._layout)
+        context: AbstractContextManager[object] = deepspeed.zero.Init(
+            data_parallel_group=groups.get_data_parallel_group() if groups else None,
+            config_dict_or_path=_deepspeed_config(self._config, self._layout),
+            mpu=groups,
+        )
+        return context
+
+    def whole(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
+        return _whole([parameter], set_by=0)
+
+
+class Engine:
+    """A stage in training: its gradients, AdamW, and the state of both.
+
+    Raises ValueError when the batch does not divide or a feature does not fit the ZeRO stage.
+    """
+
+    def __init__(self, stage: Stage, config: RunConfig) -> None:
+        self.settings, self.parallel = config.optimiser, config.parallel
+        self.layout = Layout(config.batch_size, config.parallel, distributed.ranks())
+        self._stage = stage
+        self._parameters = dict(stage.named_parameters())
+        self._groups = _groups(config.parallel, self.layout)
+        groups = [{"params": [self._parameters[n] for n in g]} for g in stage.parameter_groups()]
+        self._optimiser = Optimiser(groups, config.optimiser)
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=stage,
+            optimizer=self._optimiser,
+            config=_deepspeed_config(config, self.layout),
+            dist_init_required=False,
+            mpu=self._groups,
+        )
+        if config.parallel.zero_stage == 0:
+            stage.placed()
+        if config.parallel.zero_stage == 3:
+            self._keep_together()
+        self._optimiser.begin(self._updated())
+        self._power_sgd = self._make_power_sgd(config)
+        self._compress_from = config.compression.first_step if config.compression else 0
+        if config.parallel.zero_stage in (1, 2):
+            self._zero._lazy_init_hp_params_optimizer_state()  # for safe_{get,set}_full_...
+
+    def _updated(self) -> list[Tensor]:
+        """What AdamW itself updates: parameters, or this rank's flat shards of them."""
+        if self.parallel.zero_stage == 0:
+            return list(self._parameters.values())
+        if self.parallel.zero_stage == 3:
+            return list(self._zero.fp32_partitioned_groups_flat)
+        return list(self._zero.single_partition_of_fp32_groups)
+
+    def _keep_together(self) -> None:
+        """Weights outside of the modules that are sharded apart stay gathered for a whole pass:
+        some are read without their module being called."""
+        apart = {id(p) for m in self._stage.sharded_apart() for p in m.parameters()}
+        for parameter in self._parameters.values():
+            if id(parameter) not in apart:
+                deepspeed.zero.register_external_parameter(self._stage, parameter)
+
+    def step(
+        self,
+        parts: Sequence[object],
+        step: int,
+        learning_rate: float,
+        accept: Callable[[float], str | None] = ACCEPT,
+    ) -> Update:
+        """One update over this rank's parts of the batch.
+
+        accept: why the update must not be done, of the whole batch's loss; None if it may.
+        """
         factors = self._stage.rate_factors(step)
-        for group, factor in zip(self.optimiser.param_groups, factors, strict=True):
+        for group, factor in zip(self._optimiser.param_groups, factors, strict=True):
             group["lr"] = factor * learning_rate
-        loss, metrics = self._engine(batch, step)
-        self._engine.backward(loss)
+        values: dict[str, Tensor] = {}
+        # With PowerSGD at stage 0, DeepSpeed must not average before.
+        own = self._power_sgd is not None and self.parallel.zero_stage == 0
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            loss, metrics = self._engine(part, step)
+            with self._engine.no_sync() if own else nullcontext():
+                self._engine.backward(loss)
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                values[name] = values.get(name, 0) + value / len(parts)
+            if not last:
+                self._engine.step()
+        means = distributed.mean_over_ranks({name: float(v) for name, v in values.items()})
+        loss_mean = means.pop("loss")
+        skipped = accept(loss_mean) or self._broken_scales()
+        if self._power_sgd is not None:
+            pieces = self._pieces()
+            if skipped is not None:  # else the error buffers would give away what is left out
+                next(iter(pieces.values())).fill_(math.nan)
+            self._power_sgd.average(pieces, step >= self._compress_from)
+        elif self._groups is not None:
+            mean_over(list(self._pieces().values()), self._groups.replicas)
+        skipped = skipped or self._not_finite()
+        self._optimiser.skip = skipped is not None
         self._engine.step()
-        if self.settings.clip_variance is not None:
-            for state in self.optimiser.state.values():
-                state["exp_avg_sq"].clamp_(max=self.settings.clip_variance)  # appendix B.2
-        return loss.detach(), metrics
+        if getattr(self._zero, "overflow", False):
+            skipped = skipped or "a gradient is not finite"
+        norm = self._engine.get_global_grad_norm()
+        return Update(loss_mean, means, None if norm is None else float(norm), skipped)
+
+    def _make_power_sgd(self, config: RunConfig) -> PowerSGD | None:
+        """What averages gradients over replicas, where it is asked for and there are any."""
+        compression, stage = config.compression, config.parallel.zero_stage
+        if compression is not None:
+            if stage in (1, 2):
+                raise ValueError(
+                    f"compression: needs whole matrices or rows of them, but parallel.zero_stage "
+                    f"{stage} cuts all weights as one; take stage 0, or 3 with shard_ranks"
+                )
+            if stage == 3 and self._groups is None and distributed.ranks() > 1:
+                raise ValueError(
+                    "compression: with parallel.zero_stage 3 it is for gradients that replicas "
+                    "exchange, and all ranks share one copy; set parallel.shard_ranks to the ranks "
+                    "of a machine, or zero_stage to 0"
+                )
+        if self._groups is not None and config.parallel.offload != "none":
+            raise ValueError(
+                f"parallel.offload {config.parallel.offload!r} does not go with shard_ranks "
+                f"{self.layout.shard_ranks} of {distributed.ranks()} ranks: take one of the two out"
+            )
+        if compression is None or distributed.ranks() == 1:
+            return None
+        whole = matrices({n: getattr(p, "ds_shape", p.shape) for n, p in self._parameters.items()})
+        if stage == 0:
+            return PowerSGD(whole, compression.rank, config.seed, None, distributed.device())
+        assert self._groups is not None
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self._parameters.items():
+            shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+            size, columns = shard.numel(), whole[name][-1]
+            rows = len(whole[name]) == 2 and size % columns == 0  # a shard of whole rows
+            shapes[name] = (size // columns, columns) if rows else (size,)
+        # The paper's rank is that of all shards of a matrix (see `compression.saving`).
+        rank = max(1, compression.rank // self.layout.shard_ranks)
+        return PowerSGD(shapes, rank, config.seed, self._groups.replicas, distributed.device())
+
+    def _pieces(self) -> dict[str, Tensor]:
+        """This rank's pieces of the gradient, after the backward passes: views to be changed."""
+        if self.parallel.zero_stage == 0:
+            for parameter in self._parameters.values():
+                if parameter.grad is None:  # not read by this loss
+                    parameter.grad = torch.zeros_like(parameter)
+            return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        averaged = self._zero.averaged_gradients
+        if self.parallel.zero_stage == 3:
+            names = {id(p): name for name, p in self._parameters.items()}
+            found = {
+                names[id(p)]: piece
+                for i, group in enumerate(self._zero.fp16_groups)
+                for p, piece in zip(group, averaged[i], strict=True)
+            }
+            return {name: found[name] for name in self._parameters}
+        return {f"{i}/{j}": x for i, pieces in averaged.items() for j, x in enumerate(pieces)}
+
+    def bytes_exchanged(self) -> tuple[int, int] | None:
+        """Payload of an update's exchange between replicas, as it is and uncompressed; None where
+        there is none of our own."""
+        if self._power_sgd is None:
+            return None
+        return self._power_sgd.bytes_sent, self._power_sgd.bytes_whole
+
+    def compression_state(self) -> dict[str, Tensor]:
+        """PowerSGD's error buffers by place among the shards, then name; all ranks call it.
+
+        The first of the replicas holds them, the others nothing.
+        """
+        if self._power_sgd is None:
+            return {}
+        place = distributed.rank() % self.layout.shard_ranks if self.parallel.zero_stage else 0
+        state = self._power_sgd.state()
+        first = distributed.rank() < (self.layout.shard_ranks if self.parallel.zero_stage else 1)
+        return {f"{place}/{name}": value for name, value in state.items()} if first else {}
+
+    def load_compression_state(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Goes on from all ranks' `compression_state`; False where it is cut in another way, and
+        the buffers begin with zeros."""
+        if self._power_sgd is None:
+            return True
+        place = distributed.rank() % self.layout.shard_ranks if self.parallel.zero_stage else 0
+        prefix = f"{place}/"
+        mine = {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
+        try:
+            self._power_sgd.load_state(mine)
+        except ValueError:
+            return False
+        return True
+
+    def _broken_scales(self) -> str | None:
+        """Moves the gradient scales; a block whose gradients overflowed skips the update."""
+        scales = self._stage.gradient_scales
+        broken = distributed.largest_over_ranks([float(s.take_broken()) for s in scales])
+        for scale, b in zip(scales, broken, strict=True):
+            scale.update(bool(b))
+        return OVERFLOW if any(broken) else None
+
+    def _not_finite(self) -> str | None:
+        """Stage 0's check; ZeRO has one of its own."""
+        if self.parallel.zero_stage:
+            return None
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        fine = all(bool(g.isfinite().all()) for g in gradients)  # averaged: alike on all ranks
+        return None if fine else "a gradient is not finite"
+
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Whole weights, one after the other, by name without the prefix.
+
+        With ZeRO 3 each is gathered for its turn: every rank must go through all of them.
+        """
+        for name, parameter in self._parameters.items():
+            if name.startswith(prefix):
+                with _whole([parameter]) if self.parallel.zero_stage == 3 else nullcontext():
+                    yield name[len(prefix) :], parameter.detach()
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Numbers in each weight, by name without the prefix."""
+        return {
+            name[len(prefix) :]: getattr(parameter, "ds_numel", parameter.numel())
+            for name, parameter in self._parameters.items()
+            if name.startswith(prefix)
+        }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets weights by name, the same whole ones on every rank; others stay."""
+        for name, parameter in self._parameters.items():
+            if name in weights:
+                three = self.parallel.zero_stage == 3
+                with _whole([parameter], set_by=0) if three else nullcontext():
+                    parameter.copy_(weights[name])
+        if self.parallel.zero_stage:
+            self._zero.refresh_fp32_params()
+
+    def _shard(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's part of a whole value as ZeRO 3 cuts it: flat, zeros behind the end."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        first = distributed.rank() % self.layout.shard_ranks * size
+        shard = torch.zeros(size)
+        here = value.flatten()[first : first + size]
+        shard[: len(here)] = here
+        return shard.to(distributed.device())
 
     def reset_optimiser(self) -> None:
         """Forgets the moments, after weights were set from outside."""
-        self.optimiser.state.clear()
+        for state in self._optimiser.state.values():
+            for value in state.values():
+                value.zero_()
 
-    def optimiser_state(self) -> dict[str, Tensor]:
-        """Moments and counts, named `<parameter>/<moment>`."""
-        return {
-            f"{name}/{key}": value.detach()
-            for name, parameter in self._parameters.items()
-            for key, value in self.optimiser.state.get(parameter, {}).items()
-        }
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole moments, one after the other, named `<parameter>/<moment>`; as `weights`."""
+        for name, parameter in self._parameters.items():
+            for key in MOMENTS:
+                if self.parallel.zero_stage:
+                    value = safe_get_full_optimizer_state(parameter, key)
+                else:
+                    value = self._optimiser.state[parameter][key]
+                yield f"{name}/{key}", value.detach()
 
-    def load_optimiser_state(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on from what `optimiser_state` returned."""
-        self.reset_optimiser()
-        for path, value in tensors.items():
-            name, key = path.rsplit("/", 1)
-            parameter = self._parameters[name]
-            state = self.optimiser.state[parameter]
-            # In the parameter's own memory format: the fused update walks both side by side.
-            like = parameter if value.shape == parameter.shape else value
-            state[key] = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
-            state[key].copy_(value)
+    def updates_done(self) -> int:
+        """AdamW's own count, which its bias correction reads."""
+        return int(next(iter(self._optimiser.state.values()))["step"])
+
+    @torch.no_grad()
+    def load_moments(self, moments: Mapping[str, Tensor], updates: int) -> None:
+        """Goes on from what `moments` and `updates_done` returned."""
+        for name, parameter in self._parameters.items():
+            for key in MOMENTS:
+                value = moments[f"{name}/{key}"]
+                if self.parallel.zero_stage == 3:
+                    # Not its way to set whole values, which has no room for the shards' padding.
+                    safe_set_local_optimizer_state(parameter, self._shard(parameter, value), key)
+                elif self.parallel.zero_stage:
+                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+                else:
+                    self._optimiser.state[parameter][key].copy_(value)
+        for state in self._optimiser.state.values():
+            state["step"].fill_(updates)
+
+
+def _groups(settings: ParallelSettings, layout: Layout) -> ShardGroups | None:
+    if settings.zero_stage == 0 or layout.replicas == 1:
+        return None
+    return ShardGroups(layout.shard_ranks)
+
+
+def _whole(
+    parameters: list[nn.Parameter], set_by: int | None = None
+) -> AbstractContextManager[object]:
+    """Gathers weights that ZeRO 3 has sharded; what rank `set_by` writes is kept."""
+    context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=set_by
+    )
+    return context
+
+
+def _deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
+    parallel = config.parallel
+    zero: dict[str, Any] = {"stage": parallel.zero_stage}
+    if parallel.zero_stage == 3:
+        # All weights are sharded, small ones too: what stays whole is named in `_keep_together`.
+        zero |= {"stage3_param_persistence_threshold": 0}
+    if parallel.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if parallel.offload == "weights":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    replicas = layout.replicas if parallel.zero_stage else 1
+    return {
+        "train_batch_size": config.batch_size // replicas,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.passes,
+        "gradient_clipping": config.optimiser.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # a subclass of AdamW, whose update is AdamW's
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }

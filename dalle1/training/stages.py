@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -22,15 +24,28 @@ from dalle1.layout import padding_id
 from dalle1.model import Model, load_clip, save_clip
 from dalle1.pictures import contact_sheet
 from dalle1.sampling import decode, to_pil
+from dalle1.scaling import GradientScale
 from dalle1.tokenizer import Tokenizer
+from dalle1.training import distributed
 from dalle1.training.config import DVAESettings, RunConfig, TokenizerSettings
 from dalle1.training.schedules import cosine
-from dalle1.transformer import Transformer
+from dalle1.transformer import Layer, Transformer, count_text_targets
 from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
 
 SHEET_COLUMNS = 8
 Metrics = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
+
+
+class Sharding(Protocol):
+    """How weights are spread over the ranks from the beginning (ZeRO 3)."""
+
+    def building(self) -> AbstractContextManager[object]:
+        """Modules made in this context hold their shard of each weight alone."""
+
+    def whole(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
+        """The weight is whole in this context; all ranks set it to the same."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +58,18 @@ class Phase:
 
 
 class Stage(nn.Module):
-    """A model in training. `forward` is one step's loss, so that DeepSpeed wraps all of it."""
+    """A model in training. `forward` is one pass's loss, so that DeepSpeed wraps all of it.
+
+    What is drawn and exported is not `model`, whose weights may be sharded over the ranks, but a
+    copy with the averaged weights, see `copy_with`.
+    """
 
     model: nn.Module  # what is averaged and exported
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.settings = config
+        self.gradient_scales: list[GradientScale] = []  # of each residual block in float16
 
     @property
     @abstractmethod
@@ -57,23 +77,45 @@ class Stage(nn.Module):
         """What is done to each training picture."""
 
     @abstractmethod
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        """The loss of a batch at update `step`, and values for the log (scalars, detached)."""
+    def forward(self, part: Any, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of one of `parts` at update `step`, and values for the log (scalars, detached).
+
+        Its mean over the parts of all ranks is the loss of the whole batch.
+        """
 
     @abstractmethod
-    def sheet(self, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
-        """A picture of what the (averaged) model does with a batch, and values for the log."""
+    def blank(self) -> nn.Module:
+        """A model like `model` without weights, on the meta device."""
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Writes the (averaged) model for use."""
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+        """A picture of what a (whole) model does with a batch, and values for the log."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes a (whole) model for use."""
+
+    def parts(self, batch: Batch, size: int) -> Sequence[object]:
+        """This rank's batch in passes of `size` samples. Every rank calls it for every update."""
+        return batch.split(size)
+
+    def sharded_apart(self) -> Sequence[nn.Module]:
+        """Modules whose weights ZeRO 3 gathers one after the other; all others stand through the
+        whole pass."""
+        return ()
+
+    def copy_with(self, weights: Weights) -> nn.Module:
+        """A whole model in eval mode with these weights (names of `model`), which it shares."""
+        model = self.blank()
+        model.load_state_dict(dict(weights), assign=True)
+        return model.eval()
 
     def phase(self, step: int) -> Phase:
         """The phase that an update belongs to; one for the whole run unless a stage has more."""
         return Phase(0, self.settings.steps, self.settings.optimiser.learning_rate)
 
     def placed(self) -> None:
-        """Called once the engine has put the weights on their device."""
+        """Called once the engine has put whole weights on their device."""
 
     def parameter_groups(self) -> list[list[str]]:
         """Names of the parameters that share a step size; see `rate_factors`."""
@@ -83,20 +125,35 @@ class Stage(nn.Module):
         """What each group's step size is multiplied with at update `step`."""
         return [1.0]
 
-    def before_step(self, step: int, read: Callable[[int], Tensor]) -> bool:
-        """Called before update `step`; True if weights were set, so that moments start anew.
+    def sets_weights(self, step: int) -> bool:
+        """Whether `new_weights` takes the place of training's before update `step`."""
+        return False
+
+    def new_weights(self, weights: Weights, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        """Weights to go on from, of the present ones (whole, names of the stage).
 
         read(n) gives n training pictures, uint8 [n, 3, R, R], the same on all ranks.
         """
-        return False
+        raise NotImplementedError
 
     def counts(self) -> dict[str, float]:
-        """Values gathered since the last call."""
+        """Values gathered since the last call; every rank calls it."""
         return {}
 
 
 def _pixels(batch: Batch, device: torch.device) -> Tensor:
     return batch.images.to(device).float() / 255
+
+
+def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the run asks for it; parameters and losses stay in 32 bits."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.parallel.precision == "bf16")
+
+
+def _nothing_of(*modules: Any) -> Tensor:
+    """0, with a gradient of 0 for the modules' weights: those that a loss does not read would keep
+    their last gradient under ZeRO 3, and it would count in the norm."""
+    return 0.0 * torch.stack([p.sum() for m in modules for p in m.parameters()]).sum()
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -152,62 +209,83 @@ class DVAEStage(Stage):
     def rate_factors(self, step: int) -> list[float]:
         return [1.0 if step < self.warm_up else self.objective.encoder_rate, 1.0]
 
-    def _grained(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _grained(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
         images = _pixels(batch, _device(self.model))
         if self.objective.grain:
             # Flat, noiseless pictures have no best likelihood: ln b would sink without end.
-            noise = torch.randn(images.shape, generator=generator).to(images.device)
+            noise = torch.empty_like(images)
+            for part, generator in zip(noise, generators, strict=True):
+                part.normal_(generator=generator)
             images = (images + self.objective.grain * noise).clamp(0, 1)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        generator = torch.Generator().manual_seed(batch.seed)
-        images = self._grained(batch, generator)
+    def forward(self, part: Batch, step: int) -> tuple[Tensor, Metrics]:
+        # One of each picture: what is drawn does not depend on how a batch is spread.
+        device = _device(self.model)
+        generators = [torch.Generator(device).manual_seed(seed) for seed in part.seeds]
+        images = self._grained(part, generators)
         self._has_codes = step >= self.warm_up
         if not self._has_codes:
-            loss = self.bottleneck.loss(self.model, images)
-            return loss, {"squared_error": loss.detach()}
+            with _autocast(self.settings, device):
+                loss = self.bottleneck.loss(self.model, images)
+            codebook = (self.model.encoder.blocks.output, self.model.decoder.blocks.input)
+            return loss + _nothing_of(*codebook), {"squared_error": loss.detach()}
         s, step = self.objective, step - self.warm_up
         temperature = cosine(step, s.temperature_start, s.temperature_end, s.temperature_steps)
         kl_weight = cosine(step, 0.0, s.kl_weight, s.kl_steps)
-        noise = generator if images.device.type == "cpu" else None
-        elb = relaxed_elb(self.model, images, temperature, kl_weight, noise)
+        with _autocast(self.settings, device):
+            elb = relaxed_elb(self.model, images, temperature, kl_weight, generators)
         self._used[elb.tokens.flatten().cpu()] = True
-        return elb.loss, {
+        loss = elb.loss + _nothing_of(self.bottleneck) if self.warm_up else elb.loss
+        return loss, {
             "reconstruction": elb.reconstruction.detach(),
             "kl": elb.kl.detach(),
             "kl_weight": torch.tensor(kl_weight),
             "temperature": torch.tensor(temperature),
         }
 
-    def before_step(self, step: int, read: Callable[[int], Tensor]) -> bool:
-        if not self.warm_up or step != self.warm_up:
-            return False
+    def sets_weights(self, step: int) -> bool:
+        return bool(self.warm_up) and step == self.warm_up
+
+    def new_weights(self, weights: Weights, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.settings.seed)
+        device = _device(self.model)
         images = read(self.objective.warm_start_pictures).float() / 255
-        images = images.to(_device(self.model), memory_format=torch.channels_last)
+        images = images.to(device, memory_format=torch.channels_last)
+        model, bottleneck = self.model, self.bottleneck
+        model = self.blank().to_empty(device=device)
+        bottleneck = ContinuousBottleneck(model, self.objective.warm_start_bottleneck).to(device)
+        whole = nn.ModuleDict({"model": model, "bottleneck": bottleneck})
+        whole.load_state_dict(dict(weights))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         scale = self.objective.warm_start_logit_scale
-        self.bottleneck.install_centres(self.model, images, scale, generator)
-        return True
+        bottleneck.install_centres(model, images, scale, generator)
+        return dict(whole.state_dict())
 
     def counts(self) -> dict[str, float]:
-        count = float(self._used.sum())
+        used = distributed.largest_over_ranks(self._used.float().tolist())
         self._used.zero_()
-        return {"codes_used": count} if count else {}
+        return {"codes_used": sum(used)} if any(used) else {}
+
+    def blank(self) -> dvae.DVAE:
+        with torch.device("meta"):
+            return dvae.DVAE(self.model.config)
 
     @torch.no_grad()
-    def sheet(self, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
         if not self._has_codes:
             return None  # the warm start trains no tokens to look at
-        images = _pixels(batch, _device(self.model))
-        decoded = self.model.decode(self.model.encode(images))
+        assert isinstance(model, dvae.DVAE)
+        images = _pixels(batch, _device(model))
+        decoded = model.decode(model.encode(images))
         error = (decoded - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
         psnr = float(-10 * torch.log10(error).mean())
         rows = [[to_pil(p.cpu()) for p in side[:SHEET_COLUMNS]] for side in (images, decoded)]
         return contact_sheet(rows, ["picture", "encoded and decoded"]), {"psnr": psnr}
 
-    def export(self, folder: Path) -> None:
-        self.model.save(folder)
+    def export(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, dvae.DVAE)
+        model.save(folder)
 
 
 class CLIPStage(Stage):
@@ -232,20 +310,28 @@ class CLIPStage(Stage):
     def augmentation(self) -> Augmentation:
         return augment_dalle
 
+    def blank(self) -> CLIP:
+        with torch.device("meta"):
+            return CLIP(self.model.config)
+
     def _tokens(self, captions: list[str]) -> Tensor:
         ids = self.tokenizer.encode_for_clip(captions, self.model.config.text_length)
         return ids.to(_device(self.model))
 
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        images = _pixels(batch, _device(self.model))
-        loss = self.model.loss(images, self._tokens(batch.captions))
+    def forward(self, part: Batch, step: int) -> tuple[Tensor, Metrics]:
+        images = _pixels(part, _device(self.model))
+        tokens = self._tokens(part.captions)
+        first = distributed.rank() * len(images)
+        with _autocast(self.settings, images.device):
+            loss = self.model.loss(images, tokens, distributed.gathered, first)
         return loss, {"logit_scale": self.model.scale().detach()}
 
     @torch.no_grad()
-    def sheet(self, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
         """The batch's captions, each with its own picture and then those that fit it best."""
-        images = _pixels(batch, _device(self.model))
-        scores = self.model(images, self._tokens(batch.captions)).t()  # [texts, images]
+        assert isinstance(model, CLIP)
+        images = _pixels(batch, _device(model))
+        scores = model(images, self._tokens(batch.captions)).t()  # [texts, images]
         hits = (scores.argmax(dim=1).cpu() == torch.arange(len(scores))).float().mean()
         best = scores.argsort(dim=1, descending=True).cpu()
         rows = [
@@ -256,8 +342,18 @@ class CLIPStage(Stage):
         sheet = contact_sheet(rows, batch.captions[: len(rows)], titles, columns_before_gap=1)
         return sheet, {"retrieval": float(hits)}
 
-    def export(self, folder: Path) -> None:
-        save_clip(self.model, self.tokenizer, folder)
+    def export(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, CLIP)
+        save_clip(model, self.tokenizer, folder)
+
+
+@dataclass
+class Streams:
+    """A pass of stage two: captions as tokens, and the pictures that the dVAE will encode."""
+
+    text: Tensor  # int64 [b, text_length]
+    pictures: Batch
+    text_count: float  # text targets of a pass, mean over the passes of all ranks
 
 
 class DALLEStage(Stage):
@@ -265,7 +361,8 @@ class DALLEStage(Stage):
 
     model: Transformer
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, sharding: Sharding | None = None) -> None:
+        """sharding: given, weights are spread over the ranks as they are made."""
         super().__init__(config)
         assert config.transformer is not None and config.dvae_model is not None
         clip = None
@@ -282,58 +379,90 @@ class DALLEStage(Stage):
                 f"reader.image_size is {config.reader.image_size}, but a grid of "
                 f"{config.transformer.grid} tokens of the dVAE {config.dvae_model} is {side} pixels"
             )
-        self.model = Transformer(config.transformer, config.execution)
         # In a tuple, where neither DeepSpeed nor the checkpoint takes them for trained weights.
         self._frozen = (codec, clip)
         self.tokenizer = tokenizer.resized(config.transformer.text_length)
-        self._whole()  # refuses parts of different runs before the first step
+        self._shape = config.transformer
+        self._whole(self.blank())  # refuses parts of different runs before the first step
+        if sharding is None:
+            self.model = Transformer(config.transformer, config.execution, config.seed)
+        else:
+            with sharding.building():
+                self.model = Transformer(config.transformer, config.execution, config.seed)
+            self.model.initialise(config.seed, sharding.whole)
+        self._set_precision(config.parallel.precision)
 
     @property
     def augmentation(self) -> Augmentation:
         return augment_dalle
 
-    def _whole(self) -> Model:
-        training = self.model.training
+    def _set_precision(self, precision: str) -> None:
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            if precision == "bf16":
+                layer.narrow = torch.bfloat16
+            elif precision == "fp16":
+                self.gradient_scales += layer.scale_gradients(distributed.ranks())
+
+    def blank(self) -> Transformer:
+        with torch.device("meta"):
+            return Transformer(self._shape)
+
+    def sharded_apart(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
+
+    def _whole(self, transformer: nn.Module) -> Model:
+        assert isinstance(transformer, Transformer)
         codec, clip = self._frozen
-        model = Model(self.tokenizer, self.model, codec, clip)
-        self.model.train(training)  # Model is for use and sets eval mode
-        return model
+        return Model(self.tokenizer, transformer, codec, clip)
 
     def _text(self, batch: Batch) -> Tensor:
-        rng = random.Random(batch.seed)
-        tokens = self.tokenizer.encode(batch.captions, rng)
-        if self.settings.caption_dropout:
-            length, vocab = self.tokenizer.text_length, self.tokenizer.vocab_size
-            empty = torch.tensor([padding_id(vocab, p) for p in range(length)])
-            for row in tokens:
-                if rng.random() < self.settings.caption_dropout:
-                    row.copy_(empty)
-        return tokens
+        rows = []
+        length, vocab = self.tokenizer.text_length, self.tokenizer.vocab_size
+        empty = torch.tensor([padding_id(vocab, p) for p in range(length)])
+        for caption, seed in zip(batch.captions, batch.seeds, strict=True):
+            rng = random.Random(seed)
+            row = self.tokenizer.encode(caption, rng)[0]
+            dropout = self.settings.caption_dropout
+            rows.append(empty if dropout and rng.random() < dropout else row)
+        return torch.stack(rows)
 
-    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+    def parts(self, batch: Batch, size: int) -> Sequence[Streams]:
+        text, pictures = self._text(batch), batch.split(size)
+        count = count_text_targets(text, self._shape.text_vocab) / len(pictures)
+        # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
+        mean = distributed.mean_over_ranks({"count": count})["count"]
+        return [Streams(*pair, mean) for pair in zip(text.split(size), pictures, strict=True)]
+
+    def forward(self, part: Streams, step: int) -> tuple[Tensor, Metrics]:
         device = _device(self.model)
         codec = self._frozen[0].to(device)
-        image_tokens = rearrange(codec.encode(_pixels(batch, device)), "b r c -> b (r c)")
-        losses = self.model.loss(self._text(batch).to(device), image_tokens)
+        image_tokens = rearrange(codec.encode(_pixels(part.pictures, device)), "b r c -> b (r c)")
+        losses = self.model.loss(part.text.to(device), image_tokens, part.text_count)
         return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
 
     @torch.no_grad()
-    def sheet(self, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
         """Captions of the batch, each with its own picture and a few draws, unranked."""
-        model = self._whole().to(_device(self.model))
+        whole = self._whole(model).to(_device(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]
-        drawn = draw_captions(model, captions, SHEET_COLUMNS - 1, self.settings.seed)
+        drawn = draw_captions(whole, captions, SHEET_COLUMNS - 1, self.settings.seed)
         for own, tokens in zip(batch.images, drawn, strict=False):
-            rows.append([to_pil(p) for p in (own / 255, *decode(model, tokens))])
-        self.model.train()
+            rows.append([to_pil(p) for p in (own / 255, *decode(whole, tokens))])
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
 
-    def export(self, folder: Path) -> None:
-        self._whole().save(folder)
-        self.model.train()
+    def export(self, model: nn.Module, folder: Path) -> None:
+        self._whole(model).save(folder)
 
 
 STAGES: dict[str, type[Stage]] = {"dvae": DVAEStage, "clip": CLIPStage, "dalle": DALLEStage}
+
+
+def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
+    """The stage that a config names. The transformer alone is large enough to be made sharded."""
+    if config.stage == "dalle":
+        return DALLEStage(config, sharding)
+    return STAGES[config.stage](config)
 
 
 def _train_tokenizer(

@@ -1,59 +1,34 @@
-"""The training loop of all three stages, top to bottom: sheet, save, step, log."""
+"""The training loop of all three stages, top to bottom: step, judge, average, log, sheet, save."""
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dalle1.data import shapes
-from dalle1.data.shards import Batches, find_shards
+from dalle1.data.shards import Batch, Batches, find_shards
+from dalle1.scaling import load_scales, scales_state
 from dalle1.settings import SHAPES, save_settings
 from dalle1.training import checkpoints
-from dalle1.training.checkpoints import Checkpoint
 from dalle1.training.config import RunConfig
-from dalle1.training.ema import EMA
-from dalle1.training.engine import Engine, any_rank, barrier, mean_over_ranks, start_processes
+from dalle1.training.distributed import from_rank, largest_over_ranks, meeting
+from dalle1.training.ema import EMA, shares
+from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
+from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
 from dalle1.training.log import RunLog
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
-from dalle1.training.stages import STAGES, Stage
+from dalle1.training.stages import Stage, make_stage
 
 CONFIG = "config.yaml"
-
-
-class Interrupted(Exception):
-    """Training was asked to stop, and has saved a checkpoint."""
-
-
-class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two updates."""
-
-    def __init__(self) -> None:
-        self.stop = False
-
-    def __enter__(self) -> StopSignals:
-        self._former = {
-            number: signal.signal(number, self._set) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.stop = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported
 
 
 class Trainer:
@@ -64,7 +39,9 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
-        self.rank, self.ranks = start_processes()
+        self._launched = "RANK" in os.environ
+        self.rank, self.ranks = start_processes(config.faults.timeout)
+        self._meet = meeting(timedelta(seconds=config.faults.save_timeout))
         self.folder = Path(config.run)
         latest = checkpoints.newest(self.folder / "checkpoints")
         if latest is not None and not resume:
@@ -74,12 +51,19 @@ class Trainer:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config = config = _with_data(config, self.rank)
+        self.config = config = _with_data(config, self.rank, self._meet)
         torch.manual_seed(config.seed)  # initialisation
-        self.stage: Stage = STAGES[config.stage](config)
-        self.engine = Engine(self.stage, config.optimiser, config.batch_size, self.ranks)
-        self.ema = EMA(self.stage.model, config.ema.decay, config.ema.every)
+        self.stage: Stage = make_stage(config, make_sharding(config))
+        self.engine = Engine(self.stage, config)
+        self._owner = shares(self.engine.sizes(), self.ranks)
+        mine = [
+            name.removeprefix(MODEL)
+            for name, owner in self._owner.items()
+            if owner == self.rank and name.startswith(MODEL)
+        ]
+        self.ema = EMA(self.engine.weights(MODEL), mine, config.ema.decay, config.ema.every)
         self.plateau = PlateauHalving(config.optimiser.plateau_patience)
+        self.watch = Watch(config.faults)
         self.step = 0
         if latest is not None:
             self._load(latest)
@@ -88,56 +72,80 @@ class Trainer:
             save_settings(config, self.folder / CONFIG)
 
     def run(self) -> None:
-        """Trains to the end; Interrupted after Ctrl-C or SIGTERM, when a checkpoint is saved."""
-        config, stage = self.config, self.stage
-        batches = self._batches(self.step).loader(config.reader.workers)
-        log = RunLog(self.folder, config.steps, self.step, config.stage) if self.rank == 0 else None
-        dropped: Counter[str] = Counter()
+        """Trains to the end.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, when a checkpoint is saved; RanksLost when
+        another rank is gone; ValueError when the numbers are, see `Watch`.
+        """
+        log = None
         try:
-            with StopSignals() as signals:
-                stage.train()
-                while self.step < config.steps:
-                    batch = next(batches)
-                    dropped.update(batch.dropped)
-                    if stage.before_step(self.step, self._read):
-                        self.engine.reset_optimiser()
-                        self.ema.reset(stage.model)
-                    rate = self._learning_rate()
-                    loss, metrics = self.engine.step(batch, self.step, rate)
-                    self.ema.update(stage.model, self.step)
-                    if config.optimiser.schedule == "plateau":
-                        # The mean, so that all ranks halve at the same update.
-                        self.plateau.update(mean_over_ranks({"loss": loss.item()})["loss"])
-                    self.step += 1
-                    last = self.step == config.steps
-                    if log:
-                        log.advance(config.batch_size)
-                    if self.step % config.log_every == 0 or last:
-                        values = {"loss": loss, **metrics}
-                        means = mean_over_ranks({k: float(v) for k, v in values.items()})
-                        if not np.isfinite(means["loss"]):
-                            raise ValueError(
-                                f"the loss is {means['loss']} at update {self.step}: lower "
-                                "optimiser.learning_rate or optimiser.clip_norm"
-                            )
-                        causes = {f"dropped/{cause}": n for cause, n in dropped.items()}
-                        if log:
-                            means |= {"learning_rate": rate, **stage.counts(), **causes}
-                            log.metrics(self.step, means)
-                    if log and (self.step % config.sheet_every == 0 or last):
-                        self._sheet(log, batch)
-                    stop = any_rank(signals.stop)
-                    if stop or last or self.step % config.save_every == 0:
-                        self._save()
-                    if stop and not last:
-                        raise Interrupted(
-                            f"stopped after update {self.step}; a checkpoint is saved. Go on with "
-                            "the same command and --resume"
-                        )
+            log = self._log()
+            self._train(log)
+            self._meet()
+        except RuntimeError as error:
+            if not ranks_lost(error):
+                raise
+            raise RanksLost(
+                f"rank {self.rank} of {self.ranks} lost another one after update {self.step} "
+                f"({str(error).splitlines()[0][:160]}); go on with the same command and --resume"
+            ) from error
         finally:
             if log:
                 log.close()
-            barrier()
+
+    def _log(self) -> RunLog | None:
+        if self.rank:
+            return None
+        return RunLog(self.folder, self.config.steps, self.step, self.config.stage)
+
+    def _train(self, log: RunLog | None) -> None:
+        config, stage, engine = self.config, self.stage, self.engine
+        batches = self._batches(self.step).loader(config.reader.workers)
+        dropped: Counter[str] = Counter()
+        with StopSignals(self._launched) as signals:
+            stage.train()
+            while self.step < config.steps:
+                batch = next(batches)
+                dropped.update(batch.dropped)
+                if stage.sets_weights(self.step):
+                    self._set_weights()
+                rate = self._learning_rate()
+                parts = stage.parts(batch, engine.layout.micro_batch)
+                update = engine.step(parts, self.step, rate, self.watch.accept)
+                if update.skipped != OVERFLOW:
+                    self.watch.after(self.step + 1, update.loss, update.skipped)
+                if update.skipped is None:
+                    if self.ema.due(self.step):
+                        self.ema.update(engine.weights(MODEL))
+                    if config.optimiser.schedule == "plateau":
+                        self.plateau.update(update.loss)
+                self.step += 1
+                last = self.step == config.steps
+                if log:
+                    log.advance(config.batch_size)
+                    if update.skipped not in (None, OVERFLOW):
+                        log.say(f"warning: update {self.step} was left out: {update.skipped}")
+                if self.step % config.log_every == 0 or last:
+                    values = {"loss": update.loss, **update.metrics, "learning_rate": rate}
+                    if update.gradient_norm is not None:
+                        values["gradient_norm"] = update.gradient_norm
+                    if self.watch.skipped:
+                        values["updates_skipped"] = self.watch.skipped
+                    values |= stage.counts()
+                    values |= {f"dropped/{cause}": n for cause, n in dropped.items()}
+                    if log:
+                        log.metrics(self.step, values)
+                if self.step % config.sheet_every == 0 or last:
+                    self._sheet(log, batch)
+                stop = int(largest_over_ranks([signals.number])[0])
+                if stop or last or self.step % config.save_every == 0:
+                    self._save()
+                if stop and not last:
+                    raise Interrupted(
+                        f"stopped after update {self.step}; a checkpoint is saved. Go on with "
+                        "the same command and --resume",
+                        stop,
+                    )
 
     def _batches(self, first: int) -> Batches:
         c = self.config
@@ -159,6 +167,12 @@ class Trainer:
         batches.batch_size, batches.rank, batches.ranks = count, 0, 1
         return next(iter(batches)).images
 
+    def _set_weights(self) -> None:
+        weights = {name: weight.clone() for name, weight in self.engine.weights()}
+        self.engine.load_weights(self.stage.new_weights(weights, self._read))
+        self.engine.reset_optimiser()
+        self.ema.reset(self.engine.weights(MODEL))
+
     def _learning_rate(self) -> float:
         o, phase = self.config.optimiser, self.stage.phase(self.step)
         step, steps = self.step - phase.first, phase.last - phase.first
@@ -170,35 +184,64 @@ class Trainer:
             rate *= self.plateau.factor
         return rate * warm_up(step, o.warm_up)
 
-    def _sheet(self, log: RunLog, batch: object) -> None:
-        with self.ema.applied(self.stage.model):
-            drawn = self.stage.sheet(batch)  # type: ignore[arg-type]
-        if drawn is not None:
-            image, values = drawn
-            log.sheet(self.step, image)
-            if values:
-                log.scalars(self.step, values)
+    def _whole_average(self) -> dict[str, Tensor]:
+        """The average of all ranks, on the first one; all take part."""
+        average = {}
+        for name, like in self.stage.blank().named_parameters():
+            owner = self._owner[MODEL + name]
+            mine = self.ema.average.get(name, torch.empty(0))
+            held = from_rank(mine if owner == self.rank else torch.empty(like.shape), owner)
+            if self.rank == 0:
+                average[name] = held
+        return average
+
+    def _sheet(self, log: RunLog | None, batch: Batch) -> None:
+        average = self._whole_average()
+        if log:
+            model = self.stage.copy_with(average).to(next(self.stage.parameters()).device)
+            drawn = self.stage.sheet(model, batch)
+            if drawn is not None:
+                image, values = drawn
+                log.sheet(self.step, image)
+                if values:
+                    log.scalars(self.step, values)
+        self._meet()
 
     def _save(self) -> None:
         """Checkpoint and exported model; a failure to write is reported and training goes on."""
-        if self.rank == 0:
-            state = {
-                "step": self.step,
-                "plateau": self.plateau.state_dict(),
-                "config": self.config.model_dump(mode="json", exclude_none=True),
-            }
-            weights = dict(self.stage.state_dict())
-            optimiser = self.engine.optimiser_state()
-            checkpoint = Checkpoint(weights, self.ema.average, optimiser, state)
+        state = {
+            "step": self.step,
+            "updates": self.engine.updates_done(),
+            "plateau": self.plateau.state_dict(),
+            "watch": self.watch.state_dict(),
+            "gradient_scales": scales_state(self.stage.gradient_scales),
+            "config": self.config.model_dump(mode="json", exclude_none=True),
+            "versions": _versions(),
+        }
+        # Every rank goes through all tensors, which may be sharded, and keeps its share.
+        tensors = {
+            name: value.to("cpu", copy=True)
+            for name, value in self._tensors()
+            if self._owner[name.split("/")[1]] == self.rank
+        }
+        tensors |= {f"average/{MODEL}{name}": value for name, value in self.ema.average.items()}
+        compression = self.engine.compression_state()
+        tensors |= {f"compression/{name}": value for name, value in compression.items()}
+        folder, c = self.folder / "checkpoints", self.config
+        path = checkpoints.save(
+            folder, tensors, state, c.keep_checkpoints, c.keep_every, self._meet
+        )
+        if path is not None and self.rank == 0:
             try:
-                checkpoints.save(
-                    self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints
-                )
-                with self.ema.applied(self.stage.model):
-                    self.stage.export(self.folder / "model")
+                average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
+                self.stage.export(self.stage.copy_with(average), self.folder / "model")
             except OSError as error:
-                print(f"warning: checkpoint not saved: {error}", file=sys.stderr)
-        barrier()
+                print(f"warning: model not exported: {error}", file=sys.stderr)
+        self._meet()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"weights/{name}", value) for name, value in self.engine.weights())
+        yield from ((f"moments/{name}", value) for name, value in self.engine.moments())
 
     def _load(self, path: Path) -> None:
         checkpoint = checkpoints.load(path)
@@ -210,14 +253,25 @@ class Trainer:
                     f"{key}: {path} was trained with {saved.get(key)!r}, the config says "
                     f"{mine.get(key)!r}; a run goes on with the settings it began with"
                 )
-        self.stage.load_state_dict(checkpoint.weights)
-        self.ema.average = checkpoint.average
-        self.engine.load_optimiser_state(checkpoint.optimiser)
+        self.engine.load_weights(checkpoint.tensors.under("weights/"))
+        average = checkpoint.tensors.under(f"average/{MODEL}")
+        self.ema.average = {name: average[name].clone() for name in self.ema.mine}
+        self.engine.load_moments(checkpoint.tensors.under("moments/"), checkpoint.state["updates"])
+        buffers = checkpoint.tensors.under("compression/")
+        if not self.engine.load_compression_state(buffers) and self.rank == 0:
+            print(
+                f"warning: compression: {path} holds no error buffers for this rank and cut of the "
+                "weights; they begin with zeros",
+                file=sys.stderr,
+            )
         self.plateau.load_state_dict(checkpoint.state["plateau"])
+        self.watch.load_state_dict(checkpoint.state["watch"])
+        if checkpoint.state["gradient_scales"]:  # none where the run was not in float16 so far
+            load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
 
 
-def _with_data(config: RunConfig, rank: int) -> RunConfig:
+def _with_data(config: RunConfig, rank: int, meet: Callable[[], None]) -> RunConfig:
     """The config with `data: shapes` replaced by its shards, written on first use."""
     if config.data != SHAPES:
         find_shards(config.data)
@@ -229,8 +283,13 @@ def _with_data(config: RunConfig, rank: int) -> RunConfig:
         beside = folder.with_name(folder.name + ".tmp")
         shapes.write_shards(beside, "train", r.shapes_count, side=r.image_size)
         beside.replace(folder)
-    barrier()
+    meet()
     return config.model_copy(update={"data": str(folder)})
+
+
+def _versions() -> dict[str, str]:
+    names = ("dalle1", "torch", "deepspeed", "numpy", "webdataset", "tokenizers")
+    return {name: version(name) for name in names}
 
 
 def train(config: RunConfig, resume: bool = False) -> None:

@@ -79,7 +79,7 @@ def test_resuming_and_workers_change_nothing(shards: str, workers: int) -> None:
     resumed = made(shards, first=3).loader(workers)
     for batch in wanted:
         again = next(resumed)
-        assert again.captions == batch.captions and again.seed == batch.seed
+        assert again.captions == batch.captions and again.seeds == batch.seeds
         assert torch.equal(again.images, batch.images)
 
 

@@ -12,7 +12,8 @@ import torch
 
 from dalle1.data import shapes
 from dalle1.training.config import RunConfig
-from dalle1.training.trainer import Interrupted, Trainer
+from dalle1.training.faults import Interrupted
+from dalle1.training.trainer import Trainer
 
 Configs = Callable[..., RunConfig]
 
@@ -116,14 +117,14 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
 def run_until(config: RunConfig, step: int, resume: bool = False) -> Trainer:
     """Trains until `step` updates are done, then stops as Ctrl-C does."""
     trainer = Trainer(config, resume)
-    before = trainer.stage.before_step
+    before = trainer.stage.sets_weights
 
-    def stop_at(now: int, read: Callable[[int], torch.Tensor]) -> bool:
+    def stop_at(now: int) -> bool:
         if now == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return before(now, read)
+        return before(now)
 
-    trainer.stage.before_step = stop_at  # type: ignore[method-assign]
+    trainer.stage.sets_weights = stop_at  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="--resume"):
         trainer.run()
     return trainer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dalle1.training import engine
+from dalle1.training import distributed
 
 
 def test_meeting_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_meeting_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
         "monitored_barrier",
         lambda group, timeout=None: asked.update(barrier=timeout),
     )
-    wait = engine.meeting()
+    wait = distributed.meeting()
     assert "barrier" not in asked
     wait()
     assert asked["group"]["backend"] == "gloo"

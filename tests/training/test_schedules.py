@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dalle1.training.ema import EMA
+from dalle1.training.ema import EMA, shares
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 
 
@@ -67,33 +67,30 @@ def test_ema_against_the_sum() -> None:
     layer = nn.Linear(1, 1, bias=False)
     values = [1.0, 2.0, 4.0, 8.0]
     layer.weight.data.fill_(values[0])
-    ema = EMA(layer, decay=0.9)
+    ema = EMA(layer.named_parameters(), ["weight"], decay=0.9)
     expected = values[0]
-    for step, value in enumerate(values[1:]):
+    for value in values[1:]:
         layer.weight.data.fill_(value)
-        ema.update(layer, step)
+        ema.update(layer.named_parameters())
         expected = 0.9 * expected + 0.1 * value
     assert ema.average["weight"].item() == pytest.approx(expected)
 
 
 def test_ema_every() -> None:
     """Averaging at each update where every 25th is meant."""
-    layer = nn.Linear(1, 1, bias=False)
-    layer.weight.data.fill_(0.0)
-    ema = EMA(layer, decay=0.5, every=25)
-    layer.weight.data.fill_(1.0)
-    for step in range(50):
-        ema.update(layer, step)
-    assert ema.average["weight"].item() == 0.75
+    ema = EMA([], [], decay=0.5, every=25)
+    assert [step for step in range(60) if ema.due(step)] == [24, 49]
 
 
-def test_ema_applied_puts_weights_back() -> None:
-    """Training that goes on from the average after a sheet was drawn."""
-    layer = nn.Linear(2, 2).train()
-    ema = EMA(layer, decay=0.5)
-    before = layer.weight.detach().clone()
-    ema.average["weight"] = torch.zeros(2, 2)
-    with pytest.raises(RuntimeError), ema.applied(layer):
-        assert not layer.training and layer.weight.abs().sum() == 0
-        raise RuntimeError
-    assert layer.training and torch.equal(layer.weight, before)
+def test_ema_keeps_its_share() -> None:
+    """The whole model in every process' memory; a weight that nobody or two ranks keep."""
+    sizes = {"large": 100, "a": 30, "b": 40, "c": 35}
+    owner = shares(sizes, 2)
+    assert owner.keys() == sizes.keys() and set(owner.values()) == {0, 1}
+    load = [sum(n for name, n in sizes.items() if owner[name] == rank) for rank in (0, 1)]
+    assert sorted(load) == [100, 105]
+    weights = {name: torch.ones(n) for name, n in sizes.items()}
+    ema = EMA(weights.items(), [name for name in sizes if owner[name] == 1], decay=0.5)
+    ema.update((name, 3 * weight) for name, weight in weights.items())
+    assert set(ema.average) == {name for name in sizes if owner[name] == 1}
+    assert all(bool((value == 2).all()) for value in ema.average.values())

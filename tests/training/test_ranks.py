@@ -1,0 +1,180 @@
+"""Several ranks, ZeRO stages, replicas: the same run however it is spread, and resumed.
+
+Ranks are processes of this machine; several machines are in tests/cluster.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dalle1
+from dalle1.training.config import RunConfig
+from dalle1.training.trainer import Trainer
+
+from .conftest import tiny
+from .test_trainer import STAGES, losses, tensors
+from .worker import data_order, finish, start
+
+Whole = dict[str, list[float]]
+
+
+def spread(
+    config: RunConfig, ranks: int, *options: str, **environment: str
+) -> tuple[list[float], Path]:
+    """Runs a config on so many ranks; its losses and its folder."""
+    run = Path(config.run)
+    finish(start(config, ranks, run, *options, **environment), run)
+    return losses(run), run
+
+
+def calm(stage: str, shards: str, run: Path, parts: Path, **settings: Any) -> RunConfig:
+    """A tiny run without the dVAE's k-means, whose nearest centres may tip over by rounding."""
+    config = tiny(stage, shards, run, parts, **settings)
+    if config.dvae_training is None:
+        return config
+    own = config.dvae_training.model_copy(update={"warm_start_steps": 0})
+    return config.model_copy(update={"dvae_training": own})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, shards: str, parts: Path) -> Whole:
+    """Losses of one process at ZeRO stage 0."""
+    found = {}
+    for stage in STAGES:
+        run = tmp_path_factory.mktemp(stage)
+        Trainer(calm(stage, shards, run, parts)).run()
+        found[stage] = losses(run)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "ranks", "settings"),
+    [
+        ("dvae", 2, {}),
+        ("clip", 2, {"zero_stage": 1}),
+        ("dalle", 2, {}),
+        ("dalle", 2, {"zero_stage": 1}),
+        ("dalle", 2, {"zero_stage": 2, "micro_batch": 2}),
+        ("dalle", 2, {"zero_stage": 3, "micro_batch": 1}),
+        ("dalle", 2, {"zero_stage": 2, "offload": "optimiser"}),
+        ("dalle", 2, {"zero_stage": 3, "offload": "weights"}),
+        ("dalle", 4, {"zero_stage": 2, "shard_ranks": 2}),
+        ("dalle", 4, {"zero_stage": 3, "shard_ranks": 2}),
+    ],
+    ids=str,
+)
+def test_losses_do_not_depend_on_the_ranks(
+    stage: str,
+    ranks: int,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    shards: str,
+    parts: Path,
+    whole: Whole,
+) -> None:
+    """Gradients summed in place of averaged, a text loss that is a mean of means, a CLIP that
+    compares within a rank alone, noise that depends on the rank, replicas that drift apart."""
+    config = calm(stage, shards, tmp_path / "run", parts, parallel=settings)
+    found, run = spread(config, ranks)
+    assert found == pytest.approx(whole[stage], abs=1e-5)
+    if stage == "dalle":  # what was sharded is exported whole
+        result = dalle1.sample("a circle", run / "model", candidates=1, keep=1, progress=False)
+        assert result.tokens.shape == (1, 1, 4, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resume_is_exact(
+    ranks: int, stage: str, zero: int, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """State that is lost or rounded between stop and --resume on any rank, to the bit: losses,
+    weights, moments, average, order of the data."""
+    parallel = {"zero_stage": zero}
+    expected, one = spread(tiny(stage, shards, tmp_path / "one", parts, parallel=parallel), ranks)
+    config = tiny(stage, shards, tmp_path / "two", parts, parallel=parallel)
+    spread(config, ranks, "--stop-at", "10")
+    found, two = spread(config, ranks, "--resume")
+    assert found == expected
+    assert data_order(two) == data_order(one)
+    a, b = tensors(one, 20), tensors(two, 20)
+    assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, {"zero_stage": 3}), (1, {})), ((1, {}), (2, {"zero_stage": 2}))],
+    ids=["2 ranks at stage 3 to 1", "1 rank to 2 at stage 2"],
+)
+def test_resume_on_other_ranks(
+    before: tuple[int, dict[str, Any]],
+    after: tuple[int, dict[str, Any]],
+    tmp_path: Path,
+    shards: str,
+    parts: Path,
+    whole: Whole,
+) -> None:
+    """A checkpoint that only as many ranks at the same ZeRO stage can read."""
+    run = tmp_path / "run"
+    for (ranks, parallel), option in ((before, "--stop-at=10"), (after, "--resume")):
+        config = tiny("dalle", shards, run, parts, parallel=parallel)
+        found, _ = spread(config, ranks, option)
+    assert found == pytest.approx(whole["dalle"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "parallel"), [(2, {}), (4, {"zero_stage": 3, "shard_ranks": 2})], ids=str
+)
+def test_compressed_run_resumes(
+    ranks: int, parallel: dict[str, Any], tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """Error buffers lost between stop and --resume: what they owe never reaches the weights.
+
+    A stop makes each replica go on with the buffers' mean, which changes nothing but rounding.
+    """
+    settings: dict[str, Any] = {"parallel": parallel, "compression": {"rank": 4, "first_step": 2}}
+    expected, _ = spread(tiny("dalle", shards, tmp_path / "one", parts, **settings), ranks)
+    config = tiny("dalle", shards, tmp_path / "two", parts, **settings)
+    spread(config, ranks, "--stop-at", "10")
+    found, two = spread(config, ranks, "--resume")
+    assert found == pytest.approx(expected, abs=1e-5)
+    buffers = tensors(two, 20).under("compression/")
+    assert len(buffers) and all(bool(buffers[name].any()) for name in buffers)
+
+
+@pytest.mark.slow
+def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: Whole) -> None:
+    """Gradient scales that differ between ranks, or are forgotten when the run goes on."""
+    config = tiny("dalle", shards, tmp_path / "run", parts, parallel={"precision": "fp16"})
+    spread(config, 2, "--stop-at", "10")
+    found, run = spread(config, 2, "--resume")
+    assert found == pytest.approx(whole["dalle"], rel=2e-3)
+    from dalle1.training.checkpoints import load
+
+    state = load(run / "checkpoints" / "step-0000020").state["gradient_scales"]
+    assert len(state) == 6
+    assert all(2**13 < value < 2**13 * 2 ** (20.5 / 1000) for value, _ in state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"parallel": {"micro_batch": 3}}, "micro_batch 3 must divide"),
+        ({"compression": {"rank": 4}, "parallel": {"zero_stage": 2}}, "parallel.zero_stage 2"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(
+    settings: dict[str, Any], words: str, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """A setting that is quietly ignored or fails in the middle of a run."""
+    with pytest.raises(ValueError, match=words):
+        Trainer(tiny("dalle", shards, tmp_path / "run", parts, **settings))

@@ -1,0 +1,113 @@
+"""One rank of a run in a process of its own: python -m tests.training.worker CONFIG ..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dalle1.data.shards import Batch
+from dalle1.settings import save_settings
+from dalle1.training.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(
+    config: RunConfig, ranks: int, folder: Path, *options: str, **environment: str
+) -> list[subprocess.Popen[str]]:
+    """Starts the ranks of a run on this machine; their output is in `folder`/rank-R.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    save_settings(config, path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"OMP_NUM_THREADS": "1", **environment}
+    processes = []
+    for rank in range(ranks):
+        with (folder / f"rank-{rank}.txt").open("a") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.training.worker", str(path), *options],
+                    cwd=ROOT,
+                    env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    return processes
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], folder: Path, timeout: float = 300) -> None:
+    """Waits until all ranks have ended well."""
+    try:
+        codes = [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    output = "\n".join(p.read_text()[-3000:] for p in sorted(folder.glob("rank-*.txt")))
+    assert codes == [0] * len(codes), output
+
+
+def data_order(folder: Path) -> list[object]:
+    """Captions and seeds of each update over all ranks, in the order of the global batch."""
+    ranks = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("order-*.txt"))
+    ]
+    return [
+        [
+            lines[0][0],
+            [c for line in lines for c in line[1]],
+            [s for line in lines for s in line[2]],
+        ]
+        for lines in zip(*ranks, strict=True)
+    ]
+
+
+def main() -> None:
+    import torch
+
+    from dalle1.training.config import load_config
+    from dalle1.training.faults import Interrupted
+    from dalle1.training.trainer import Trainer
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--stop-at", type=int)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    trainer = Trainer(load_config(options.config), options.resume)
+    parts, before = trainer.stage.parts, trainer.stage.sets_weights
+    order = Path(options.config).with_name(f"order-{trainer.rank}.txt")
+
+    def noted(batch: Batch, size: int) -> Sequence[object]:
+        with order.open("a") as file:
+            file.write(json.dumps([trainer.step, batch.captions, batch.seeds]) + "\n")
+        return parts(batch, size)
+
+    def stop_at(now: int) -> bool:
+        if trainer.rank == 0 and now + 1 == options.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)  # one rank alone: the others must agree
+        return before(now)
+
+    trainer.stage.sets_weights = stop_at  # type: ignore[method-assign]
+    trainer.stage.parts = noted  # type: ignore[method-assign]
+    try:
+        trainer.run()
+    except Interrupted:
+        assert options.stop_at
+
+
+if __name__ == "__main__":
+    main()
