@@ -7,12 +7,14 @@ goes on.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from signal import SIGTERM
 
 from dalle1.training.config import load_config
 from dalle1.training.faults import Interrupted, RanksLost
+from dalle1.training.restarts import BEATS, Guard
 from dalle1.training.trainer import train
 
 
@@ -24,7 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="times to start again after a lost rank"
+    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    if options.restarts and BEATS not in os.environ:  # else this is the rank that a guard started
+        return Guard([sys.executable, __file__, *given], options.restarts).run()
     try:
         train(load_config(options.config, options.overrides), options.resume)
     except Interrupted as stop:

@@ -121,6 +121,7 @@ class FaultSettings(Section):
     """What a run does when a rank, a machine or a number fails."""
 
     timeout: float = Field(300.0, gt=0, description="seconds that ranks wait for one another")
+    start_timeout: float = Field(600.0, gt=0, description="the same until all ranks have started")
     save_timeout: float = Field(
         3600.0, gt=0, description="the same while one saves, exports or draws a sheet"
     )

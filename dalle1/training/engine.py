@@ -39,10 +39,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 ACCEPT: Callable[[float], str | None] = lambda loss: None  # noqa: E731
 
 
-def start_processes(timeout: float | None = None) -> tuple[int, int]:
+def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tuple[int, int]:
     """Joins the launcher's processes, or starts as the only one; returns (rank, ranks).
 
-    timeout: seconds that ranks wait for one another, in every group; None: torch's own.
+    timeout: seconds that ranks wait for one another, in every group; start_timeout: until all have
+    come. Raises ValueError when they have not.
     """
     if not dist.is_initialized():
         if "RANK" not in os.environ:  # plain `python launch/train.py`: a group of one
@@ -57,13 +58,26 @@ def start_processes(timeout: float | None = None) -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        wait = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
-        if timeout is not None:
-            # DeepSpeed makes groups of its own without asking for ours.
-            defaults = dist.distributed_c10d
-            defaults.default_pg_timeout = wait["timeout"]
-            defaults.default_pg_nccl_timeout = wait["timeout"]  # type: ignore[attr-defined]
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, **wait)
+        wait = timedelta(seconds=timeout)
+        # DeepSpeed makes groups of its own without asking for ours.
+        dist.distributed_c10d.default_pg_timeout = wait
+        dist.distributed_c10d.default_pg_nccl_timeout = wait  # type: ignore[attr-defined]
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            patience = timedelta(seconds=start_timeout)
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                address, port, ranks, rank == 0, timeout=patience
+            )
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"rank {rank} of {ranks} did not meet the others at MASTER_ADDR:MASTER_PORT = "
+                f"{address}:{port} within faults.start_timeout {start_timeout:g} s ({reason}): "
+                "check that all hosts run and reach that address, and that the port is free"
+            ) from error
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return distributed.rank(), distributed.ranks()
 
 

@@ -24,6 +24,7 @@ from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
 from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
 from dalle1.training.log import RunLog
+from dalle1.training.restarts import Heartbeat
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 from dalle1.training.stages import Stage, make_stage
 
@@ -40,7 +41,9 @@ class Trainer:
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self._launched = "RANK" in os.environ
-        self.rank, self.ranks = start_processes(config.faults.timeout)
+        self._beat = Heartbeat()
+        self._beat.next_within(config.faults.start_timeout + config.faults.save_timeout)
+        self.rank, self.ranks = start_processes(config.faults.timeout, config.faults.start_timeout)
         self._meet = meeting(timedelta(seconds=config.faults.save_timeout))
         self.folder = Path(config.run)
         latest = checkpoints.newest(self.folder / "checkpoints")
@@ -87,7 +90,7 @@ class Trainer:
                 raise
             raise RanksLost(
                 f"rank {self.rank} of {self.ranks} lost another one after update {self.step} "
-                f"({str(error).splitlines()[0][:160]}); go on with the same command and --resume"
+                f"({_reason(error)}); go on with the same command and --resume"
             ) from error
         finally:
             if log:
@@ -105,6 +108,7 @@ class Trainer:
         with StopSignals(self._launched) as signals:
             stage.train()
             while self.step < config.steps:
+                self._beat.next_within(config.faults.timeout)
                 batch = next(batches)
                 dropped.update(batch.dropped)
                 if stage.sets_weights(self.step):
@@ -135,6 +139,7 @@ class Trainer:
                     values |= {f"dropped/{cause}": n for cause, n in dropped.items()}
                     if log:
                         log.metrics(self.step, values)
+                self._beat.next_within(2 * config.faults.save_timeout)
                 if self.step % config.sheet_every == 0 or last:
                     self._sheet(log, batch)
                 stop = int(largest_over_ranks([signals.number])[0])
@@ -285,6 +290,11 @@ def _with_data(config: RunConfig, rank: int, meet: Callable[[], None]) -> RunCon
         beside.replace(folder)
     meet()
     return config.model_copy(update={"data": str(folder)})
+
+
+def _reason(error: BaseException) -> str:
+    """What a collective failed of, in short: without the path of the source that says so."""
+    return str(error).splitlines()[0].split("] ", 1)[-1][:120]
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,100 @@
+"""Starting a rank again when it failed, from the newest checkpoint, under any launcher.
+
+The process that the launcher started is only a guard, and the rank is its child. When a rank is
+lost the others fail within the time-out, so all guards come to the same: start the rank again with
+--resume. They count their attempts alike and meet at a port of each attempt's own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+BEATS = "DALLE1_BEATS"  # environment: file descriptor that a rank reports to its guard by
+FINAL = (0, 2, 130)  # trained or stopped by the scheduler; a mistake in the settings; Ctrl-C
+LOOK = 0.2  # seconds between two looks at the rank
+PATIENCE = 1.5  # of what a rank announced, before it is taken to hang
+
+
+class Heartbeat:
+    """A rank's signs of life; without a guard nobody listens."""
+
+    def __init__(self) -> None:
+        found = os.environ.get(BEATS)
+        self._file = int(found) if found else None
+
+    def next_within(self, seconds: float) -> None:
+        """Announces that the next sign comes within so many seconds."""
+        if self._file is not None:
+            try:
+                os.write(self._file, f"{seconds}\n".encode())
+            except OSError:
+                self._file = None  # the guard is gone; `StopSignals` sees to that
+
+
+class Guard:
+    """Runs one rank, and runs it again at most `restarts` times."""
+
+    def __init__(self, command: Sequence[str], restarts: int) -> None:
+        """command: of the rank, with its options; --resume is added when it is started again."""
+        self.command, self.restarts = list(command), restarts
+        self._rank: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def run(self) -> int:
+        """The rank's exit status, after the last attempt."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+        first = int(os.environ.get("MASTER_PORT", "0"))
+        for attempt in range(self.restarts + 1):
+            status = self._attempt(attempt, first)
+            if status in FINAL or self._stopping or attempt == self.restarts:
+                return status
+            name = os.environ.get("RANK", "0")
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            print(
+                f"rank {name} ended with {how}: restart {attempt + 1} of {self.restarts} from the "
+                "newest checkpoint",
+                file=sys.stderr,
+            )
+        raise AssertionError("the last attempt returns")
+
+    def _attempt(self, attempt: int, first_port: int) -> int:
+        reader, writer = os.pipe()
+        environment = {**os.environ, BEATS: str(writer)}
+        if first_port:
+            environment["MASTER_PORT"] = str(first_port + attempt)
+        command = [*self.command, *(["--resume"] if attempt else [])]
+        self._rank = subprocess.Popen(command, env=environment, pass_fds=[writer])
+        os.close(writer)
+        try:
+            return self._watch(self._rank, reader)
+        finally:
+            os.close(reader)
+
+    def _watch(self, rank: subprocess.Popen[bytes], reader: int) -> int:
+        deadline = float("inf")
+        while rank.poll() is None:
+            ready, _, _ = select.select([reader], [], [], LOOK)
+            if ready:
+                said = os.read(reader, 4096).split()
+                if said:
+                    deadline = time.monotonic() + PATIENCE * float(said[-1])
+                else:
+                    time.sleep(LOOK)  # the rank has closed its end, and is about to go
+            if time.monotonic() > deadline:
+                print("the rank gives no sign of life and is killed", file=sys.stderr)
+                rank.kill()
+                deadline = float("inf")
+        return rank.returncode
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        if self._rank is not None and self._rank.poll() is None:
+            self._rank.send_signal(number)
