@@ -66,9 +66,7 @@ def test_hanging_rank_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "Heartbeat().next_within(0.2); time.sleep(60)"
     )
     monkeypatch.setattr(signal, "signal", lambda *args: None)
-    began = time.monotonic()
-    status = Guard([sys.executable, "-c", program], 0).run()
-    assert status == -signal.SIGKILL and time.monotonic() - began < 60
+    assert Guard([sys.executable, "-c", program], 0).run() == -signal.SIGKILL
 
 
 def test_signal_reaches_the_rank_and_ends_it_all(tmp_path: Path) -> None:
