@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from dalle1.training import distributed
 from dalle1.training.compression import PowerSGD, matrices, mean_over
-from dalle1.training.config import OptimiserSettings, ParallelSettings, RunConfig
+from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training.optimiser import MOMENTS, Optimiser
+from dalle1.training.spread import Layout, ShardGroups
 from dalle1.training.stages import Stage
 
 OVERFLOW = "gradients of a block are beyond float16"  # meant to happen now and then
-MOMENTS = ("exp_avg", "exp_avg_sq")
 ACCEPT: Callable[[float], str | None] = lambda loss: None  # noqa: E731
 
 
@@ -81,83 +82,6 @@ def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tu
     return distributed.rank(), distributed.ranks()
 
 
-class Optimiser(torch.optim.AdamW):
-    """AdamW that leaves updates out when told so, and bounds the running variance (B.2)."""
-
-    skip = False
-
-    def __init__(self, groups: list[dict[str, Any]], settings: OptimiserSettings) -> None:
-        self.bound = settings.clip_variance
-        super().__init__(
-            groups,
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-
-    def begin(self, parameters: Iterable[Tensor]) -> None:
-        """Moments of zero, so that they can be read and written before the first update."""
-        for parameter in parameters:
-            # In the parameter's own memory format: the fused update walks both side by side.
-            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
-            self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **state}
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        if self.skip:
-            return
-        super().step()
-        if self.bound is not None:
-            for group in self.param_groups:  # ZeRO steps one group after the other
-                for parameter in group["params"]:
-                    state = self.state.get(parameter)
-                    if state:
-                        state["exp_avg_sq"].clamp_(max=self.bound)
-
-
-class ShardGroups:
-    """Ranks in groups of `size` that share one copy of the state; DeepSpeed's `mpu` protocol.
-
-    `replicas` are the ranks of the same place in every group, which hold the same shard.
-    """
-
-    def __init__(self, size: int) -> None:
-        ranks, rank = distributed.ranks(), distributed.rank()
-        self.members = list(range(rank // size * size, rank // size * size + size))
-        # Each group is made by all ranks, in the same order.
-        for first in range(0, ranks, size):
-            group = dist.new_group(list(range(first, first + size)))
-            if rank in range(first, first + size):
-                self._shard = group
-        for place in range(size):
-            group = dist.new_group(list(range(place, ranks, size)))
-            if rank % size == place:
-                self.replicas = group
-
-    def get_data_parallel_group(self) -> Any:
-        return self._shard
-
-    def get_data_parallel_world_size(self) -> int:
-        return len(self.members)
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return self.members
-
-    def get_model_parallel_group(self) -> None:
-        return None
-
-    def get_model_parallel_world_size(self) -> int:
-        return 1
-
-    def get_model_parallel_rank(self) -> int:
-        return 0
-
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-
-
 @dataclass
 class Update:
     """What came of one update, the same on all ranks."""
@@ -166,31 +90,6 @@ class Update:
     metrics: dict[str, float]
     gradient_norm: float | None  # before clipping; None where nothing asks for it
     skipped: str | None  # why the update was left out
-
-
-class Layout:
-    """How a batch and the state are spread; refuses what does not divide.
-
-    Raises ValueError that names the setting.
-    """
-
-    def __init__(self, batch_size: int, settings: ParallelSettings, ranks: int) -> None:
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
-        share = batch_size // ranks
-        self.micro_batch = settings.micro_batch or share
-        if share % self.micro_batch:
-            raise ValueError(
-                f"parallel.micro_batch {self.micro_batch} must divide the {share} samples that "
-                f"each of {ranks} ranks gets of batch_size {batch_size}"
-            )
-        self.passes = share // self.micro_batch
-        self.shard_ranks = settings.shard_ranks or ranks
-        if ranks % self.shard_ranks:
-            raise ValueError(
-                f"parallel.shard_ranks {self.shard_ranks} must divide the {ranks} ranks"
-            )
-        self.replicas = ranks // self.shard_ranks if settings.zero_stage else ranks
 
 
 def make_sharding(config: RunConfig) -> Sharding | None:
@@ -320,7 +219,7 @@ class Engine:
                     f"compression: needs whole matrices or rows of them, but parallel.zero_stage "
                     f"{stage} cuts all weights as one; take stage 0, or 3 with shard_ranks"
                 )
-            if stage == 3 and self._groups is None and distributed.ranks() > 1:
+            if stage == 3 and config.parallel.shard_ranks is None and distributed.ranks() > 1:
                 raise ValueError(
                     "compression: with parallel.zero_stage 3 it is for gradients that replicas "
                     "exchange, and all ranks share one copy; set parallel.shard_ranks to the ranks "
@@ -331,8 +230,8 @@ class Engine:
                 f"parallel.offload {config.parallel.offload!r} does not go with shard_ranks "
                 f"{self.layout.shard_ranks} of {distributed.ranks()} ranks: take one of the two out"
             )
-        if compression is None or distributed.ranks() == 1:
-            return None
+        if compression is None or self.layout.replicas == 1:
+            return None  # nothing to exchange: a run for a cluster, tried on fewer ranks
         whole = matrices({n: getattr(p, "ds_shape", p.shape) for n, p in self._parameters.items()})
         if stage == 0:
             return PowerSGD(whole, compression.rank, config.seed, None, distributed.device())
@@ -379,9 +278,9 @@ class Engine:
         """
         if self._power_sgd is None:
             return {}
-        place = distributed.rank() % self.layout.shard_ranks if self.parallel.zero_stage else 0
+        place = distributed.rank() % self.layout.shard_ranks
         state = self._power_sgd.state()
-        first = distributed.rank() < (self.layout.shard_ranks if self.parallel.zero_stage else 1)
+        first = distributed.rank() < self.layout.shard_ranks
         return {f"{place}/{name}": value for name, value in state.items()} if first else {}
 
     def load_compression_state(self, tensors: Mapping[str, Tensor]) -> bool:
@@ -389,7 +288,7 @@ class Engine:
         the buffers begin with zeros."""
         if self._power_sgd is None:
             return True
-        place = distributed.rank() % self.layout.shard_ranks if self.parallel.zero_stage else 0
+        place = distributed.rank() % self.layout.shard_ranks
         prefix = f"{place}/"
         mine = {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
         try:
@@ -515,7 +414,7 @@ def _deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.offload == "weights":
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    replicas = layout.replicas if parallel.zero_stage else 1
+    replicas = layout.replicas if parallel.zero_stage else 1  # that DeepSpeed knows nothing of
     return {
         "train_batch_size": config.batch_size // replicas,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

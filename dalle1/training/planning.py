@@ -19,31 +19,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
-from dalle1.attention import allowed
 from dalle1.clip import CLIP
-from dalle1.loss import CHUNK
-from dalle1.sparse_attention import SPARSE_FROM
 from dalle1.training.compression import matrices, pays
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import shares
-from dalle1.transformer import Execution, Transformer, TransformerConfig
+from dalle1.training.spread import Layout, shard_ranks
+from dalle1.training.work import FLOAT, build, parameter_count, pass_work
+from dalle1.transformer import Execution, Transformer
 from dvae import DVAE, DVAEConfig
-from dvae.objective import relaxed_elb
-from dvae.warm_start import ContinuousBottleneck
 
-FLOAT = 4  # bytes
-WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
 LIVE = 10**9  # weights that DeepSpeed keeps whole for reuse (stage3_max_reuse_distance)
 RESERVE = 4 * 10**9  # bytes: DeepSpeed's bucket of 5e8 gradients, CUDA's context, NCCL
 COMFORT = 0.95  # of the memory: an allocator leaves gaps
@@ -101,18 +93,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One pass of a rank over a micro-batch: bytes as in `Memory`, FLOPs."""
-
-    activations: int
-    block: int
-    copies: int
-    logits: int
-    flops: float  # forward and backward
-    flops_again: float = 0.0  # forward, for the second time
-
-
-@dataclass(frozen=True)
 class Transfer:
     """What one kind of message sends a step, in bytes."""
 
@@ -158,23 +138,6 @@ class Plan:
 # Parameters ---------------------------------------------------------------------------------------
 
 
-def build(config: RunConfig) -> nn.Module:
-    """What the run trains, without memory or values."""
-    with torch.device("meta"):
-        if config.stage == "dalle":
-            # Compilation changes no parameter, and nothing here is run.
-            execution = config.execution or Execution()
-            return Transformer(config.transformer, execution.model_copy(update={"compile": False}))
-        if config.stage == "clip":
-            return CLIP(config.clip)
-        assert config.dvae_training is not None
-        codec = DVAE(config.dvae)
-        if config.dvae_training.warm_start_steps:
-            size = config.dvae_training.warm_start_bottleneck
-            codec.add_module("bottleneck", ContinuousBottleneck(codec, size))
-        return codec
-
-
 def parameters_by_part(module: nn.Module) -> dict[str, int]:
     """How many there are, in the parts that a reader of the paper looks for."""
     parts: Counter[str] = Counter()
@@ -193,158 +156,25 @@ def _part(module: nn.Module, name: str) -> str:
     return "heads" if name.startswith(("norm.", "text_head.", "image_head.")) else "embeddings"
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-# Memory and FLOPs of one pass ---------------------------------------------------------------------
-
-
-def transformer_work(
-    c: TransformerConfig, execution: Execution, micro_batch: int, precision: str = "fp32"
-) -> Work:
-    """Of a transformer, by formula; w width, in units of a micro-batch's rows of w numbers.
-
-    An attention block keeps its float32 input and, in the precision's width, the normed input, q, k
-    and v and the heads' output (5); an MLP block its input and the normed input, four times before
-    and four times behind the GELU (9). Both keep two float32 a position of the norm, attention one
-    a head, of the softmax, and a mask of n x n where it is dense. Autocast keeps the matrices that
-    it has cast. With checkpointing only the inputs are kept. Behind the last layer: the final
-    norm's input, and what the loss has made of logits, the states' gradients.
-
-    torch.compile may keep less. FLOPs: those of the matrix products, 6 for each weight
-    and position; attention is counted by the pairs that its pattern allows.
-    """
-    blocks, heads, scores = _products(c)
-    n, layers = c.stream.length, c.layers
-    positions, value = micro_batch * n, WIDTHS[precision]
-    rows = positions * c.width
-
-    inputs = 2 * layers * FLOAT * rows
-    dense = execution.attention == "dense" or (execution.attention == "auto" and n < SPARSE_FROM)
-    attention = value * 5 * rows + FLOAT * positions * (2 + c.heads) + dense * value * n * n
-    mlp = value * 9 * rows + FLOAT * positions * 2
-    ends = FLOAT * (rows + 2 * positions) + FLOAT * rows
-    # The gradients of 4 w before and 4 w behind the GELU, and of the residual state.
-    block = (8 * value + FLOAT) * rows
-    copied = blocks if value < FLOAT else 0
-    if execution.checkpointing:
-        activations = inputs + ends
-        block += max(attention, mlp)
-        copied = copied * 8 // (12 * layers)  # those of the MLP at work
-    else:
-        activations = inputs + ends + layers * (attention + mlp)
-    chunk = max(
-        min(CHUNK, micro_batch * c.text_length) * c.text_vocab,
-        min(CHUNK, micro_batch * c.stream.image_length) * c.image_vocab,
-    )
-    # Twice a chunk: logsumexp makes exponentials of it.
-    logits = FLOAT * (2 * chunk + (c.text_vocab + c.image_vocab) * (c.width + 1))
-    body = blocks * n + scores
-    return Work(
-        activations,
-        block,
-        copied * value,
-        logits,
-        flops=6.0 * (body + heads) * micro_batch,
-        flops_again=2.0 * body * micro_batch if execution.checkpointing else 0.0,
-    )
-
-
-@lru_cache(maxsize=8)
-def _products(c: TransformerConfig) -> tuple[int, int, int]:
-    """Weights of the blocks' matrices; multiplications of one sample by the heads' matrices, and of
-    queries by keys and probabilities by values."""
-    with torch.device("meta"):
-        modules = Transformer(c).named_modules()
-    weights = {name: m.weight.numel() for name, m in modules if isinstance(m, nn.Linear)}
-    text, image = weights.pop("text_head"), weights.pop("image_head")
-    t, kinds = c.text_length, set(c.patterns)
-    pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in kinds}
-    heads = text * t + image * c.stream.image_length
-    return sum(weights.values()), heads, 2 * c.width * sum(pairs[p] for p in c.patterns)
-
-
-def saved_bytes(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    """Bytes that autograd keeps of `run`, each storage once, parameters apart; and its result."""
-    known = {parameter.untyped_storage()._cdata for parameter in parameters}
-    held: dict[int, Any] = {}  # the storages themselves, lest one's address is given out again
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            held[storage._cdata] = storage
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-        return sum(storage.nbytes() for storage in held.values()), result
-
-
-def measured_work(config: RunConfig, micro_batch: int, ranks: int) -> Work:
-    """Of the dVAE or CLIP: a pass over tensors without values, by the CPU's kernels.
-
-    FLOPs are those of matrix products and convolutions, without attention's scores.
-    """
-    side, value = config.reader.image_size, WIDTHS[config.parallel.precision]
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=value < FLOAT)
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(), mixed, counter:
-        images = torch.empty(micro_batch, 3, side, side)
-        module: CLIP | DVAE
-        if config.stage == "dvae":
-            module = codec = DVAE(config.dvae)
-
-            def run() -> Tensor:
-                x = images.contiguous(memory_format=torch.channels_last)
-                loss: Tensor = relaxed_elb(codec, x, 1.0, 1.0).loss
-                return loss
-
-            logits, products = 0, 0.0  # among the rest
-        else:
-            module = clip = CLIP(config.clip)
-            c = clip.config
-            ids = torch.zeros(micro_batch, c.text_length, dtype=torch.int64)
-
-            def run() -> Tensor:  # encode_text itself looks at the ids' values
-                image = clip.visual(images[:, :, : c.image_size, : c.image_size])
-                text = clip.transformer(clip.token_embedding(ids) + clip.positional_embedding)
-                whole: Tensor = (
-                    image.sum() + (clip.ln_final(text) @ clip.text_projection)[:, 0].sum()
-                )
-                return whole
-
-            pairs = micro_batch * micro_batch * ranks
-            # Of images and of texts: scaled cosines, their log-softmax, its gradient.
-            logits, products = 2 * 3 * FLOAT * pairs, 2 * 6.0 * pairs * c.embedding
-        activations, loss = saved_bytes(module.parameters(), run)
-        loss.backward()
-    return Work(activations, 0, 0, logits, flops=counter.get_total_flops() + products)
-
-
-def _work(config: RunConfig, micro_batch: int, ranks: int) -> Work:
-    if config.stage != "dalle":
-        return measured_work(config, micro_batch, ranks)
-    assert config.transformer is not None
-    execution = config.execution or Execution()
-    return transformer_work(config.transformer, execution, micro_batch, config.parallel.precision)
-
-
 @cache
 def _frozen() -> int:
     with torch.device("meta"):
-        return _count(DVAE(DVAEConfig()))
+        return parameter_count(DVAE(DVAEConfig()))
 
 
 def _memory(config: RunConfig, module: nn.Module, ranks: int, micro_batch: int) -> Memory:
-    p, shards, count = config.parallel, _shards(config, ranks), _count(module)
+    p, shards, count = (
+        config.parallel,
+        shard_ranks(config.parallel, ranks),
+        parameter_count(module),
+    )
     whole, share = FLOAT * count, FLOAT * -(-count // shards)
     gathered = 0
     if p.zero_stage == 3 and (shards > 1 or p.offload == "weights"):
         # A transformer's layers take turns; all else stands through the pass, see `Engine`.
-        turns = _count(module.layers) if isinstance(module, Transformer) else 0
+        turns = parameter_count(module.layers) if isinstance(module, Transformer) else 0
         gathered = FLOAT * (count - turns + min(turns, LIVE))
-    work = _work(config, micro_batch, ranks)
+    work = pass_work(config, micro_batch, ranks)
     on_gpu = p.offload == "none"
     return Memory(
         weights=0 if p.offload == "weights" else share if p.zero_stage == 3 else whole,
@@ -364,30 +194,6 @@ def _memory(config: RunConfig, module: nn.Module, ranks: int, micro_batch: int) 
 # Ranks and messages -------------------------------------------------------------------------------
 
 
-def _shards(config: RunConfig, ranks: int) -> int:
-    return 1 if config.parallel.zero_stage == 0 else config.parallel.shard_ranks or ranks
-
-
-def _divided(config: RunConfig, ranks: int) -> tuple[int, int]:
-    """(micro-batch, passes of a step); ValueError where batch or groups do not divide."""
-    shard_ranks, batch = config.parallel.shard_ranks, config.batch_size
-    if shard_ranks is not None and ranks % shard_ranks:
-        raise ValueError(
-            f"parallel.shard_ranks {shard_ranks} must divide --gpus {ranks}: groups of "
-            f"{shard_ranks} ranks leave {ranks % shard_ranks} over"
-        )
-    micro = config.parallel.micro_batch
-    unit = ranks * (micro or 1)
-    if batch % unit:
-        near = " or ".join(str(b) for b in (batch - batch % unit, batch - batch % unit + unit) if b)
-        each = "" if micro is None else f" x parallel.micro_batch {micro} = {unit}"
-        raise ValueError(
-            f"batch_size {batch} must be a multiple of --gpus {ranks}{each}: set batch_size to "
-            f"{near}, or change {'--gpus' if micro is None else 'one of the two'}"
-        )
-    return micro or batch // ranks, batch // (ranks * (micro or batch // ranks))
-
-
 def _leaving(groups: Iterable[Sequence[int]], gpus_per_node: int) -> int:
     """How many of the groups' rings leave a node, the most of any node."""
     nodes: Counter[int] = Counter()
@@ -404,7 +210,7 @@ def _compressed(config: RunConfig, module: nn.Module, ranks: int) -> list[tuple[
     A shard has 1 / shards of a matrix's rows; the setting counts the ranks of all shards, each of
     which is compressed to rank / shards (appendix E, table 2). Cut rows are sent as they are.
     """
-    shards = _shards(config, ranks)
+    shards = shard_ranks(config.parallel, ranks)
     if config.compression is None or ranks == shards:
         return []
     rank = max(1, config.compression.rank // shards)
@@ -427,13 +233,13 @@ def transfers(
     PowerSGD the two factors of a matrix m x n are sent, (m + n) r numbers for m n.
     """
     ranks, stage = cluster.gpus, config.parallel.zero_stage
-    shards = _shards(config, ranks)
+    shards = shard_ranks(config.parallel, ranks)
     replicas = ranks // shards
     groups = [range(first, first + shards) for first in range(0, ranks, shards)]
     across = [range(first, ranks, shards) for first in range(shards)]
     inside_rings, across_rings = (_leaving(g, cluster.gpus_per_node) for g in (groups, across))
-    share = (shards - 1) / shards * FLOAT * _count(module)
-    values = _count(module) / shards
+    share = (shards - 1) / shards * FLOAT * parameter_count(module)
+    values = parameter_count(module) / shards
     values -= sum(m * n - (m + n) * r for m, n, r in _compressed(config, module, ranks))
     exchanged = 2 * (replicas - 1) / replicas * FLOAT * values
     gathers = {1: 1, 2: 1, 3: 2 * accumulate}.get(stage, 0) * share
@@ -454,11 +260,12 @@ def plan(config: RunConfig, cluster: ClusterSettings) -> Plan:
     Raises ValueError when batch, micro-batch and groups do not divide over the GPUs.
     """
     ranks = cluster.gpus
-    micro, accumulate = _divided(config, ranks)
+    layout = Layout(config.batch_size, config.parallel, ranks)
+    micro, accumulate, shards = layout.micro_batch, layout.passes, layout.shard_ranks
     module = build(config)
-    memory, shards = _memory(config, module, ranks, micro), _shards(config, ranks)
+    memory = _memory(config, module, ranks, micro)
     passes = ranks * accumulate
-    work = _work(config, micro, ranks)
+    work = pass_work(config, micro, ranks)
     made = Plan(
         config=config,
         cluster=cluster,
@@ -498,7 +305,7 @@ def _cpu(config: RunConfig, module: nn.Module, ranks: int) -> dict[str, int]:
     for name, owner in shares(sizes, ranks).items():
         load[owner] += sizes[name]
     cpu = {"average": FLOAT * max(load.values())}
-    share = FLOAT * -(-sum(sizes.values()) // _shards(config, ranks))
+    share = FLOAT * -(-sum(sizes.values()) // shard_ranks(config.parallel, ranks))
     if config.parallel.offload != "none":
         cpu |= {"master": share, "moments": 2 * share}
         cpu |= {"gradients": share} if config.parallel.zero_stage > 1 else {}
@@ -518,7 +325,7 @@ def _notes(config: RunConfig, replicas: int, module: nn.Module) -> Iterable[str]
     if config.compression is not None and replicas == 1:
         yield "compression has nothing to do without replicas: set parallel.shard_ranks"
     if config.stage == "dalle":
-        size = FLOAT * _count(module) / 1e9
+        size = FLOAT * parameter_count(module) / 1e9
         yield f"exports need {size:,.1f} GB more of the first rank's CPU, sheets of its GPU too"
     else:
         yield "activations and FLOPs are an estimate: by the CPU's kernels, without values"

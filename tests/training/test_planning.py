@@ -24,14 +24,11 @@ from dalle1.training.planning import (
     RESERVE,
     ClusterSettings,
     Plan,
-    build,
     describe,
-    measured_work,
     parameters_by_part,
     plan,
-    saved_bytes,
-    transformer_work,
 )
+from dalle1.training.work import build, measured_work, saved_bytes, transformer_work
 from dalle1.transformer import Execution, Layer
 from dvae import DVAE
 from dvae.objective import relaxed_elb
@@ -311,14 +308,14 @@ def test_what_does_not_fit_says_what_does() -> None:
 @pytest.mark.parametrize(
     ("gpus", "overrides", "cluster", "message"),
     [
-        (8, ["batch_size=1001"], {}, "batch_size 1001 .* --gpus 8: set batch_size to 1000 or 1008"),
+        (8, ["batch_size=1001"], {}, "batch_size 1001 .* 8 ranks: set it to 1000 or 1008"),
         (
             8,
             ["parallel.micro_batch=3"],
             {},
             r"batch_size 1024 .*\.micro_batch 3 = 24: .* 1008 or 1032",
         ),
-        (8, [*ZERO3, "parallel.shard_ranks=3"], {}, "shard_ranks 3 must divide --gpus 8"),
+        (8, [*ZERO3, "parallel.shard_ranks=3"], {}, "shard_ranks 3 must divide the 8 ranks"),
         (12, [], {}, "--gpus 12 must be a multiple of --gpus-per-node 8, such as 8 or 16"),
         (8, [], {"mfu": 1.5}, "--mfu: expected more than 0 and at most 1, got 1.5"),
         (0, [], {}, "--gpus: expected more than 0, got 0"),

@@ -1,0 +1,84 @@
+"""How a batch and a run's state are spread over ranks: passes, shard groups, replicas (2.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from dalle1.training import distributed
+from dalle1.training.config import ParallelSettings
+
+
+def shard_ranks(settings: ParallelSettings, ranks: int) -> int:
+    """How many ranks share one copy of the state; fewer ranks than a group are one group."""
+    return min(settings.shard_ranks or ranks, ranks) if settings.zero_stage else 1
+
+
+class Layout:
+    """How a batch and the state are spread; refuses what does not divide.
+
+    Raises ValueError that names the setting.
+    """
+
+    def __init__(self, batch_size: int, settings: ParallelSettings, ranks: int) -> None:
+        micro = settings.micro_batch
+        unit = ranks * (micro or 1)
+        if batch_size % unit:
+            below = batch_size - batch_size % unit
+            near = " or ".join(str(size) for size in (below, below + unit) if size)
+            each = "" if micro is None else f" x parallel.micro_batch {micro} = {unit}"
+            raise ValueError(
+                f"batch_size {batch_size} must be a multiple of the {ranks} ranks{each}: set it to "
+                f"{near}, or change {'their number' if micro is None else 'one of the two'}"
+            )
+        self.micro_batch = micro or batch_size // ranks  # samples of a rank's pass
+        self.passes = batch_size // (ranks * self.micro_batch)  # of an update
+        self.shard_ranks = shard_ranks(settings, ranks)
+        if ranks % self.shard_ranks:
+            raise ValueError(
+                f"parallel.shard_ranks {self.shard_ranks} must divide the {ranks} ranks: groups of "
+                f"{self.shard_ranks} leave {ranks % self.shard_ranks} over"
+            )
+        self.replicas = ranks // self.shard_ranks  # copies of the state
+
+
+class ShardGroups:
+    """Ranks in groups of `size` that share one copy of the state; DeepSpeed's `mpu` protocol.
+
+    `replicas` are the ranks of the same place in every group, which hold the same shard.
+    """
+
+    def __init__(self, size: int) -> None:
+        ranks, rank = distributed.ranks(), distributed.rank()
+        self.members = list(range(rank // size * size, rank // size * size + size))
+        # Each group is made by all ranks, in the same order.
+        for first in range(0, ranks, size):
+            group = dist.new_group(list(range(first, first + size)))
+            if rank in range(first, first + size):
+                self._shard = group
+        for place in range(size):
+            group = dist.new_group(list(range(place, ranks, size)))
+            if rank % size == place:
+                self.replicas = group
+
+    def get_data_parallel_group(self) -> Any:
+        return self._shard
+
+    def get_data_parallel_world_size(self) -> int:
+        return len(self.members)
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self.members
+
+    def get_model_parallel_group(self) -> None:
+        return None
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
