@@ -51,8 +51,13 @@ def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()
 
 def save_settings(settings: Section, path: Path) -> None:
     """Writes the resolved settings, defaults included, so that `load_settings` reads them back."""
-    # A section left out is None; a setting that is None says so, for it is not always the default.
-    content = {k: v for k, v in settings.model_dump(mode="json").items() if v is not None}
+    # None is left out where it is the default, as it is of a section that was not given.
+    defaults = {name: field.default for name, field in type(settings).model_fields.items()}
+    content = {
+        name: value
+        for name, value in settings.model_dump(mode="json").items()
+        if value is not None or defaults[name] is not None
+    }
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 

@@ -117,6 +117,14 @@ class CompressionSettings(Section):
     first_step: int = Field(0, ge=0, description="updates before it that are sent whole")
 
 
+class ValidationSettings(Section):
+    """Losses on data that training never sees; without augmentation's dropout of captions."""
+
+    data: str = Field(description="shards or a folder of pairs, as for training")
+    every: int = Field(1000, ge=1, description="updates from one validation to the next")
+    batches: int = Field(4, ge=1, description="of batch_size samples, the same each time")
+
+
 class FaultSettings(Section):
     """What a run does when a rank, a machine or a number fails."""
 
@@ -144,7 +152,9 @@ class RunConfig(Section):
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="over all ranks")
     log_every: int = Field(50, ge=1)
-    sheet_every: int = Field(1000, ge=1)
+    sheet_every: int | None = Field(
+        1000, ge=1, description="none: no sheets, which take a whole model on the first rank"
+    )
     save_every: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1, description="the newest so many are kept")
     keep_every: int | None = Field(
@@ -157,6 +167,8 @@ class RunConfig(Section):
     parallel: ParallelSettings = ParallelSettings()
     compression: CompressionSettings | None = None
     faults: FaultSettings = FaultSettings()
+    validation: ValidationSettings | None = None
+    wandb: str | None = Field(None, description="project of Weights & Biases to report to as well")
     # Stage one.
     dvae: DVAEConfig | None = None
     dvae_training: DVAESettings | None = None

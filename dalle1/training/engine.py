@@ -37,6 +37,7 @@ from dalle1.training.spread import Layout, ShardGroups
 from dalle1.training.stages import Stage
 
 OVERFLOW = "gradients of a block are beyond float16"  # meant to happen now and then
+NOT_FINITE = "a gradient is not finite"
 ACCEPT: Callable[[float], str | None] = lambda loss: None  # noqa: E731
 
 
@@ -88,7 +89,7 @@ class Update:
 
     loss: float  # of the whole batch
     metrics: dict[str, float]
-    gradient_norm: float | None  # before clipping; None where nothing asks for it
+    gradient_norm: float  # before clipping
     skipped: str | None  # why the update was left out
 
 
@@ -202,13 +203,28 @@ class Engine:
             self._power_sgd.average(pieces, step >= self._compress_from)
         elif self._groups is not None:
             mean_over(list(self._pieces().values()), self._groups.replicas)
-        skipped = skipped or self._not_finite()
+        norm = self._norm()
+        if norm is not None and not math.isfinite(norm):
+            skipped = skipped or NOT_FINITE
         self._optimiser.skip = skipped is not None
         self._engine.step()
         if getattr(self._zero, "overflow", False):
-            skipped = skipped or "a gradient is not finite"
-        norm = self._engine.get_global_grad_norm()
-        return Update(loss_mean, means, None if norm is None else float(norm), skipped)
+            skipped = skipped or NOT_FINITE
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        return Update(loss_mean, means, norm, skipped)
+
+    @torch.no_grad()
+    def evaluate(self, parts: Sequence[object], step: int) -> dict[str, float]:
+        """Loss and metrics of the whole batch with the present weights, which stay."""
+        self._stage.eval()
+        values: dict[str, Tensor] = {}
+        for part in parts:
+            loss, metrics = self._engine(part, step)
+            for name, value in {"loss": loss, **metrics}.items():
+                values[name] = values.get(name, 0) + value / len(parts)
+        self._stage.train()
+        return distributed.mean_over_ranks({name: float(v) for name, v in values.items()})
 
     def _make_power_sgd(self, config: RunConfig) -> PowerSGD | None:
         """What averages gradients over replicas, where it is asked for and there are any."""
@@ -305,13 +321,12 @@ class Engine:
             scale.update(bool(b))
         return OVERFLOW if any(broken) else None
 
-    def _not_finite(self) -> str | None:
-        """Stage 0's check; ZeRO has one of its own."""
+    def _norm(self) -> float | None:
+        """Of stage 0's gradients, which are averaged: the same on all ranks. ZeRO has its own."""
         if self.parallel.zero_stage:
             return None
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        fine = all(bool(g.isfinite().all()) for g in gradients)  # averaged: alike on all ranks
-        return None if fine else "a gradient is not finite"
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Whole weights, one after the other, by name without the prefix.

@@ -1,10 +1,9 @@
-"""Where a run reports: metrics.jsonl, TensorBoard, a progress line, sample sheets."""
+"""Where a run reports: metrics.jsonl, TensorBoard, a progress line, sample sheets, wandb."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,11 @@ SHEETS = "sheets"
 class RunLog:
     """Reports of rank 0 of a run that has done `first` of `steps` updates."""
 
-    def __init__(self, folder: Path, steps: int, first: int, stage: str) -> None:
+    def __init__(
+        self, folder: Path, steps: int, first: int, stage: str, wandb: str | None = None
+    ) -> None:
+        """wandb: project to report to as well; ValueError when it is not installed."""
+        self._wandb = _weights_and_biases(wandb, folder) if wandb is not None else None
         self.folder = folder
         _cut(folder / METRICS, first)
         self._file = (folder / METRICS).open("a")
@@ -36,20 +39,15 @@ class RunLog:
             dynamic_ncols=live,
             ncols=None if live else 110,
         )
-        self._time, self._images = time.monotonic(), 0
 
-    def advance(self, images: int) -> None:
-        """One update over so many images is done."""
-        self._images += images
+    def advance(self) -> None:
+        """One update is done."""
         self._bar.update()
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the values after `step` updates, with images per second since the last time."""
-        now = time.monotonic()
-        rate = self._images / max(now - self._time, 1e-9)
-        self._time, self._images = now, 0
-        values = {**values, "images_per_second": rate}
+        """Writes the values after `step` updates, and the first of them behind the progress."""
         self.scalars(step, values)
+        rate = values["images_per_second"]
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s", refresh=False)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
@@ -59,6 +57,8 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def sheet(self, step: int, image: Image.Image) -> None:
         """Keeps a sample sheet as `sheets/step-0000500.png`."""
@@ -77,6 +77,8 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -96,6 +98,18 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return float("inf")  # a line cut short by a crash
+
+
+def _weights_and_biases(project: str, folder: Path) -> Any:
+    try:
+        import wandb  # its own choice of the user: it sends what it is given over the network
+    except ImportError as error:
+        raise ValueError(
+            f"wandb: {project!r} needs Weights & Biases: pip install wandb, or take the setting out"
+        ) from error
+    # One name for one folder, so that a resumed run goes on in the same place.
+    name = str(folder).strip("/").replace("/", "-")
+    return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(folder))
 
 
 def _tensorboard(folder: Path, first: int) -> Any:

@@ -235,7 +235,8 @@ class DVAEStage(Stage):
         kl_weight = cosine(step, 0.0, s.kl_weight, s.kl_steps)
         with _autocast(self.settings, device):
             elb = relaxed_elb(self.model, images, temperature, kl_weight, generators)
-        self._used[elb.tokens.flatten().cpu()] = True
+        if self.training:
+            self._used[elb.tokens.flatten().cpu()] = True
         loss = elb.loss + _nothing_of(self.bottleneck) if self.warm_up else elb.loss
         return loss, {
             "reconstruction": elb.reconstruction.detach(),
@@ -420,10 +421,10 @@ class DALLEStage(Stage):
         rows = []
         length, vocab = self.tokenizer.text_length, self.tokenizer.vocab_size
         empty = torch.tensor([padding_id(vocab, p) for p in range(length)])
+        dropout = self.settings.caption_dropout if self.training else 0.0
         for caption, seed in zip(batch.captions, batch.seeds, strict=True):
             rng = random.Random(seed)
-            row = self.tokenizer.encode(caption, rng)[0]
-            dropout = self.settings.caption_dropout
+            row = self.tokenizer.encode(caption, rng if self.training else None)[0]
             rows.append(empty if dropout and rng.random() < dropout else row)
         return torch.stack(rows)
 

@@ -19,13 +19,14 @@ from dalle1.scaling import load_scales, scales_state
 from dalle1.settings import SHAPES, save_settings
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
-from dalle1.training.distributed import from_rank, largest_over_ranks, meeting
+from dalle1.training.distributed import device, from_rank, largest_over_ranks, meeting
 from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
 from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
 from dalle1.training.log import RunLog
 from dalle1.training.restarts import Heartbeat
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
+from dalle1.training.speed import Speed, known_peak
 from dalle1.training.stages import Stage, make_stage
 
 CONFIG = "config.yaml"
@@ -55,6 +56,8 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config = _with_data(config, self.rank, self._meet)
+        if config.validation is not None:
+            find_shards(config.validation.data)
         torch.manual_seed(config.seed)  # initialisation
         self.stage: Stage = make_stage(config, make_sharding(config))
         self.engine = Engine(self.stage, config)
@@ -67,6 +70,7 @@ class Trainer:
         self.ema = EMA(self.engine.weights(MODEL), mine, config.ema.decay, config.ema.every)
         self.plateau = PlateauHalving(config.optimiser.plateau_patience)
         self.watch = Watch(config.faults)
+        self._shown: Batch | None = None  # what sheets are drawn of
         self.step = 0
         if latest is not None:
             self._load(latest)
@@ -99,17 +103,21 @@ class Trainer:
     def _log(self) -> RunLog | None:
         if self.rank:
             return None
-        return RunLog(self.folder, self.config.steps, self.step, self.config.stage)
+        c = self.config
+        return RunLog(self.folder, c.steps, self.step, c.stage, c.wandb)
 
     def _train(self, log: RunLog | None) -> None:
         config, stage, engine = self.config, self.stage, self.engine
         batches = self._batches(self.step).loader(config.reader.workers)
         dropped: Counter[str] = Counter()
+        peak = None if config.parallel.precision == "fp32" else known_peak(device())
+        speed = Speed(config, self.ranks, peak)
         with StopSignals(self._launched) as signals:
             stage.train()
             while self.step < config.steps:
                 self._beat.next_within(config.faults.timeout)
-                batch = next(batches)
+                with speed.waiting():
+                    batch = next(batches)
                 dropped.update(batch.dropped)
                 if stage.sets_weights(self.step):
                     self._set_weights()
@@ -125,26 +133,33 @@ class Trainer:
                         self.plateau.update(update.loss)
                 self.step += 1
                 last = self.step == config.steps
+                speed.update()
                 if log:
-                    log.advance(config.batch_size)
+                    log.advance()
                     if update.skipped not in (None, OVERFLOW):
                         log.say(f"warning: update {self.step} was left out: {update.skipped}")
                 if self.step % config.log_every == 0 or last:
                     values = {"loss": update.loss, **update.metrics, "learning_rate": rate}
-                    if update.gradient_norm is not None:
-                        values["gradient_norm"] = update.gradient_norm
+                    values["gradient_norm"] = update.gradient_norm
                     if self.watch.skipped:
                         values["updates_skipped"] = self.watch.skipped
-                    values |= stage.counts()
+                    if config.optimiser.schedule == "plateau":
+                        values["plateau_factor"] = self.plateau.factor
+                    values |= speed.report() | stage.counts()
+                    for i, scale in enumerate(stage.gradient_scales):
+                        values[f"gradient_scale/{i:03d}"] = scale.value
                     values |= {f"dropped/{cause}": n for cause, n in dropped.items()}
                     if log:
                         log.metrics(self.step, values)
-                self._beat.next_within(2 * config.faults.save_timeout)
-                if self.step % config.sheet_every == 0 or last:
-                    self._sheet(log, batch)
-                stop = int(largest_over_ranks([signals.number])[0])
-                if stop or last or self.step % config.save_every == 0:
-                    self._save()
+                self._beat.next_within(3 * config.faults.save_timeout)
+                with speed.aside():
+                    if config.validation and (self.step % config.validation.every == 0 or last):
+                        self._validate(log)
+                    if config.sheet_every and (self.step % config.sheet_every == 0 or last):
+                        self._sheet(log)
+                    stop = int(largest_over_ranks([signals.number])[0])
+                    if stop or last or self.step % config.save_every == 0:
+                        self._save()
                 if stop and not last:
                     raise Interrupted(
                         f"stopped after update {self.step}; a checkpoint is saved. Go on with "
@@ -152,10 +167,10 @@ class Trainer:
                         stop,
                     )
 
-    def _batches(self, first: int) -> Batches:
+    def _batches(self, first: int, data: str | None = None) -> Batches:
         c = self.config
         return Batches(
-            c.data,
+            data or c.data,
             c.batch_size,
             c.reader.image_size,
             self.stage.augmentation,
@@ -200,9 +215,28 @@ class Trainer:
                 average[name] = held
         return average
 
-    def _sheet(self, log: RunLog | None, batch: Batch) -> None:
+    def _validate(self, log: RunLog | None) -> None:
+        """Losses on held-out batches, the same ones each time."""
+        settings = self.config.validation
+        assert settings is not None
+        batches, found = iter(self._batches(0, settings.data)), []
+        for _ in range(settings.batches):
+            self.stage.eval()
+            parts = self.stage.parts(next(batches), self.engine.layout.micro_batch)
+            found.append(self.engine.evaluate(parts, self.step))
+        self.stage.train()
+        if log:
+            means = {key: sum(values[key] for values in found) / len(found) for key in found[0]}
+            log.scalars(self.step, {f"validation/{key}": value for key, value in means.items()})
+
+    def _sheet(self, log: RunLog | None) -> None:
+        """A sheet of the same samples each time: held-out ones where there are any."""
         average = self._whole_average()
         if log:
+            if self._shown is None:
+                held_out = self.config.validation.data if self.config.validation else None
+                self._shown = next(iter(self._batches(0, held_out)))
+            batch = self._shown
             model = self.stage.copy_with(average).to(next(self.stage.parameters()).device)
             drawn = self.stage.sheet(model, batch)
             if drawn is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -143,3 +145,82 @@ def test_parts_of_different_sizes(tmp_path: Path, shards: str, parts: Path) -> N
     other = config.transformer.model_copy(update={"image_vocab": 64})
     with pytest.raises(ValueError, match="codebook_size"):
         Trainer(config.model_copy(update={"transformer": other}))
+
+
+def test_validation_is_the_same_batches_without_dropout(
+    tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """Held-out losses of other batches each time, with captions emptied, or that train."""
+    settings = tiny("dalle", shards, tmp_path / "run", parts).optimiser
+    config = tiny(
+        "dalle",
+        shards,
+        tmp_path / "run",
+        parts,
+        steps=6,
+        caption_dropout=0.9,
+        optimiser=settings.model_copy(update={"learning_rate": 1e-12}),
+        validation={"data": shards, "every": 2, "batches": 2},
+    )
+    trainer = Trainer(config)
+    batch = next(iter(trainer._batches(0)))
+    trainer.stage.eval()
+    with_captions = trainer.stage.parts(batch, 8)
+    trainer.stage.train()
+    without = trainer.stage.parts(batch, 8)
+    padding = 300  # text_vocab
+    assert bool((with_captions[0].text[:, 0] < padding).all())
+    assert not bool((without[0].text[:, 0] < padding).all())
+    trainer.run()
+    lines = [x for x in read_metrics(tmp_path / "run") if "validation/loss" in x]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert {"validation/text", "validation/image"} <= lines[0].keys()
+    found = [line["validation/loss"] for line in lines]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-6)
+    again = tiny("dalle", shards, tmp_path / "again", parts, steps=6, caption_dropout=0.9)
+    Trainer(again.model_copy(update={"optimiser": config.optimiser})).run()
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
+def test_what_a_run_reports(tmp_path: Path, shards: str, parts: Path) -> None:
+    """Curves that are promised and not written; scales that are not there for each block."""
+    optimiser = tiny("dalle", shards, tmp_path, parts).optimiser
+    config = tiny(
+        "dalle",
+        shards,
+        tmp_path / "run",
+        parts,
+        steps=6,
+        parallel={"precision": "fp16"},
+        optimiser=optimiser.model_copy(update={"schedule": "plateau", "plateau_patience": 2}),
+    )
+    Trainer(config).run()
+    line = [x for x in read_metrics(tmp_path / "run") if "loss" in x][-1]
+    assert {
+        "text", "image", "gradient_norm", "learning_rate", "plateau_factor", "images_per_second",
+        "tokens_per_second", "seconds_per_update", "data_wait", "memory_gb",
+    } <= line.keys()  # fmt: skip
+    assert line["tokens_per_second"] == pytest.approx(64 * line["images_per_second"])
+    assert 0 <= line["data_wait"] <= 1 and 0.05 < line["memory_gb"] < 24
+    scales = [line[f"gradient_scale/{block:03d}"] for block in range(6)]
+    assert scales == pytest.approx([2**13 * 2 ** (6 / 1000)] * 6)
+
+
+def test_wandb_is_asked_for_and_told(
+    tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is used unasked; a run that begins without the package that it needs."""
+    config = tiny("clip", shards, tmp_path / "run", parts, steps=2, wandb="shapes")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        Trainer(config).run()
+    told: list[dict[str, float]] = []
+    fake = ModuleType("wandb")
+    run = SimpleNamespace(log=lambda values, step: told.append(values), finish=lambda: None)
+    fake.init = lambda **settings: told.append(settings) or run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    Trainer(config).run()
+    assert told[0]["project"] == "shapes" and "loss" in told[1]
+    told.clear()
+    Trainer(config.model_copy(update={"wandb": None, "run": str(tmp_path / "quiet")})).run()
+    assert not told
