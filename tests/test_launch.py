@@ -62,23 +62,36 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    """Work lost on Ctrl-C, or a message that does not say how to go on."""
+@pytest.mark.parametrize(
+    ("number", "status", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 0, 2)],
+    ids=["Ctrl-C", "the scheduler's warning"],
+)
+def test_signal_saves_and_resume_goes_on(
+    number: signal.Signals, status: int, workers: int, tmp_path: Path
+) -> None:
+    """Work lost at a signal, or a message that does not say how to go on; a scheduler that takes
+    the stop for a failure; data workers that die of the signal before the rank has saved."""
     command = [
         *("launch/train.py", "configs/shapes/dvae.yaml", "steps=80", "log_every=1"),
         *("dvae_training.warm_start_steps=40", "dvae.codebook_size=32", "dvae.width=8"),
         *("reader.shapes_count=64", f"reader.shapes_folder={tmp_path / 'data'}"),
-        f"run={tmp_path / 'run'}",
+        *(f"run={tmp_path / 'run'}", f"reader.workers={workers}"),
     ]
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: all processes at once
     _, errors = process.communicate()
-    assert process.returncode == 130, errors[-2000:]
+    assert process.returncode == status, errors[-2000:]
     assert "--resume" in errors
     again = launch(*command, "--resume")
     assert again.returncode == 0, again.stderr[-2000:]
