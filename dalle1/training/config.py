@@ -88,7 +88,10 @@ class ParallelSettings(Section):
         "groups are replicas of each other (section 2.5). None: all ranks are one group",
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="samples of one pass of a rank; none: the rank's whole share"
+        None,
+        ge=1,
+        description="most samples of one pass of a rank, whose share of the batch takes as many "
+        "passes as it must; none: one pass",
     )
     offload: Literal["none", "optimiser", "weights"] = Field(
         "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from dalle1.training.config import RunConfig
+from dalle1.training.spread import Layout
 from dalle1.training.work import pass_work
 
 # TFLOP/s of dense 16-bit products, from the makers' data sheets, by a part of the device's name.
@@ -36,9 +37,8 @@ class Speed:
             self._tokens = config.batch_size * config.transformer.stream.length
         self._flops = 0.0  # of an update, on one rank; those of the model, not done again
         if peak is not None:
-            share = config.batch_size // ranks
-            micro = config.parallel.micro_batch or share
-            self._flops = share / micro * pass_work(config, micro, ranks).flops
+            layout = Layout(config.batch_size, config.parallel, ranks)
+            self._flops = layout.passes * pass_work(config, layout.micro_batch, ranks).flops
         self._begin()
 
     def _begin(self) -> None:

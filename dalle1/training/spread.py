@@ -22,18 +22,18 @@ class Layout:
     """
 
     def __init__(self, batch_size: int, settings: ParallelSettings, ranks: int) -> None:
-        micro = settings.micro_batch
-        unit = ranks * (micro or 1)
-        if batch_size % unit:
-            below = batch_size - batch_size % unit
-            near = " or ".join(str(size) for size in (below, below + unit) if size)
-            each = "" if micro is None else f" x parallel.micro_batch {micro} = {unit}"
+        if batch_size % ranks:
+            below = batch_size - batch_size % ranks
+            near = " or ".join(str(size) for size in (below, below + ranks) if size)
             raise ValueError(
-                f"batch_size {batch_size} must be a multiple of the {ranks} ranks{each}: set it to "
-                f"{near}, or change {'their number' if micro is None else 'one of the two'}"
+                f"batch_size {batch_size} must be a multiple of the {ranks} ranks: set it to "
+                f"{near}, or change their number"
             )
-        self.micro_batch = micro or batch_size // ranks  # samples of a rank's pass
-        self.passes = batch_size // (ranks * self.micro_batch)  # of an update
+        share = batch_size // ranks
+        most = min(settings.micro_batch or share, share)
+        # Samples of a rank's pass, and passes of an update: the fewest that are all alike.
+        self.micro_batch = next(size for size in range(most, 0, -1) if share % size == 0)
+        self.passes = share // self.micro_batch
         self.shard_ranks = shard_ranks(settings, ranks)
         if ranks % self.shard_ranks:
             raise ValueError(

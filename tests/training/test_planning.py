@@ -52,8 +52,11 @@ SMALL = TransformerConfig(
 )  # fmt: skip
 
 
+PLAIN = ["parallel={}", "compression=null"]  # what each test adds to, whatever the file says
+
+
 def paper(gpus: int, *overrides: str, name: str = "12b", **cluster: Any) -> Plan:
-    config = load_config(PAPER / f"{name}.yaml", overrides)
+    config = load_config(PAPER / f"{name}.yaml", [*PLAIN, *overrides])
     return plan(config, ClusterSettings(gpus=gpus, **cluster))
 
 
@@ -174,7 +177,13 @@ def test_other_stages_without_values() -> None:
     """An estimate of the dVAE or CLIP that has little to do with what autograd keeps."""
     config = load_config(
         PAPER / "dvae.yaml",
-        ["dvae.width=16", "dvae.bottleneck=8", "dvae.codebook_size=32", "reader.image_size=32"],
+        [
+            *PLAIN,
+            "dvae.width=16",
+            "dvae.bottleneck=8",
+            "dvae.codebook_size=32",
+            "reader.image_size=32",
+        ],
     )
     codec = DVAE(config.dvae)
     images = torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -235,7 +244,7 @@ def test_compressed_messages() -> None:
     """A rank of each shard where the paper's is that of all, or embeddings that are compressed."""
     groups = [*ZERO3, "parallel.shard_ranks=8"]
     plain = sent(paper(128, *groups))["replicas"][0]
-    p = paper(128, *groups, "compression.rank=896")
+    p = paper(128, *groups, "compression={rank: 896}")
     small = sent(p)["replicas"][0]
     r, sizes = 896 // 8, ((3, 1), (1, 1), (4, 1), (1, 4))
     of_layer = r * sum(a * W // 8 + b * W for a, b in sizes)
@@ -247,12 +256,12 @@ def test_compressed_messages() -> None:
     # Appendix E: 1 - 5r/8d. DeepSpeed cuts all matrices by rows, the paper one by columns.
     assert abs(1 - of_layer / (12 * W**2 / 8) - (1 - 5 * 896 / (8 * W))) < 0.02
     # Without shards the rank is a matrix's own; under stage 0 every rank is a replica.
-    zero = paper(8, "compression.rank=896")
+    zero = paper(8, "compression={rank: 896}")
     spared = LAYERS * (12 * W**2 - 896 * W * (4 + 2 + 5 + 5))
     assert close(sent(zero)["replicas"][0], 2 * 7 / 8 * 4 * (P - spared))
-    tight = paper(16, "compression.rank=896")
+    tight = paper(16, "compression={rank: 896}")
     assert "zero_stage=3 " in str(tight.remedy) and "shard_ranks=8" in str(tight.remedy)
-    alone = paper(8, *ZERO3, "compression.rank=896")
+    alone = paper(8, *ZERO3, "compression={rank: 896}")
     assert any("compression" in note for note in alone.notes)
 
 
@@ -309,12 +318,6 @@ def test_what_does_not_fit_says_what_does() -> None:
     ("gpus", "overrides", "cluster", "message"),
     [
         (8, ["batch_size=1001"], {}, "batch_size 1001 .* 8 ranks: set it to 1000 or 1008"),
-        (
-            8,
-            ["parallel.micro_batch=3"],
-            {},
-            r"batch_size 1024 .*\.micro_batch 3 = 24: .* 1008 or 1032",
-        ),
         (8, [*ZERO3, "parallel.shard_ranks=3"], {}, "shard_ranks 3 must divide the 8 ranks"),
         (12, [], {}, "--gpus 12 must be a multiple of --gpus-per-node 8, such as 8 or 16"),
         (8, [], {"mfu": 1.5}, "--mfu: expected more than 0 and at most 1, got 1.5"),
@@ -332,11 +335,11 @@ def test_what_does_not_divide(
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     """A flag that does nothing, an exit status that hides the answer, a traceback."""
     config = str(PAPER / "12b.yaml")
-    assert launch_plan.main([config, "--gpus", "8", *ZERO3]) == 1
+    assert launch_plan.main([config, "--gpus", "8", *PLAIN, *ZERO3]) == 1
     assert "does NOT fit: set parallel.micro_batch=8" in capsys.readouterr().out
     flags = ["--gpus", "16", "--gpus-per-node", "4", "--network", "100", "--memory", "141"]
     flags += ["--mfu", "0.5", "--peak", "312", "parallel.micro_batch=16"]
-    assert launch_plan.main([config, *ZERO3, *flags]) == 0
+    assert launch_plan.main([config, *PLAIN, *ZERO3, *flags]) == 0
     out = capsys.readouterr().out
     assert "16 GPUs, 4 nodes" in out and "of 141: fits" in out and "12,292,840,960" in out
     assert "50% of 312 TFLOP/s" in out and "100 Gbit/s" in out

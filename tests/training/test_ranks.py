@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import dalle1
-from dalle1.training.config import RunConfig
+from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training.spread import Layout
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny
@@ -167,7 +168,6 @@ def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: W
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"parallel": {"micro_batch": 3}}, "micro_batch 3 must divide"),
         ({"compression": {"rank": 4}, "parallel": {"zero_stage": 2}}, "parallel.zero_stage 2"),
     ],
     ids=str,
@@ -178,3 +178,36 @@ def test_what_does_not_fit_is_refused(
     """A setting that is quietly ignored or fails in the middle of a run."""
     with pytest.raises(ValueError, match=words):
         Trainer(tiny("dalle", shards, tmp_path / "run", parts, **settings))
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "parallel", "expected"),
+    [
+        (8, 1, {}, (8, 1, 1, 1)),
+        (1024, 8, {"zero_stage": 3, "micro_batch": 8}, (8, 16, 8, 1)),
+        (1024, 1024, {"zero_stage": 3, "micro_batch": 8, "shard_ranks": 8}, (1, 1, 8, 128)),
+        (36, 2, {"micro_batch": 8}, (6, 3, 1, 2)),  # 18 = 3 x 6, not 2 x 8 + 2
+        (8, 4, {"zero_stage": 2, "shard_ranks": 8}, (2, 1, 4, 1)),
+    ],
+)
+def test_layout(
+    batch: int, ranks: int, parallel: dict[str, Any], expected: tuple[int, int, int, int]
+) -> None:
+    """Passes of different sizes, more samples than were allowed, groups that are not there."""
+    found = Layout(batch, ParallelSettings(**parallel), ranks)
+    assert (found.micro_batch, found.passes, found.shard_ranks, found.replicas) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "parallel", "words"),
+    [
+        (9, 2, {}, "batch_size 9 .* 2 ranks: set it to 8 or 10"),
+        (8, 4, {"zero_stage": 3, "shard_ranks": 3}, "shard_ranks 3 must divide the 4 ranks"),
+    ],
+)
+def test_layout_that_does_not_divide(
+    batch: int, ranks: int, parallel: dict[str, Any], words: str
+) -> None:
+    """Samples that are lost, or ranks that wait for a group that never comes."""
+    with pytest.raises(ValueError, match=words):
+        Layout(batch, ParallelSettings(**parallel), ranks)
