@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ class RunLog:
     ) -> None:
         """wandb: project to report to as well; ValueError when it is not installed."""
         self._wandb = _weights_and_biases(wandb, folder) if wandb is not None else None
-        self.folder = folder
+        self.folder, self._warned = folder, False
         _cut(folder / METRICS, first)
         self._file = (folder / METRICS).open("a")
         self._board = _tensorboard(folder, first)
@@ -52,20 +54,32 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Writes values after `step` updates as they are."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with self._going_on():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
     def sheet(self, step: int, image: Image.Image) -> None:
         """Keeps a sample sheet as `sheets/step-0000500.png`."""
-        (self.folder / SHEETS).mkdir(exist_ok=True)
-        image.save(self.folder / SHEETS / f"step-{step:07d}.png")
-        if self._board is not None:
-            self._board.add_image("sheet", np.asarray(image), step, dataformats="HWC")
+        with self._going_on():
+            (self.folder / SHEETS).mkdir(exist_ok=True)
+            image.save(self.folder / SHEETS / f"step-{step:07d}.png")
+            if self._board is not None:
+                self._board.add_image("sheet", np.asarray(image), step, dataformats="HWC")
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A report that cannot be written, as on a full disk, costs a warning and not the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self.say(f"warning: reports are missing from here on: {error}")
+            self._warned = True
 
     def say(self, text: str) -> None:
         """A line for the user, above the progress line."""
@@ -74,9 +88,10 @@ class RunLog:
     def close(self) -> None:
         """Ends the progress line and closes the files."""
         self._bar.close()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._going_on():
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,14 @@ from dalle1.scaling import load_scales, scales_state
 from dalle1.settings import SHAPES, save_settings
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
-from dalle1.training.distributed import device, from_rank, largest_over_ranks, meeting
+from dalle1.training.distributed import (
+    device,
+    from_rank,
+    largest_over_ranks,
+    meeting,
+    rank,
+    ranks,
+)
 from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
 from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
@@ -55,7 +63,7 @@ class Trainer:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config = config = _with_data(config, self.rank, self._meet)
+        self.config = config = _with_data(config, self._meet)
         if config.validation is not None:
             find_shards(config.validation.data)
         torch.manual_seed(config.seed)  # initialisation
@@ -84,18 +92,11 @@ class Trainer:
         Raises Interrupted after Ctrl-C or SIGTERM, when a checkpoint is saved; RanksLost when
         another rank is gone; ValueError when the numbers are, see `Watch`.
         """
-        log = None
+        log = self._log()
         try:
-            log = self._log()
-            self._train(log)
-            self._meet()
-        except RuntimeError as error:
-            if not ranks_lost(error):
-                raise
-            raise RanksLost(
-                f"rank {self.rank} of {self.ranks} lost another one after update {self.step} "
-                f"({_reason(error)}); go on with the same command and --resume"
-            ) from error
+            with _noticing_lost_ranks(lambda: f"after update {self.step}"):
+                self._train(log)
+                self._meet()
         finally:
             if log:
                 log.close()
@@ -310,7 +311,7 @@ class Trainer:
         self.step = int(checkpoint.state["step"])
 
 
-def _with_data(config: RunConfig, rank: int, meet: Callable[[], None]) -> RunConfig:
+def _with_data(config: RunConfig, meet: Callable[[], None]) -> RunConfig:
     """The config with `data: shapes` replaced by its shards, written on first use."""
     if config.data != SHAPES:
         find_shards(config.data)
@@ -318,7 +319,7 @@ def _with_data(config: RunConfig, rank: int, meet: Callable[[], None]) -> RunCon
     r = config.reader
     # Named after all that they depend on, so that another size or count never meets old shards.
     folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}"
-    if rank == 0 and not folder.is_dir():
+    if rank() == 0 and not folder.is_dir():
         beside = folder.with_name(folder.name + ".tmp")
         shapes.write_shards(beside, "train", r.shapes_count, side=r.image_size)
         beside.replace(folder)
@@ -326,9 +327,20 @@ def _with_data(config: RunConfig, rank: int, meet: Callable[[], None]) -> RunCon
     return config.model_copy(update={"data": str(folder)})
 
 
-def _reason(error: BaseException) -> str:
-    """What a collective failed of, in short: without the path of the source that says so."""
-    return str(error).splitlines()[0].split("] ", 1)[-1][:120]
+@contextmanager
+def _noticing_lost_ranks(when: Callable[[], str]) -> Iterator[None]:
+    """Turns what a collective says of a lost rank into one line that says how to go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ranks_lost(error):
+            raise
+        # Without the path of the source that says so.
+        reason = str(error).splitlines()[0].split("] ", 1)[-1][:120]
+        raise RanksLost(
+            f"rank {rank()} of {ranks()} lost another one {when()} ({reason}); go on with the same "
+            "command and --resume"
+        ) from error
 
 
 def _versions() -> dict[str, str]:
@@ -338,4 +350,6 @@ def _versions() -> dict[str, str]:
 
 def train(config: RunConfig, resume: bool = False) -> None:
     """Trains one run from its beginning or its newest checkpoint to its end."""
-    Trainer(config, resume).run()
+    with _noticing_lost_ranks(lambda: "while starting"):
+        trainer = Trainer(config, resume)
+    trainer.run()

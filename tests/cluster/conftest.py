@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from dalle1.data import shapes
+from dalle1.training.trainer import Trainer
 from tests.cluster.hosts import Cluster, missing
+from tests.training.conftest import tiny
 
 collect_ignore_glob = [] if os.environ.get("DALLE1_CLUSTER") == "1" else ["test_*.py"]
 
@@ -34,3 +36,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("shards")
     shapes.write_shards(folder, "train", 96, side=16, samples_per_shard=48)
     return str(folder / "train-{00000..00001}.tar")
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory, shards: str) -> Path:
+    """Folders `dvae` and `clip` of models trained for a few updates, for stage two."""
+    folder = tmp_path_factory.mktemp("parts")
+    for stage in ("dvae", "clip"):
+        Trainer(tiny(stage, shards, folder / stage, folder, steps=6)).run()
+    return folder

@@ -13,7 +13,7 @@ import torch
 from dalle1.training import faults
 from dalle1.training.config import FaultSettings
 from dalle1.training.faults import StopSignals, Watch, ranks_lost
-from dalle1.training.log import read_metrics
+from dalle1.training.log import RunLog, read_metrics
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny
@@ -120,3 +120,22 @@ def test_lost_ranks_are_told_from_mistakes() -> None:
     assert ranks_lost(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
     assert not ranks_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not ranks_lost(ValueError("Timed out"))
+
+
+def test_reports_on_a_full_disk(
+    tmp_path: Path, shards: str, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that ends since a line of its metrics could not be written."""
+    trainer = Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=4))
+    before = trainer._log
+
+    def full() -> RunLog:
+        log = before()
+        assert log is not None
+        log._file = open("/dev/full", "a")  # noqa: SIM115
+        return log
+
+    trainer._log = full  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.step == 4 and (tmp_path / "run" / "model").is_dir()
+    assert capsys.readouterr().err.count("reports are missing") == 1
