@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SHELL := /bin/bash
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cluster lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -13,6 +13,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	source $(BIN)/activate && python -m pytest tests
+
+# Several hosts on this machine, in namespaces: Linux, root, ip, tc, sshd, pdsh; else it says why not.
+test-cluster: $(INSTALLED)
+	source $(BIN)/activate && DALLE1_CLUSTER=1 python -m pytest tests/cluster
 
 lint: $(INSTALLED)
 	source $(BIN)/activate && ruff check . && ruff format --check . && mypy

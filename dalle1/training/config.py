@@ -211,6 +211,23 @@ class RunConfig(Section):
                 f"parallel.precision 'fp16' needs the transformer's gradient scales; stage "
                 f"{self.stage!r} takes 'bf16' or 'fp32'"
             )
+        parallel = self.parallel
+        if self.compression is not None and parallel.zero_stage in (1, 2):
+            raise ValueError(
+                f"compression: needs whole matrices or rows of them, but parallel.zero_stage "
+                f"{parallel.zero_stage} cuts all weights as one; take 0, or 3 with shard_ranks"
+            )
+        if self.compression is not None and parallel.zero_stage and parallel.shard_ranks is None:
+            raise ValueError(
+                "compression: is for gradients that replicas exchange, and with "
+                "parallel.zero_stage 3 all ranks share one copy; set parallel.shard_ranks to the "
+                "ranks of a machine, or zero_stage to 0"
+            )
+        if parallel.offload != "none" and parallel.shard_ranks is not None:
+            raise ValueError(
+                f"parallel.offload {parallel.offload!r} does not go with parallel.shard_ranks "
+                f"{parallel.shard_ranks}: take one of the two out"
+            )
         if self.stage == "clip" and self.parallel.micro_batch is not None:
             raise ValueError(
                 "parallel.micro_batch is not read by stage 'clip', whose loss compares all pairs "

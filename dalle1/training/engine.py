@@ -195,7 +195,8 @@ class Engine:
                 self._engine.step()
         means = distributed.mean_over_ranks({name: float(v) for name, v in values.items()})
         loss_mean = means.pop("loss")
-        skipped = accept(loss_mean) or self._broken_scales()
+        overflow = self._broken_scales()  # whatever else is wrong, each scale moves
+        skipped = accept(loss_mean) or overflow
         if self._power_sgd is not None:
             pieces = self._pieces()
             if skipped is not None:  # else the error buffers would give away what is left out
@@ -228,28 +229,11 @@ class Engine:
 
     def _make_power_sgd(self, config: RunConfig) -> PowerSGD | None:
         """What averages gradients over replicas, where it is asked for and there are any."""
-        compression, stage = config.compression, config.parallel.zero_stage
-        if compression is not None:
-            if stage in (1, 2):
-                raise ValueError(
-                    f"compression: needs whole matrices or rows of them, but parallel.zero_stage "
-                    f"{stage} cuts all weights as one; take stage 0, or 3 with shard_ranks"
-                )
-            if stage == 3 and config.parallel.shard_ranks is None and distributed.ranks() > 1:
-                raise ValueError(
-                    "compression: with parallel.zero_stage 3 it is for gradients that replicas "
-                    "exchange, and all ranks share one copy; set parallel.shard_ranks to the ranks "
-                    "of a machine, or zero_stage to 0"
-                )
-        if self._groups is not None and config.parallel.offload != "none":
-            raise ValueError(
-                f"parallel.offload {config.parallel.offload!r} does not go with shard_ranks "
-                f"{self.layout.shard_ranks} of {distributed.ranks()} ranks: take one of the two out"
-            )
+        compression = config.compression
         if compression is None or self.layout.replicas == 1:
             return None  # nothing to exchange: a run for a cluster, tried on fewer ranks
         whole = matrices({n: getattr(p, "ds_shape", p.shape) for n, p in self._parameters.items()})
-        if stage == 0:
+        if config.parallel.zero_stage == 0:
             return PowerSGD(whole, compression.rank, config.seed, None, distributed.device())
         assert self._groups is not None
         shapes: dict[str, tuple[int, ...]] = {}

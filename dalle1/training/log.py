@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,9 @@ class RunLog:
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Writes values after `step` updates as they are."""
         with self._going_on():
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            # JSON knows neither NaN nor infinity.
+            line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            self._file.write(json.dumps({"step": step, **line}) + "\n")
             self._file.flush()
             if self._board is not None:
                 for name, value in values.items():

@@ -323,7 +323,7 @@ def _notes(config: RunConfig, replicas: int, module: nn.Module) -> Iterable[str]
             "an all-reduce for the scatter: twice its bytes"
         )
     if config.compression is not None and replicas == 1:
-        yield "compression has nothing to do without replicas: set parallel.shard_ranks"
+        yield "compression has nothing to do: there are no replicas"
     if config.stage == "dalle":
         size = FLOAT * parameter_count(module) / 1e9
         yield f"exports need {size:,.1f} GB more of the first rank's CPU, sheets of its GPU too"

@@ -261,7 +261,7 @@ def test_compressed_messages() -> None:
     assert close(sent(zero)["replicas"][0], 2 * 7 / 8 * 4 * (P - spared))
     tight = paper(16, "compression={rank: 896}")
     assert "zero_stage=3 " in str(tight.remedy) and "shard_ranks=8" in str(tight.remedy)
-    alone = paper(8, *ZERO3, "compression={rank: 896}")
+    alone = paper(8, *ZERO3, "compression={rank: 896}", "parallel.shard_ranks=8")
     assert any("compression" in note for note in alone.notes)
 
 

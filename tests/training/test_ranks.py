@@ -169,6 +169,11 @@ def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: W
     ("settings", "words"),
     [
         ({"compression": {"rank": 4}, "parallel": {"zero_stage": 2}}, "parallel.zero_stage 2"),
+        ({"compression": {"rank": 4}, "parallel": {"zero_stage": 3}}, "set parallel.shard_ranks"),
+        (
+            {"parallel": {"zero_stage": 3, "shard_ranks": 2, "offload": "weights"}},
+            "offload 'weights' does not go",
+        ),
     ],
     ids=str,
 )
