@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from dalle1.training import distributed
 from dalle1.training.compression import PowerSGD, matrices, mean_over
 from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training.faults import RanksLost
 from dalle1.training.optimiser import MOMENTS, Optimiser
 from dalle1.training.spread import Layout, ShardGroups
 from dalle1.training.stages import Stage
@@ -45,7 +46,7 @@ def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tu
     """Joins the launcher's processes, or starts as the only one; returns (rank, ranks).
 
     timeout: seconds that ranks wait for one another, in every group; start_timeout: until all have
-    come. Raises ValueError when they have not.
+    come. Raises RanksLost when they have not.
     """
     if not dist.is_initialized():
         if "RANK" not in os.environ:  # plain `python launch/train.py`: a group of one
@@ -64,18 +65,16 @@ def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tu
         # DeepSpeed makes groups of its own without asking for ours.
         dist.distributed_c10d.default_pg_timeout = wait
         dist.distributed_c10d.default_pg_nccl_timeout = wait  # type: ignore[attr-defined]
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
             patience = timedelta(seconds=start_timeout)
-            store = dist.TCPStore(  # type: ignore[attr-defined]
-                address, port, ranks, rank == 0, timeout=patience
-            )
+            store, _, _ = next(dist.rendezvous("env://", rank, ranks, timeout=patience))  # type: ignore[attr-defined]
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise RanksLost(
                 f"rank {rank} of {ranks} did not meet the others at MASTER_ADDR:MASTER_PORT = "
-                f"{address}:{port} within faults.start_timeout {start_timeout:g} s ({reason}): "
+                f"{address} within faults.start_timeout {start_timeout:g} s ({reason}): "
                 "check that all hosts run and reach that address, and that the port is free"
             ) from error
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)

@@ -68,8 +68,9 @@ class Guard:
     def _attempt(self, attempt: int, first_port: int) -> int:
         reader, writer = os.pipe()
         environment = {**os.environ, BEATS: str(writer)}
-        if first_port:
+        if first_port and attempt:
             environment["MASTER_PORT"] = str(first_port + attempt)
+            environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # which is at the first port
         command = [*self.command, *(["--resume"] if attempt else [])]
         self._rank = subprocess.Popen(command, env=environment, pass_fds=[writer])
         os.close(writer)
