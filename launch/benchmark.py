@@ -1,12 +1,15 @@
-"""Measures speed and memory: ours against the usual ways.
+"""Measures speed, memory and what 16 bits lose: ours against the usual ways.
 
     python launch/benchmark.py attention [CONFIG] [--batch 8] [--dtype bfloat16]
     python launch/benchmark.py train CONFIG [--batch 2] [key=value ...]
     python launch/benchmark.py sample CONFIG [--candidates 1,8,64,512] [key=value ...]
+    python launch/benchmark.py half [--layers 64] [--width 32] [--updates 240] [--span 30]
 
 `attention` runs one attention call, forward and backward, of each pattern; `train` whole training
 steps (loss, gradients, clipping, AdamW); `sample` whole pictures of one caption, with random
-weights. Medians and min-max of the repeats (in `sample`: of the rows of the grid).
+weights. Medians and min-max of the repeats (in `sample`: of the rows of the grid). `half` trains a
+deep narrow model in float16 with one loss scale and with one for each block, on the CPU, and draws
+docs/half-precision.png.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import torch
 
+from dalle1.benchmarks.half import report_half
 from dalle1.benchmarks.measuring import DTYPES, device_name
 from dalle1.benchmarks.sampling import report_sample
 from dalle1.benchmarks.training import report_attention, report_train
@@ -33,6 +37,11 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The figures of what was asked for."""
     if min(options.batch, options.repeats, *options.candidates) < 1:
         raise ValueError("--batch, --repeats and --candidates must be 1 or more")
+    if options.what == "half":
+        if options.config:
+            raise ValueError(f"half takes no config, got {options.config!r}")
+        figure = options.figure
+        return report_half(options.layers, options.width, options.updates, options.span, figure)
     batch, dtype, repeats = options.batch, options.dtype, options.repeats
     if options.what == "attention" and not options.config:
         return report_attention(TransformerConfig(), batch, dtype, device, repeats)
@@ -56,16 +65,22 @@ def _numbers(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 for a mistake in the settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["attention", "train", "sample"])
+    parser.add_argument("what", choices=["attention", "train", "sample", "half"])
     parser.add_argument("config", nargs="?", help="a YAML file with a transformer")
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--candidates", type=_numbers, default=[1, 8, 64, 512], help="1,8,64")
+    parser.add_argument("--layers", type=int, default=64, help="of half, as are the next four")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--updates", type=int, default=240)
+    parser.add_argument("--span", type=float, default=30, help="of planted gradients: 2^span")
+    parser.add_argument("--figure", type=Path, default=Path("docs/half-precision.png"))
     parser.add_argument("--out", type=Path, help="a JSON file for all figures")
     options = parser.parse_intermixed_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available() and options.what != "half"
+    device = torch.device("cuda" if gpu else "cpu")
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     given = sys.argv[1:] if arguments is None else arguments
     print(f"$ python launch/benchmark.py {' '.join(given)}")

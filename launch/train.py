@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--restarts", type=int, default=0, help="times to start again after a lost rank"
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
+    options = parser.parse_intermixed_args(given)
     if options.restarts and BEATS not in os.environ:  # else this is the rank that a guard started
         return Guard([sys.executable, __file__, *given], options.restarts).run()
     try:

@@ -17,9 +17,15 @@ from collections.abc import Sequence
 from types import FrameType
 
 BEATS = "DALLE1_BEATS"  # environment: file descriptor that a rank reports to its guard by
+ATTEMPT = "DALLE1_ATTEMPT"  # environment: how often the rank has been started before
 FINAL = (0, 2, 130)  # trained or stopped by the scheduler; a mistake in the settings; Ctrl-C
 LOOK = 0.2  # seconds between two looks at the rank
 PATIENCE = 1.5  # of what a rank announced, before it is taken to hang
+
+
+def attempt() -> int:
+    """How often a guard has started this rank before."""
+    return int(os.environ.get(ATTEMPT, "0"))
 
 
 class Heartbeat:
@@ -46,6 +52,7 @@ class Guard:
         self.command, self.restarts = list(command), restarts
         self._rank: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._launcher = os.getppid()
 
     def run(self) -> int:
         """The rank's exit status, after the last attempt."""
@@ -67,7 +74,7 @@ class Guard:
 
     def _attempt(self, attempt: int, first_port: int) -> int:
         reader, writer = os.pipe()
-        environment = {**os.environ, BEATS: str(writer)}
+        environment = {**os.environ, BEATS: str(writer), ATTEMPT: str(attempt)}
         if first_port and attempt:
             environment["MASTER_PORT"] = str(first_port + attempt)
             environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # which is at the first port
@@ -82,6 +89,8 @@ class Guard:
     def _watch(self, rank: subprocess.Popen[bytes], reader: int) -> int:
         deadline = float("inf")
         while rank.poll() is None:
+            if os.getppid() != self._launcher and not self._stopping:
+                self._pass_on(signal.SIGTERM, None)  # nobody else would tell the rank to stop
             ready, _, _ = select.select([reader], [], [], LOOK)
             if ready:
                 said = os.read(reader, 4096).split()

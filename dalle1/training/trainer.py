@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.data import shapes
@@ -32,7 +33,7 @@ from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
 from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
 from dalle1.training.log import RunLog
-from dalle1.training.restarts import Heartbeat
+from dalle1.training.restarts import Heartbeat, attempt
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 from dalle1.training.speed import Speed, known_peak
 from dalle1.training.stages import Stage, make_stage
@@ -51,8 +52,10 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self._launched = "RANK" in os.environ
         self._beat = Heartbeat()
-        self._beat.next_within(config.faults.start_timeout + config.faults.save_timeout)
-        self.rank, self.ranks = start_processes(config.faults.timeout, config.faults.start_timeout)
+        # Longer at each attempt: ranks that are out of step meet at the next one's port.
+        patience = (attempt() + 1) * config.faults.start_timeout
+        self._beat.next_within(patience + config.faults.save_timeout)
+        self.rank, self.ranks = start_processes(config.faults.timeout, patience)
         self._meet = meeting(timedelta(seconds=config.faults.save_timeout))
         self.folder = Path(config.run)
         latest = checkpoints.newest(self.folder / "checkpoints")
@@ -152,14 +155,16 @@ class Trainer:
                     values |= {f"dropped/{cause}": n for cause, n in dropped.items()}
                     if log:
                         log.metrics(self.step, values)
-                self._beat.next_within(3 * config.faults.save_timeout)
+                stop = int(largest_over_ranks([signals.number])[0])
                 with speed.aside():
                     if config.validation and (self.step % config.validation.every == 0 or last):
+                        self._beat.next_within(config.faults.save_timeout)
                         self._validate(log)
                     if config.sheet_every and (self.step % config.sheet_every == 0 or last):
+                        self._beat.next_within(config.faults.save_timeout)
                         self._sheet(log)
-                    stop = int(largest_over_ranks([signals.number])[0])
                     if stop or last or self.step % config.save_every == 0:
+                        self._beat.next_within(2 * config.faults.save_timeout)  # and the export
                         self._save()
                 if stop and not last:
                     raise Interrupted(
@@ -275,7 +280,7 @@ class Trainer:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
                 self.stage.export(self.stage.copy_with(average), self.folder / "model")
-            except OSError as error:
+            except (OSError, SafetensorError) as error:  # a full disk raises either
                 print(f"warning: model not exported: {error}", file=sys.stderr)
         self._meet()
 
@@ -306,7 +311,8 @@ class Trainer:
             )
         self.plateau.load_state_dict(checkpoint.state["plateau"])
         self.watch.load_state_dict(checkpoint.state["watch"])
-        if checkpoint.state["gradient_scales"]:  # none where the run was not in float16 so far
+        if self.stage.gradient_scales and checkpoint.state["gradient_scales"]:
+            # Both: a run may go on in another precision.
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
 

@@ -211,7 +211,7 @@ def test_interrupted(cluster: Cluster, config: Config, tmp_path: Path, row: Any)
     status = run.status(60)
     assert status == 130 and not run.says("restart 1"), run.output()[-6000:]
     assert run.checkpoint() == run.step()
-    row("SIGINT to a rank", noticed, None, 0, f"saved; exit status {status}")
+    row("SIGINT to a rank", noticed, None, None, f"saved; exit status {status}")
 
 
 def test_remote_launcher_killed(cluster: Cluster, config: Config, tmp_path: Path, row: Any) -> None:
@@ -227,7 +227,7 @@ def test_remote_launcher_killed(cluster: Cluster, config: Config, tmp_path: Path
     status = run.status(60)
     wait_for(lambda: not any(host.ranks() for host in run.hosts), 20, "end of all ranks")
     assert run.checkpoint() == run.step() and not run.says("restart 1")
-    row("kill -9 of a host's launcher", noticed, None, 0, f"saved; exit status {status}")
+    row("kill -9 of a host's launcher", noticed, None, None, f"saved; exit status {status}")
 
 
 @pytest.fixture

@@ -160,6 +160,8 @@ def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: W
     assert found == pytest.approx(whole["dalle"], rel=2e-3)
     from dalle1.training.checkpoints import load
 
+    further = tiny("dalle", shards, run, parts, steps=21)  # in float32 from here on
+    Trainer(further, resume=True).run()
     state = load(run / "checkpoints" / "step-0000020").state["gradient_scales"]
     assert len(state) == 6
     assert all(2**13 < value < 2**13 * 2 ** (20.5 / 1000) for value, _ in state)

@@ -87,3 +87,24 @@ def test_no_guard_no_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run without --restarts that writes into a stranger's file."""
     monkeypatch.delenv(restarts.BEATS, raising=False)
     restarts.Heartbeat().next_within(1)
+
+
+def test_launcher_is_gone(tmp_path: Path) -> None:
+    """A guard that outlives its launcher, and keeps its rank training where nobody can stop it."""
+    rank = (
+        "import signal, sys, time; from pathlib import Path;"
+        "signal.signal(signal.SIGTERM, lambda *a: "
+        f"(Path({str(tmp_path / 'stopped')!r}).touch(), sys.exit(0)));"
+        f"Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    )
+    launcher = (
+        "import subprocess, sys, time;"
+        f"subprocess.Popen([sys.executable, '-c', {GUARD!r}, '3', '-c', {rank!r}]); time.sleep(60)"
+    )
+    launched = subprocess.Popen([sys.executable, "-c", launcher])
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    launched.kill()
+    launched.wait()
+    while not (tmp_path / "stopped").exists():
+        time.sleep(0.05)
