@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DEVELOPMENT := $(VENV)/installed-dev
 SHELL := /bin/bash
 
 .PHONY: demo test test-cluster lint clean
@@ -11,21 +12,25 @@ SHELL := /bin/bash
 demo: $(INSTALLED)
 	source $(BIN)/activate && python launch/demo.py
 
-test: $(INSTALLED)
+test: $(DEVELOPMENT)
 	source $(BIN)/activate && python -m pytest tests
 
 # Several hosts on this machine, in namespaces: Linux, root, ip, tc, sshd, pdsh; else it says why not.
-test-cluster: $(INSTALLED)
+test-cluster: $(DEVELOPMENT)
 	source $(BIN)/activate && DALLE1_CLUSTER=1 python -m pytest tests/cluster
 
-lint: $(INSTALLED)
+lint: $(DEVELOPMENT)
 	source $(BIN)/activate && ruff check . && ruff format --check . && mypy
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval]'
+	touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,parquet,dev]'
 	touch $@
 
 clean:

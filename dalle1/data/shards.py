@@ -236,11 +236,11 @@ class Batches(IterableDataset[Batch]):
     def loader(self, workers: int = 0) -> Iterator[Batch]:
         """Batches in order, decoded by `workers` processes ahead of time (0: in this one)."""
         return iter(
-            DataLoader(self, batch_size=None, num_workers=workers, worker_init_fn=_stay_calm)
+            DataLoader(self, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
         )
 
 
-def _stay_calm(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """A signal to all processes of a run is for the rank alone, which needs its workers to end."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,655 @@
+"""Shards without the samples that are not worth training on (paper, appendix C).
+
+    out/0000.tar                 of 0000.tar the samples that stay, all their files as they were
+    out/filtering/settings.json  what was filtered by
+    out/filtering/0000.npz       a shard's counts and examples, and the hashes of what stays
+
+A shard counts as done when its record is there, which is written last. Of equal samples the first
+in the order of the shards stays, so what is done to a shard hangs on those before it: a run that
+goes on takes their hashes from their records, and its shards are those of a run without a stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
+
+from dalle1.data import captions
+from dalle1.data.shards import Raw, caption_of, find_shards, ignore_signals, image_of
+from dalle1.files import replacing, write_text
+from dalle1.pictures import to_rgb
+
+RECORDS = "filtering"
+NO_CAPTION, NO_PICTURE = "no caption", "no readable picture"
+BOILERPLATE, TOO_SHORT, NOT_ENGLISH = "mostly boilerplate", "caption too short", "not English"
+TOO_SMALL, ASPECT = "picture too small", "aspect ratio"
+DUPLICATE, NEAR_DUPLICATE, CUT = "duplicate", "near duplicate", "cut off by damage"
+# In the order of the checks: a sample is dropped for the first that it fails.
+CAUSES = (
+    *(NO_CAPTION, NO_PICTURE, BOILERPLATE, TOO_SHORT, NOT_ENGLISH, ASPECT, TOO_SMALL),
+    *(DUPLICATE, NEAR_DUPLICATE, CUT),
+)
+ENGLISH = ("off", "script", "language")
+DUPLICATES = ("off", "pair", "picture")
+MOST_DISTANCE = 7
+EXAMPLES = 3  # of each cause
+FEW, SPREAD = 64, 8  # of so many samples, of so many shards, one that is not dirt is asked for
+DIGEST = 10  # bytes: among 10⁹ samples two different ones are equal with probability 4e-7
+META = re.compile(r"__[^/]*__($|/)")  # members that the reader leaves out
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """What a sample must be; the paper gives the ratio alone, other numbers are ours."""
+
+    caption_key: str = "txt"
+    min_words: int = 3  # 0: any
+    boilerplate_words: int = 2  # with fewer that tell something it is mostly boilerplate; 0: off
+    english: str = "script"  # off | script: no other letters than Latin ones | language: py3langid
+    min_english: float = 0.02  # probability, of 'language'
+    max_aspect: float = 2.0  # longer side / shorter side; 0: any
+    min_side: int = 0  # pixels of the shorter side
+    duplicates: str = "pair"  # off | pair: picture and caption | picture: whatever the caption
+    near_duplicates: int | None = None  # bits by which hashes of pictures differ at most; None: off
+
+    def __post_init__(self) -> None:
+        for name, choices in (("english", ENGLISH), ("duplicates", DUPLICATES)):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(choices)
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for name in ("min_words", "boilerplate_words", "min_side"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 (off) or more, got {getattr(self, name)}")
+        if not 0 <= self.min_english <= 1:
+            raise ValueError(f"min_english: expected a probability, got {self.min_english}")
+        if self.max_aspect != 0 and not self.max_aspect >= 1:
+            raise ValueError(f"max_aspect: expected 0 (off) or 1 or more, got {self.max_aspect}")
+        if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MOST_DISTANCE:
+            raise ValueError(
+                f"near_duplicates: expected 0 to {MOST_DISTANCE} of 64 bits, "
+                f"got {self.near_duplicates}"
+            )
+
+
+@dataclass
+class Report:
+    """What was dropped and why; the same whether or not the run was stopped in between."""
+
+    settings: dict[str, Any]
+    shards: int = 0
+    samples: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, str] = field(default_factory=dict)  # shards of which the rest is lost
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The whole as a file's content."""
+        content = asdict(self) | {"dropped": {c: self.dropped[c] for c in CAUSES}}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    def table(self) -> str:
+        """The counts by cause, an example beside each, for people."""
+        rows = [("samples", self.samples, ""), ("kept", self.kept, "")]
+        for cause in CAUSES:
+            if self.dropped[cause]:
+                example = self.examples[cause][0]
+                text = example["caption"] or f"{example['key']} of {example['shard']}"
+                rows.append((cause, self.dropped[cause], repr(text[:60])))
+        lines = [
+            f"{name:<20}{count:>13,}{count / max(1, self.samples):>8.1%}  {example}".rstrip()
+            for name, count, example in rows
+        ]
+        lines += [f"damaged, the rest is lost: {name}: {why}" for name, why in self.damaged.items()]
+        return "\n".join(lines)
+
+
+def filter_shards(
+    data: str,
+    out: str | Path,
+    settings: FilterSettings,
+    workers: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Writes of each shard of `data` one of the same name to `out`, which is made, with the samples
+    that stay; goes on with what a run that was stopped has done.
+
+    workers: processes that read and judge; what is written does not hang on their number.
+
+    Raises:
+        ValueError: data that is missing or holds nothing usable, an `out` with other shards or with
+            those of other settings or data, a package that a filter needs and is not there.
+    """
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
+    paths, out = [Path(path) for path in find_shards(data)], Path(out)
+    _check_paths(data, paths, out)
+    versions = _packages(settings)
+    _check_usable(data, paths, settings)
+    _claim(out, asdict(settings) | versions, {path.name for path in paths})
+    sources = _sources(paths, settings)
+    records = [_read_record(out, source) for source in sources]
+    missing = [path for path, record in zip(paths, records, strict=True) if record is None]
+    judged = _judge_all(missing, settings, workers)
+    seen = Seen(settings.duplicates != "off", settings.near_duplicates)
+    report = Report(asdict(settings) | versions)
+    bar = tqdm(total=len(paths), unit="shard", desc="filtering", disable=not progress)
+    with bar:
+        for path, source, record in zip(paths, sources, records, strict=True):
+            if record is None:
+                record = _filter(path, out, source, next(judged), seen)
+            else:
+                seen.take(*_hashes(out, path.name))
+            _add(report, path.name, record)
+            bar.update()
+    if not report.kept:
+        found = ", ".join(f"{n:,} x {cause}" for cause, n in report.dropped.most_common())
+        raise ValueError(
+            f"data: not a sample of {data!r} is left ({found or 'none read'}); before another try "
+            f"remove {str(out)!r}"
+        )
+    return report
+
+
+# What a shard holds.
+
+
+@dataclass
+class Sample:
+    """The neighbours in a shard whose names are the same up to the first dot."""
+
+    key: str
+    files: list[tuple[tarfile.TarInfo, bytes]] = field(default_factory=list)
+
+    def raw(self) -> Raw:
+        """As the reader has it: extensions in lower case, the first of two with the same one."""
+        found: Raw = {"__key__": self.key}
+        for member, data in self.files:
+            found.setdefault(base_plus_ext(member.name)[1].lower(), data)
+        return found
+
+
+class Shard:
+    """The samples of a shard in order, up to its end or to what is damaged.
+
+    Members that the reader takes for no part of a sample (folders, links, names without a dot or
+    such as __meta__) are passed over. After the last sample `damage` says what is wrong, if
+    anything is, and `cut` is the key of the sample that is lost in part.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.damage, self.cut = path, "", ""
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.damage = self.cut = ""
+        sample, usual, whole = Sample(""), 1, True
+        try:
+            with tarfile.open(self.path) as opened:
+                tar: Any = opened
+                while (member := tar.next()) is not None:
+                    tar.members = []  # it would keep all of them
+                    key = base_plus_ext(member.name)[0]
+                    if not member.isreg() or key is None or META.match(member.name):
+                        continue
+                    if key != sample.key:
+                        if sample.files:
+                            yield sample
+                            usual = len(sample.files)
+                        sample = Sample(key)
+                    whole = False
+                    sample.files.append((member, tar.extractfile(member).read()))
+                    whole = True
+                _check_end(tar)
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk or the network: another try may read it
+            self.damage = (str(error) or type(error).__name__).splitlines()[0]
+            # Between two files nothing says whether the sample had more of them.
+            if not whole or len(sample.files) < usual:
+                self.cut = sample.key
+                return
+        if sample.files:
+            yield sample
+
+
+def _check_end(tar: Any) -> None:
+    # A tar that is cut off between two members, or has rubbish there, just ends for tarfile.
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end mark: cut off between two files, or rubbish there")
+
+
+# What stays.
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a sample shows by itself."""
+
+    key: str
+    caption: str = ""
+    cause: str | None = None  # why it is dropped
+    digest: bytes = b""  # of what makes it the same as another
+    look: int = 0  # 64 bits, few of which differ between pictures that look alike
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A shard's samples, judged each by itself."""
+
+    verdicts: list[Verdict]
+    damage: str
+    cut: str
+
+
+def caption_cause(caption: str, settings: FilterSettings) -> str | None:
+    """Why a caption is not trained on; None: it may stay."""
+    if settings.boilerplate_words and captions.boilerplate(caption, settings.boilerplate_words):
+        return BOILERPLATE
+    if captions.too_short(caption, settings.min_words):
+        return TOO_SHORT
+    if settings.english != "off" and captions.other_script(caption):
+        return NOT_ENGLISH
+    if settings.english == "language" and captions.english(caption) < settings.min_english:
+        return NOT_ENGLISH
+    return None
+
+
+def size_cause(width: int, height: int, settings: FilterSettings) -> str | None:
+    """Why a picture of that size is not trained on; None: it may stay."""
+    # Of a longer picture the square crops would often miss what the caption tells of.
+    if settings.max_aspect and max(width, height) > settings.max_aspect * min(width, height):
+        return ASPECT
+    return TOO_SMALL if min(width, height) < settings.min_side else None
+
+
+def judge(sample: Raw, settings: FilterSettings) -> Verdict:
+    """Looks at one sample; dirt of any kind is a cause, never an error."""
+    key: str = sample["__key__"]
+    try:
+        caption = caption_of(sample, settings.caption_key)
+    except Exception:  # whatever a json may hold
+        return Verdict(key, cause=NO_CAPTION)
+    try:
+        data = image_of(sample)
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Exception:  # whatever a decoder raises on dirt
+        return Verdict(key, caption, NO_PICTURE)
+    cause = caption_cause(caption, settings) or size_cause(width, height, settings)
+    if cause:
+        return Verdict(key, caption, cause)
+    look = 0
+    if settings.near_duplicates is not None:
+        imagehash = _imagehash()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                bits = imagehash.phash(to_rgb(image)).hash
+        except Exception:
+            return Verdict(key, caption, NO_PICTURE)
+        look = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    digest = b""
+    if settings.duplicates != "off":
+        made = hashlib.blake2b(data, digest_size=DIGEST)
+        if settings.duplicates == "pair":
+            # The length sets the caption apart from the picture's last bytes.
+            text = caption.encode(errors="surrogatepass")
+            made.update(text + len(text).to_bytes(8, "big"))
+        digest = made.digest()
+    return Verdict(key, caption, None, digest, look)
+
+
+@lru_cache(maxsize=1)
+def _imagehash() -> Any:
+    try:
+        return import_module("imagehash")
+    except ImportError as error:
+        raise ValueError("near_duplicates needs imagehash: pip install 'dalle1[filter]'") from error
+
+
+def _packages(settings: FilterSettings) -> dict[str, str]:
+    """The versions of the packages that decide; ValueError for one that is not there."""
+    versions = {}
+    if settings.english == "language":
+        captions.identifier()
+        versions["py3langid"] = version("py3langid")
+    if settings.near_duplicates is not None:
+        _imagehash()
+        versions["imagehash"] = version("imagehash")
+    return versions
+
+
+class _Judging(Dataset[Judged]):
+    def __init__(self, paths: Sequence[Path], settings: FilterSettings) -> None:
+        self.paths, self.settings = paths, settings
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Judged:
+        shard = Shard(self.paths[i])
+        verdicts = [judge(sample.raw(), self.settings) for sample in shard]
+        return Judged(verdicts, shard.damage, shard.cut)
+
+
+def _judge_all(paths: Sequence[Path], settings: FilterSettings, workers: int) -> Iterator[Judged]:
+    """Shards in order, each judged by one of so many processes (0: by this one)."""
+    return iter(
+        DataLoader(
+            _Judging(paths, settings),
+            batch_size=None,
+            num_workers=min(workers, len(paths)),
+            collate_fn=_unchanged,
+            worker_init_fn=ignore_signals,
+        )
+    )
+
+
+def _unchanged(judged: Any) -> Any:
+    return judged
+
+
+class Digests:
+    """A set of digests in 9 bytes each, where a set of Python takes a hundred.
+
+    They lie in 65,536 arrays by their first two bytes, so that few are compared with.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, array[int]] = {}
+
+    def __contains__(self, digest: bytes) -> bool:
+        held = self._held.get(digest[:2])
+        return held is not None and bool((np.frombuffer(held, np.uint64) == _rest(digest)).any())
+
+    def add(self, digest: bytes) -> None:
+        """Takes it in, once more if it is there."""
+        self._held.setdefault(digest[:2], array("Q")).append(int(_rest(digest)))
+
+
+def _rest(digest: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(digest[2:], "big"))
+
+
+class Looks:
+    """64-bit hashes, found by others that differ from them in at most `distance` bits.
+
+    The bits are cut in distance + 1 bands. Two hashes that differ in no more than `distance` bits
+    have at least one band in common, so it is enough to compare with those that share one: all
+    pairs are found, and of N random hashes (distance + 1) N / 2^b are compared with, b the bits of
+    a band. A hash lies in an array of each of its bands: 9 (distance + 1) bytes.
+    """
+
+    def __init__(self, distance: int) -> None:
+        self.distance = distance
+        edges = [64 * i // (distance + 1) for i in range(distance + 2)]
+        # Wider than 16 bits, a band would have an array for almost every hash.
+        self._bands: list[tuple[int, int, dict[int, array[int]]]] = [
+            (low, (1 << min(16, high - low)) - 1, {}) for low, high in pairwise(edges)
+        ]
+
+    def near(self, look: int) -> bool:
+        """Whether one that was added differs in at most `distance` bits."""
+        for shift, mask, table in self._bands:
+            held = table.get((look >> shift) & mask)
+            if held is not None:
+                differing = np.bitwise_count(np.frombuffer(held, np.uint64) ^ np.uint64(look))
+                if (differing <= self.distance).any():
+                    return True
+        return False
+
+    def add(self, look: int) -> None:
+        """Takes it in."""
+        for shift, mask, table in self._bands:
+            table.setdefault((look >> shift) & mask, array("Q")).append(look)
+
+
+class Seen:
+    """The samples that stay, as far as later ones are compared with them."""
+
+    def __init__(self, duplicates: bool, distance: int | None) -> None:
+        self.digests = Digests() if duplicates else None
+        self.looks = Looks(distance) if distance is not None else None
+
+    def cause(self, verdict: Verdict) -> str | None:
+        """Why a sample is dropped for one before it; None: it stays, and is seen from now on."""
+        if self.digests is not None and verdict.digest in self.digests:
+            return DUPLICATE
+        if self.looks is not None and self.looks.near(verdict.look):
+            return NEAR_DUPLICATE
+        if self.digests is not None:
+            self.digests.add(verdict.digest)
+        if self.looks is not None:
+            self.looks.add(verdict.look)
+        return None
+
+    def take(self, digests: np.ndarray, looks: np.ndarray) -> None:
+        """Those of a shard that was done before: uint8 [k, DIGEST], uint64 [k]."""
+        if self.digests is not None:
+            for digest in digests:
+                self.digests.add(digest.tobytes())
+        if self.looks is not None:
+            for look in looks.tolist():
+                self.looks.add(look)
+
+
+# What is on disk.
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard to be filtered, and all that its outcome hangs on."""
+
+    path: str
+    history: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was done to a shard."""
+
+    source: str
+    history: str
+    bytes: int  # of the shard written
+    samples: int
+    kept: int
+    dropped: dict[str, int]
+    examples: dict[str, list[dict[str, str]]]
+    damage: str
+
+
+def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
+    if not paths:
+        raise ValueError(
+            f"data: {data!r} holds no .tar shards; a folder of pictures with captions is packed by "
+            "launch/shard.py first"
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
+    names: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix != ".tar":
+            raise ValueError(f"data: {path} must end in .tar and be unpacked if it is compressed")
+        if path.parent.resolve() == out.resolve():
+            raise ValueError(f"out: {str(out)!r} is where {path} is; give another folder")
+        if path.name in names:
+            raise ValueError(
+                f"data: {names[path.name]} and {path} have one name, and so would what is made of "
+                "them; filter them one after the other into different folders"
+            )
+        names[path.name] = path
+
+
+def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) -> None:
+    """ValueError for a wrong caption_key or the like, before `out` holds anything."""
+    causes: Counter[str | None] = Counter()
+    plain = FilterSettings(settings.caption_key)
+    some = paths[:: -(-len(paths) // SPREAD)]  # a shard may be bad from its beginning to its end
+    for sample in (sample for path in some for sample in islice(Shard(path), FEW // len(some))):
+        cause = judge(sample.raw(), plain).cause
+        if cause not in (NO_CAPTION, NO_PICTURE):
+            return
+        causes[cause] += 1
+    found = ", ".join(f"{n} x {cause}" for cause, n in causes.most_common()) or "none read"
+    raise ValueError(
+        f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
+        f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
+        "key of the json)"
+    )
+
+
+def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
+    """Says in `out` what its shards are filtered by; ValueError where it holds others."""
+    path = out / RECORDS / "settings.json"
+    there = {tar.name for tar in out.glob("*.tar")}
+    if not path.exists() and there:
+        raise ValueError(f"out: {str(out)!r} already holds {min(there)}: give another folder")
+    if there - names:
+        raise ValueError(
+            f"out: {str(out)!r} holds {min(there - names)}, which is not among the shards to be "
+            "filtered: a reader would mix two data sets; give another folder"
+        )
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{name} was {held.get(name)!r} and is {content.get(name)!r}"
+            for name in dict.fromkeys([*content, *held])
+            if held.get(name) != content.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"out: {str(out)!r} holds shards filtered with other settings: "
+                f"{'; '.join(differing)}. Give another folder, or remove it"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _sources(paths: Sequence[Path], settings: FilterSettings) -> list[Source]:
+    compared = settings.duplicates != "off" or settings.near_duplicates is not None
+    history, sources = "", []
+    for path in paths:
+        status = path.stat()
+        # Where samples are compared, what a shard comes to hangs on all those before it.
+        line = f"{history if compared else ''} {path.name} {status.st_size} {status.st_mtime_ns}"
+        history = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
+        # The name of a link, not of what it leads to: the shard written is called so.
+        sources.append(Source(str(path.parent.resolve() / path.name), history))
+    return sources
+
+
+def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -> Record:
+    """Writes a shard and then its record."""
+    causes = [v.cause or seen.cause(v) for v in judged.verdicts]
+    target = out / path.name
+    with replacing(target) as beside, beside.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
+            tar: Any = opened
+            for sample, cause in zip(Shard(path), causes, strict=True):
+                for member, data in sample.files if cause is None else ():
+                    # Of a sparse file the data are here in full.
+                    member.type, member.size = tarfile.REGTYPE, len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                tar.members = []
+        _flush(file)
+    kept = [v for v, cause in zip(judged.verdicts, causes, strict=True) if cause is None]
+    dropped = [
+        (cause, v) for v, cause in zip(judged.verdicts, causes, strict=True) if cause is not None
+    ]
+    if judged.cut:
+        dropped.append((CUT, Verdict(judged.cut)))
+    examples: dict[str, list[dict[str, str]]] = {}
+    for cause, v in dropped:
+        if len(examples.setdefault(cause, [])) < EXAMPLES:
+            text = {"shard": path.name, "key": v.key, "caption": v.caption[:200]}
+            # Names and captions need not be valid Unicode; a report must be.
+            valid = {k: s.encode(errors="replace").decode() for k, s in text.items()}
+            examples[cause].append(valid)
+    record = Record(
+        source.path,
+        source.history,
+        target.stat().st_size,
+        len(kept) + len(dropped),
+        len(kept),
+        dict(Counter(cause for cause, _ in dropped)),
+        examples,
+        judged.damage,
+    )
+    with replacing(_record_path(out, path.name)) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            record=np.frombuffer(json.dumps(asdict(record)).encode(), np.uint8),
+            digests=np.frombuffer(b"".join(v.digest for v in kept), np.uint8),
+            looks=np.array([v.look for v in kept], np.uint64),
+        )
+        _flush(file)
+    return record
+
+
+def _record_path(out: Path, name: str) -> Path:
+    return out / RECORDS / Path(name).with_suffix(".npz")
+
+
+def _read_record(out: Path, source: Source) -> Record | None:
+    """The record of a shard that is done; None: it must be done (again)."""
+    name = Path(source.path).name
+    try:
+        with np.load(_record_path(out, name)) as file:
+            record = Record(**json.loads(file["record"].tobytes()))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    if record.source != source.path:
+        raise ValueError(
+            f"out: {out / name} was made of {record.source}, which is not {source.path}: give "
+            "another folder, or remove it"
+        )
+    made = out / name
+    if record.history != source.history or not made.is_file():
+        return None
+    return record if made.stat().st_size == record.bytes else None
+
+
+def _hashes(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(_record_path(out, name)) as file:
+        return file["digests"].reshape(-1, DIGEST), file["looks"]
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _add(report: Report, name: str, record: Record) -> None:
+    report.shards += 1
+    report.samples += record.samples
+    report.kept += record.kept
+    report.dropped.update(record.dropped)
+    if record.damage:
+        report.damaged[name] = record.damage
+    for cause, examples in record.examples.items():
+        held = report.examples.setdefault(cause, [])
+        held.extend(examples[: EXAMPLES - len(held)])
