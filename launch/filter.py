@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle1.cli import exit_status
-from dalle1.data.filtering import (
-    DUPLICATES,
-    ENGLISH,
-    MOST_DISTANCE,
-    FilterSettings,
-    filter_shards,
-)
+from dalle1.data.filtering import filter_shards
+from dalle1.data.judging import DUPLICATES, ENGLISH, MOST_DISTANCE, FilterSettings
 from dalle1.files import write_text
 
 # Of each of `FilterSettings` what argparse is told.

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle1.data import filtering
-from dalle1.data.filtering import CAUSES, FilterSettings, Looks, filter_shards
+from dalle1.data import filtering, judging
+from dalle1.data.filtering import filter_shards
+from dalle1.data.judging import CAUSES, FilterSettings, Looks
 from dalle1.data.shards import raw_samples
 from launch import filter as command
 
@@ -246,7 +247,7 @@ def test_missing_packages_are_named_before_work(
     write_tar(tmp_path / "in" / "0000.tar", sample("a", picture(1), "a red circle"))
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "py3langid.langid", raising=False)
-    filtering._imagehash.cache_clear()
+    judging._imagehash.cache_clear()
     filtering.captions.identifier.cache_clear()
     with pytest.raises(ValueError, match=rf"{package}: pip install 'dalle1\[filter\]'"):
         filter_shards(str(tmp_path / "in"), tmp_path / "out", settings)
