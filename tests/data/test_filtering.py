@@ -248,7 +248,7 @@ def test_missing_packages_are_named_before_work(
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "py3langid.langid", raising=False)
     judging._imagehash.cache_clear()
-    filtering.captions.identifier.cache_clear()
+    judging.captions.identifier.cache_clear()
     with pytest.raises(ValueError, match=rf"{package}: pip install 'dalle1\[filter\]'"):
         filter_shards(str(tmp_path / "in"), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
