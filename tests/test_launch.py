@@ -127,12 +127,28 @@ def test_cli_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "config.json" in capsys.readouterr().err
 
 
-def test_readme_names_what_exists() -> None:
-    """Commands and links in the README that lead nowhere."""
-    text = (ROOT / "README.md").read_text()
-    paths = re.findall(r"(?:launch|configs|docs|dalle1)/[\w./-]+\.(?:py|yaml|md|png)", text)
-    assert len(paths) > 8
+PAGES = ("README.md", "docs/training.md", "docs/data.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_what_exists(page: str) -> None:
+    """Commands and links that lead nowhere; flags that a script does not know."""
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"(?:launch|configs|docs|dalle1)/[\w./-]+\.(?:py|yaml|md|png|slurm)", text)
+    assert len(paths) >= 3
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    for script, rest in re.findall(r"(launch/\w+\.py)([^`#\n]*)", text):
+        source = (ROOT / script).read_text()
+        for flag in re.findall(r"--([a-z][\w-]*)", rest):
+            known = f'"--{flag}"' in source or re.search(rf"\b{flag.replace('-', '_')}\b", source)
+            assert known or script == "launch/plan.py", f"{script} --{flag}"
+
+
+def test_readme_names_targets_that_exist() -> None:
+    """`make` targets in the README that are not there."""
+    text = (ROOT / "README.md").read_text()
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
     assert set(re.findall(r"make (\w+)", text)) <= {*targets}
 
