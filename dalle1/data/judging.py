@@ -121,7 +121,7 @@ def judge(sample: Raw, settings: FilterSettings) -> Verdict:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 bits = imagehash.phash(to_rgb(image)).hash
-        except Exception:
+        except Exception:  # its header was whole, its pixels are not
             return Verdict(key, caption, NO_PICTURE)
         look = int.from_bytes(np.packbits(bits).tobytes(), "big")
     digest = b""

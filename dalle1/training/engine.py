@@ -35,7 +35,7 @@ from dalle1.training.config import ParallelSettings, RunConfig
 from dalle1.training.faults import RanksLost
 from dalle1.training.optimiser import MOMENTS, Optimiser
 from dalle1.training.spread import Layout, ShardGroups
-from dalle1.training.stages import Stage
+from dalle1.training.stage import Stage
 
 OVERFLOW = "gradients of a block are beyond float16"  # meant to happen now and then
 NOT_FINITE = "a gradient is not finite"
@@ -100,7 +100,7 @@ def make_sharding(config: RunConfig) -> Sharding | None:
 
 
 class Sharding:
-    """See `stages.Sharding`."""
+    """See `stage.Sharding`."""
 
     def __init__(self, config: RunConfig) -> None:
         self._layout = Layout(config.batch_size, config.parallel, distributed.ranks())

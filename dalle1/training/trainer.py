@@ -36,7 +36,8 @@ from dalle1.training.log import RunLog
 from dalle1.training.restarts import Heartbeat, attempt
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 from dalle1.training.speed import Speed, known_peak
-from dalle1.training.stages import Stage, make_stage
+from dalle1.training.stage import Stage
+from dalle1.training.stages import make_stage
 
 CONFIG = "config.yaml"
 MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported
