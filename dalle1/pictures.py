@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 SMALLEST = 64  # pixels; smaller pictures are shown enlarged, each pixel a square
 GAP = 4
 CAPTION_WIDTH = 190
+TURNS = {  # by the EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture as a viewer shows it, in mode RGB: turned as its EXIF says, transparency laid on
-    white, 16 bits scaled to 8, the first frame of several."""
-    image = ImageOps.exif_transpose(image)
+    white, 16 bits scaled to 8, the first frame of several. The same picture where that is all."""
+    image.load()  # some formats have the EXIF behind the pixels
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        kept: dict[Any, Any] = {k: v for k, v in image.info.items() if k == "transparency"}
+        image = image.transpose(turn)
+        image.info = kept  # nothing that says to turn it again
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16 bits of grey; PIL's conversion would clip at 255
@@ -25,6 +40,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever rubbish its EXIF is, the pixels are good
+        return None
 
 
 def contact_sheet(

@@ -15,10 +15,8 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +27,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from webdataset.tariterators import base_plus_ext
 
 from dalle1.data.judging import (
     CAUSES,
@@ -37,20 +34,21 @@ from dalle1.data.judging import (
     DIGEST,
     NO_CAPTION,
     NO_PICTURE,
+    OVERSIZED,
     FilterSettings,
     Seen,
     Verdict,
     judge,
     packages,
 )
-from dalle1.data.shards import Raw, find_shards, ignore_signals
+from dalle1.data.sources import find_shards
+from dalle1.data.tars import Shard
+from dalle1.data.workers import ignore_signals
 from dalle1.files import replacing, write_text
 
 RECORDS = "filtering"
 EXAMPLES = 3  # of each cause
 FEW, SPREAD = 64, 8  # of so many samples, of so many shards, one that is not dirt is asked for
-META = re.compile(r"__[^/]*__($|/)")  # members that the reader leaves out
-DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
 @dataclass
@@ -136,71 +134,6 @@ def filter_shards(
 # What a shard holds.
 
 
-@dataclass
-class Sample:
-    """The neighbours in a shard whose names are the same up to the first dot."""
-
-    key: str
-    files: list[tuple[tarfile.TarInfo, bytes]] = field(default_factory=list)
-
-    def raw(self) -> Raw:
-        """As the reader has it: extensions in lower case, the first of two with the same one."""
-        found: Raw = {"__key__": self.key}
-        for member, data in self.files:
-            found.setdefault(base_plus_ext(member.name)[1].lower(), data)
-        return found
-
-
-class Shard:
-    """The samples of a shard in order, up to its end or to what is damaged.
-
-    Members that the reader takes for no part of a sample (folders, links, names without a dot or
-    such as __meta__) are passed over. After the last sample `damage` says what is wrong, if
-    anything is, and `cut` is the key of the sample that is lost in part.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.damage, self.cut = path, "", ""
-
-    def __iter__(self) -> Iterator[Sample]:
-        self.damage = self.cut = ""
-        sample, usual, whole = Sample(""), 1, True
-        try:
-            with tarfile.open(self.path) as opened:
-                tar: Any = opened
-                while (member := tar.next()) is not None:
-                    tar.members = []  # it would keep all of them
-                    key = base_plus_ext(member.name)[0]
-                    if not member.isreg() or key is None or META.match(member.name):
-                        continue
-                    if key != sample.key:
-                        if sample.files:
-                            yield sample
-                            usual = len(sample.files)
-                        sample = Sample(key)
-                    whole = False
-                    sample.files.append((member, tar.extractfile(member).read()))
-                    whole = True
-                _check_end(tar)
-        except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk or the network: another try may read it
-            self.damage = (str(error) or type(error).__name__).splitlines()[0]
-            # Between two files nothing says whether the sample had more of them.
-            if not whole or len(sample.files) < usual:
-                self.cut = sample.key
-                return
-        if sample.files:
-            yield sample
-
-
-def _check_end(tar: Any) -> None:
-    # A tar that is cut off between two members, or has rubbish there, just ends for tarfile.
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("no end mark: cut off between two files, or rubbish there")
-
-
 @dataclass(frozen=True)
 class Judged:
     """A shard's samples, judged each by itself."""
@@ -218,8 +151,13 @@ class _Judging(Dataset[Judged]):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Judged:
-        shard = Shard(self.paths[i])
-        verdicts = [judge(sample.raw(), self.settings) for sample in shard]
+        shard = Shard(str(self.paths[i]))
+        verdicts = [
+            Verdict(sample.key, cause=OVERSIZED)  # it was not read
+            if sample.too_large
+            else judge(sample.raw(), self.settings)
+            for sample in shard
+        ]
         return Judged(verdicts, shard.damage, shard.cut)
 
 
@@ -292,7 +230,8 @@ def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) ->
     causes: Counter[str | None] = Counter()
     plain = FilterSettings(settings.caption_key)
     some = paths[:: -(-len(paths) // SPREAD)]  # a shard may be bad from its beginning to its end
-    for sample in (sample for path in some for sample in islice(Shard(path), FEW // len(some))):
+    each = FEW // len(some)
+    for sample in (sample for path in some for sample in islice(Shard(str(path)), each)):
         cause = judge(sample.raw(), plain).cause
         if cause not in (NO_CAPTION, NO_PICTURE):
             return
@@ -353,7 +292,7 @@ def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -
     with replacing(target) as beside, beside.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
             tar: Any = opened
-            for sample, cause in zip(Shard(path), causes, strict=True):
+            for sample, cause in zip(Shard(str(path)), causes, strict=True):
                 for member, data in sample.files if cause is None else ():
                     # Of a sparse file the data are here in full.
                     member.type, member.size = tarfile.REGTYPE, len(data)

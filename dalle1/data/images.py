@@ -6,47 +6,96 @@ Dimensions: h w of a picture, s = min(h, w), R the model's side. Pictures are ui
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
+from dalle1.data.dirt import ASPECT, TOO_LARGE, UNREADABLE, Bad
 from dalle1.pictures import to_rgb
 
 Pixels = np.ndarray  # uint8 [h, w, 3]
 Augmentation = Callable[[Pixels, int, np.random.Generator], Pixels]
+Bands = list[tuple[int, int, int, int, np.ndarray]]
+# What web pictures are, whatever their names say; PIL starts programs for some other formats.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+BAND = 16  # new rows at a time; each is a mix of a few old ones that lie beside each other
 
 
-def read_image(data: bytes) -> Pixels:
+def read_image(
+    data: bytes, most_pixels: int | None = None, most_aspect: float | None = None
+) -> Pixels:
     """Pixels of an encoded picture of any mode, see `to_rgb`.
 
-    Raises what PIL raises (OSError and others) when the bytes are no picture.
+    most_pixels, most_aspect (longer side / shorter side): larger ones are not decoded.
+
+    Raises Bad.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(to_rgb(image))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's own limits and guesses; ours are counted
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                w, h = image.size
+                if most_pixels is not None and w * h > most_pixels:
+                    raise Bad(TOO_LARGE)
+                if most_aspect is not None and max(w, h) > most_aspect * min(w, h):
+                    raise Bad(ASPECT)
+                return np.asarray(to_rgb(image))
+    except Bad:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Bad(TOO_LARGE) from error
+    except Exception as error:  # whatever a decoder raises on dirt costs one sample
+        raise Bad(UNREADABLE) from error
 
 
-@lru_cache(maxsize=256)
-def _area_weights(length: int, target: int) -> np.ndarray:
-    """Share of source pixel j in target pixel i: float32 [target, length], rows sum to 1."""
-    edges = np.linspace(0, length, target + 1)
-    start, end = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(length)[None]
-    overlap = np.clip(np.minimum(end, pixel + 1) - np.maximum(start, pixel), 0, None)
-    shares: np.ndarray = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
-    return shares
+@lru_cache(maxsize=1024)
+def _bands(length: int, target: int, first: int, last: int) -> Bands:
+    """Shares of source pixels in target pixels [first, last): (start and end among the targets from
+    `first` on, start and end of the sources that they cover, float32 [targets, sources], rows sum
+    to 1)."""
+    bands = []
+    for start in range(first, last, BAND):
+        edges = np.arange(start, min(start + BAND, last) + 1) * (length / target)
+        left, right = edges[:-1, None], np.minimum(edges[1:, None], length)
+        low, high = int(edges[0]), min(int(np.ceil(edges[-1])), length)
+        pixel = np.arange(low, high)[None]
+        shares = np.clip(np.minimum(right, pixel + 1) - np.maximum(left, pixel), 0, None)
+        shares = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+        bands.append((start - first, start - first + len(shares), low, high, shares))
+    return bands
 
 
-def resize_area(image: Pixels, height: int, width: int) -> Pixels:
-    """Each new pixel is the mean of the area it covers, then rounded to 8 bits."""
-    if image.shape[:2] == (height, width):
-        return image
-    rows = _area_weights(image.shape[0], height)
-    columns = _area_weights(image.shape[1], width)
-    mixed = np.einsum("yh,hwc,xw->yxc", rows, image.astype(np.float32), columns, optimize=True)
-    rounded: Pixels = np.clip(np.round(mixed), 0, 255).astype(np.uint8)
-    return rounded
+def resize_area(
+    image: Pixels,
+    height: int,
+    width: int,
+    rows: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
+) -> Pixels:
+    """Each new pixel is the mean of the area it covers, then rounded to 8 bits.
+
+    rows, columns: first and last + 1 of those of the new picture that are wanted.
+    """
+    (top, bottom), (left, right) = rows or (0, height), columns or (0, width)
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
+        return image[top:bottom, left:right]
+    down, across = _bands(h, height, top, bottom), _bands(w, width, left, right)
+    # Only what the window covers, and each colour by itself: products of small dense matrices.
+    low, high = across[0][2], across[-1][3]
+    source = rearrange(image[:, low:high], "h w c -> c h w").astype(np.float32, order="C")
+    mixed = np.empty((3, bottom - top, high - low), np.float32)
+    for start, end, a, b, shares in down:
+        np.matmul(shares, source[:, a:b], out=mixed[:, start:end])
+    result = np.empty((3, bottom - top, right - left), np.float32)
+    for start, end, a, b, shares in across:
+        np.matmul(mixed[:, :, a - low : b - low], shares.T, out=result[:, :, start:end])
+    rounded: Pixels = np.rint(result, out=result).astype(np.uint8)
+    return rearrange(rounded, "c h w -> h w c")
 
 
 def _crop(image: Pixels, top: int, left: int, side: int) -> Pixels:
@@ -59,9 +108,8 @@ def _resized_crop(
     """A square picture to a random side in [low, high], then a random side x side crop."""
     # A picture smaller than the model's is enlarged; the listings assume that none is.
     target = max(side, int(rng.integers(low, high + 1)))
-    image = resize_area(image, target, target)
-    top, left = rng.integers(0, target - side + 1, size=2)
-    return _crop(image, int(top), int(left), side)
+    top, left = (int(start) for start in rng.integers(0, target - side + 1, size=2))
+    return resize_area(image, target, target, (top, top + side), (left, left + side))
 
 
 def middle_square(image: Pixels, side: int) -> Pixels:
@@ -69,6 +117,11 @@ def middle_square(image: Pixels, side: int) -> Pixels:
     h, w = image.shape[:2]
     s = min(h, w)
     return resize_area(_crop(image, (h - s) // 2, (w - s) // 2, s), side, side)
+
+
+def no_augmentation(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
+    """`middle_square`, always the same one."""
+    return middle_square(image, side)
 
 
 def augment_dvae(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import tarfile
 import zlib
 from array import array
@@ -25,7 +24,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-from dalle1.data.shards import IMAGE_KEYS, Raw, caption_of, find_shards, image_of
+from dalle1.data.dirt import IMAGE_KEYS, NO_CAPTION, Bad, caption_of, image_of
+from dalle1.data.images import FORMATS
+from dalle1.data.sources import find_shards
+from dalle1.data.tars import META, Raw
 from dalle1.pictures import contact_sheet, to_rgb
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
@@ -33,7 +35,6 @@ MEASURES = ("width", "height", "width / height", "bytes", "characters", "words")
 RATIOS = (1 / 2, 2.0)  # appendix C: pictures outside are not trained on
 SIDE = 160  # pixels of a picture on the sheet
 SHEET_ROWS = 8
-META = re.compile(r"__[^/]*__($|/)")  # members that the reader leaves out
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
 
 
@@ -148,7 +149,7 @@ def _read_files(key: str, files: dict[str, Path]) -> Raw:
 def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
     """Samples as the reader groups them: neighbours of one name, the extension from the first dot
     on. Of two neighbours with the same key and extension, which the reader merges, each counts."""
-    key = ""
+    key, usual = "", 1
     parts: dict[str, tarfile.TarInfo] = {}
 
     def found() -> _Found:
@@ -167,10 +168,15 @@ def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
                 damaged.append(str(path))
                 if parts:
                     parts.popitem()  # it is the last one's data that end too early
+                if len(parts) < usual:
+                    parts = {}
                 break
             if member is None:
                 if not _has_end_mark(tar):
                     damaged.append(str(path))
+                    # Between two files nothing says whether the sample had more of them.
+                    if len(parts) < usual:
+                        parts = {}
                 break
             prefix, extension = base_plus_ext(member.name)
             if not member.isreg() or prefix is None or META.match(member.name):
@@ -179,6 +185,7 @@ def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
             if prefix != key or extension in parts:
                 if parts:
                     yield found()
+                    usual = len(parts)
                 key, parts = prefix, {}
             parts[extension] = member
         if parts:
@@ -231,11 +238,11 @@ class _Look:
     def _picture(self, sample: Raw) -> Image.Image | None:
         try:
             data = image_of(sample)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 kind, mode = str(image.format), image.mode
                 picture = to_rgb(image)
-        except KeyError:
-            self.report.bad["no picture"] += 1
+        except Bad as error:
+            self.report.bad[error.cause] += 1
             return None
         except Exception as error:  # whatever a decoder raises on dirt
             self.report.bad[f"picture cannot be decoded ({type(error).__name__})"] += 1
@@ -252,14 +259,9 @@ class _Look:
         key = self.report.caption_key
         try:
             caption = caption_of(sample, key)
-        except UnicodeDecodeError:
-            self.report.bad["caption is not UTF-8"] += 1
-        except json.JSONDecodeError:
-            self.report.bad["json cannot be read"] += 1
-        except (KeyError, TypeError):
-            self.report.bad[f"no caption under {key!r}"] += 1
-        except ValueError:
-            self.report.bad["empty caption"] += 1
+        except Bad as error:
+            cause = f"no caption under {key!r}" if error.cause == NO_CAPTION else error.cause
+            self.report.bad[cause] += 1
         else:
             self.values["characters"].append(len(caption))
             self.values["words"].append(len(caption.split()))

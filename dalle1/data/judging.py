@@ -16,17 +16,20 @@ import numpy as np
 from PIL import Image
 
 from dalle1.data import captions
-from dalle1.data.shards import Raw, caption_of, image_of
+from dalle1.data.dirt import Bad, caption_of, image_of
+from dalle1.data.images import FORMATS
+from dalle1.data.tars import Raw
 from dalle1.pictures import to_rgb
 
 NO_CAPTION, NO_PICTURE = "no caption", "no readable picture"
 BOILERPLATE, TOO_SHORT, NOT_ENGLISH = "mostly boilerplate", "caption too short", "not English"
 TOO_SMALL, ASPECT = "picture too small", "aspect ratio"
 DUPLICATE, NEAR_DUPLICATE, CUT = "duplicate", "near duplicate", "cut off by damage"
+OVERSIZED = "file too large"
 # In the order of the checks: a sample is dropped for the first that it fails.
 CAUSES = (
     *(NO_CAPTION, NO_PICTURE, BOILERPLATE, TOO_SHORT, NOT_ENGLISH, ASPECT, TOO_SMALL),
-    *(DUPLICATE, NEAR_DUPLICATE, CUT),
+    *(DUPLICATE, NEAR_DUPLICATE, CUT, OVERSIZED),
 )
 ENGLISH = ("off", "script", "language")
 DUPLICATES = ("off", "pair", "picture")
@@ -104,11 +107,11 @@ def judge(sample: Raw, settings: FilterSettings) -> Verdict:
     key: str = sample["__key__"]
     try:
         caption = caption_of(sample, settings.caption_key)
-    except Exception:  # whatever a json may hold
+    except Bad:
         return Verdict(key, cause=NO_CAPTION)
     try:
         data = image_of(sample)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
     except Exception:  # whatever a decoder raises on dirt
         return Verdict(key, caption, NO_PICTURE)
@@ -119,7 +122,7 @@ def judge(sample: Raw, settings: FilterSettings) -> Verdict:
     if settings.near_duplicates is not None:
         imagehash = _imagehash()
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 bits = imagehash.phash(to_rgb(image)).hash
         except Exception:  # its header was whole, its pixels are not
             return Verdict(key, caption, NO_PICTURE)

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dalle1.data.shards import IMAGE_KEYS
+from dalle1.data.dirt import IMAGE_KEYS
 from dalle1.files import replacing, write_text
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.

@@ -1,260 +1,324 @@
-"""Pictures with captions as batches: WebDataset shards, folders of pairs, the built-in shapes.
+"""Pictures (or their tokens) with captions as batches, in an order that a seed fixes.
 
-The order is one global stream, a function of the seed alone: epoch after epoch, shards permuted,
-samples shuffled through a buffer. Global batch g is stream positions [g B, (g + 1) B), each rank
-takes its part of it and each worker every so-manieth batch, so neither the number of ranks nor of
-workers changes what a step trains on, and resuming at step g is skipping g B positions.
+The order is `order.Order`'s: lanes fill the places of the global batch, each rank has whole lanes
+and each of its workers some of them, so neither the number of ranks nor of workers changes what a
+step trains on. A bad sample is passed over and counted, and its lane takes its next one. How many
+samples each lane has taken is all that a run has to know to go on with the very next sample.
 
-Dimensions: b batch of this rank, B batch over all ranks, R side of the pictures.
+Dimensions: b batch of this rank, B batch over all ranks, R side of the pictures, n tokens of one.
 """
 
 from __future__ import annotations
 
-import json
-import signal
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
-from braceexpand import braceexpand
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dalle1.data.dirt import MISSING, MOST_PIXELS, Bad, captions_of, image_of
 from dalle1.data.images import Augmentation, read_image
+from dalle1.data.order import Order
+from dalle1.data.reading import Found, Reading, make_reading
+from dalle1.data.sources import Index, make_index, no_good
+from dalle1.data.tokens import TokenSample
+from dalle1.data.workers import ignore_signals
 
-IMAGE_KEYS = ("png", "jpg", "jpeg", "webp")
 MOST_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
-Raw = dict[str, Any]
+JUDGED = 64  # samples before that share says anything
 
 
 @dataclass
 class Batch:
-    """Pictures and captions of one step of one rank."""
+    """Samples of one step of one rank: pictures, or tokens where the data are token shards."""
 
-    images: Tensor  # uint8 [b, 3, R, R]
+    images: Tensor | None  # uint8 [b, 3, R, R]
     captions: list[str]
     seeds: list[int]  # for what a step draws for each: a function of (seed, step, place in B)
+    tokens: Tensor | None = None  # int32 [b, n]
+    keys: list[str] = field(default_factory=list)  # the samples' names
     dropped: Counter[str] = field(default_factory=Counter)  # bad samples by cause
+    taken: dict[int, int] = field(default_factory=dict)  # by lane, after this batch
+    epoch: float = 0.0  # epochs done after this batch, of this rank's lanes
 
     def split(self, size: int) -> list[Batch]:
         """Batches of `size` samples, in order; b is a multiple of it."""
+
+        def part(values: Any, i: int) -> Any:
+            return None if values is None else values[i : i + size]
+
+        fields = (self.images, self.captions, self.seeds, self.tokens, self.keys)
         return [
-            Batch(self.images[i : i + size], self.captions[i : i + size], self.seeds[i : i + size])
+            Batch(*(part(values, i) for values in fields))
             for i in range(0, len(self.captions), size)
         ]
 
 
-def find_shards(data: str) -> list[str]:
-    """Shards of a brace pattern, or of a folder that holds tars; ValueError if one is missing."""
-    if Path(data).is_dir():
-        return sorted(str(path) for path in Path(data).glob("*.tar"))
-    try:
-        paths = list(braceexpand(data))
-    except ValueError as error:
-        raise ValueError(f"data: {data!r} is not a valid brace pattern: {error}") from error
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise ValueError(
-            f"data: {missing[0]} does not exist ({len(missing)} of {len(paths)} shards of "
-            f"{data!r} are missing); give shards such as 'path/{{0000..0009}}.tar', a folder of "
-            "tars, or a folder of pictures with a .txt of the same name beside each"
-        )
-    return paths
+@dataclass
+class _Part:
+    """What one worker makes of its lanes, for a batch."""
+
+    images: Tensor | None
+    # No tensor: a small one takes its way to another process far slower than an array.
+    tokens: np.ndarray | None  # uint16 [its places, n]
+    captions: list[str]
+    seeds: list[int]
+    keys: list[str]
+    dropped: Counter[str]
+    taken: dict[int, int]
 
 
-def raw_samples(data: str, seed: int | None, epoch: int = 0) -> Iterator[Raw]:
-    """Undecoded samples of one epoch; with a seed, shards (or pairs) are permuted.
+@dataclass
+class _Failure:
+    """What a worker says instead of a batch: raised as it is, without the worker's traceback."""
 
-    A sample maps `__key__` to its name and extensions (png, txt, json ...) to bytes.
-    """
-    units: list[Any] = list(find_shards(data)) or _pairs(Path(data))
-    if not units:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor pictures with .txt captions")
-    if seed is not None:
-        order = np.random.default_rng([seed, epoch, 0]).permutation(len(units))
-        units = [units[i] for i in order]
-    if isinstance(units[0], str):
-        # The splitters pass all on: dividing among ranks and workers is `Batches`' work.
-        yield from wds.DataPipeline(
-            wds.SimpleShardList(units), wds.tarfile_to_samples(handler=_warn_and_go_on)
-        )
-    else:
-        for image, caption in units:
-            yield {
-                "__key__": image.stem,
-                image.suffix[1:].lower(): image.read_bytes(),
-                "txt": caption.read_bytes(),
-            }
+    text: str
 
 
-def _pairs(folder: Path) -> list[tuple[Path, Path]]:
-    images = (p for p in sorted(folder.rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
-    return [(p, p.with_suffix(".txt")) for p in images if p.with_suffix(".txt").is_file()]
-
-
-def _warn_and_go_on(error: BaseException) -> bool:
-    warnings.warn(f"a shard is damaged and its rest is skipped: {error!r}", stacklevel=2)
-    return True
-
-
-def shuffled(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
-    """Shuffles through a buffer of `size` samples."""
-    buffer: list[Raw] = []
-    for sample in samples:
-        if len(buffer) < size:
-            buffer.append(sample)
-            continue
-        i = int(rng.integers(size))
-        buffer[i], sample = sample, buffer[i]
-        yield sample
-    for i in rng.permutation(len(buffer)):
-        yield buffer[i]
-
-
-def image_of(sample: Raw) -> bytes:
-    """The encoded picture of a raw sample; KeyError where it has none."""
-    for key in IMAGE_KEYS:
-        if key in sample:
-            data: bytes = sample[key]
-            return data
-    raise KeyError("no picture")
-
-
-def caption_of(sample: Raw, caption_key: str) -> str:
-    """The caption of a raw sample: its txt, or the named key of its json; KeyError, ValueError."""
-    if caption_key == "txt":
-        caption = sample["txt"].decode()
-    else:
-        caption = json.loads(sample["json"])[caption_key]
-    if not isinstance(caption, str) or not caption.strip():
-        raise ValueError("empty caption")
-    return caption.strip()
-
-
-def read_captions(data: str, caption_key: str, most: int) -> list[str]:
-    """The first `most` captions in the order of the files; bad samples are left out."""
-    captions: list[str] = []
-    for sample in raw_samples(data, seed=None):
-        try:
-            captions.append(caption_of(sample, caption_key))
-        except (KeyError, ValueError, TypeError):
-            continue
-        if len(captions) == most:
-            break
-    if not captions:
-        raise ValueError(_no_good(data, caption_key, Counter()))
-    return captions
-
-
-def _no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
-    found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
-    return (
-        f"data: hardly a usable sample in {data!r} ({found}); pictures must be "
-        f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
-        "(caption_key: txt, or the name of a key of the json)"
-    )
-
-
-class Batches(IterableDataset[Batch]):
-    """This rank's batches from global batch `first` on, without end."""
+class Batches(IterableDataset[_Part | _Failure]):
+    """This rank's batches, without end, from the first one or from where a state left off."""
 
     def __init__(
         self,
-        data: str,
+        data: str | Index,
         batch_size: int,
         image_size: int,
         augmentation: Augmentation,
         seed: int,
         caption_key: str = "txt",
-        buffer: int = 1000,
-        first: int = 0,
+        caption_lines: bool = False,
+        buffer: int = 4096,
+        lanes: int | None = None,
+        most_bad: float = MOST_BAD,
+        most_aspect: float | None = None,
+        most_pixels: int | None = MOST_PIXELS,
         rank: int = 0,
         ranks: int = 1,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
+        """Settings as in `training.config.DataSettings`; batch_size is that of all ranks.
+
+        state: what `state` gave, of a run with any number of ranks and workers.
+
+        Raises ValueError where the settings, the data and the state do not fit.
+        """
+        self.lanes = batch_size if lanes is None else lanes
         if batch_size % ranks:
             raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
-        self.data, self.caption_key, self.buffer = data, caption_key, buffer
+        if batch_size % self.lanes or self.lanes % ranks:
+            raise ValueError(
+                f"reader.lanes {lanes} must divide batch_size {batch_size} and be a multiple of "
+                f"the {ranks} ranks"
+            )
+        self.index = make_index(data) if isinstance(data, str) else data
+        self.caption_key, self.caption_lines = caption_key, caption_lines
+        self.buffer, self.most_bad = buffer, most_bad
+        self.most_aspect, self.most_pixels = most_aspect, most_pixels
         self.batch_size, self.image_size, self.augmentation = batch_size, image_size, augmentation
-        self.seed, self.first, self.rank, self.ranks = seed, first, rank, ranks
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self.first, self.taken = 0, [0] * self.lanes
+        if state is not None:
+            self._load(state)
 
-    def _stream(self) -> Iterator[Raw]:
-        epoch = 0
-        while True:
-            rng = np.random.default_rng([self.seed, epoch, 1])
-            count = 0
-            for sample in shuffled(raw_samples(self.data, self.seed, epoch), self.buffer, rng):
-                count += 1
-                yield sample
-            if count == 0:
-                raise ValueError(_no_good(self.data, self.caption_key, Counter()))
-            epoch += 1
+    def state(self, batches: int, taken: Sequence[int]) -> dict[str, Any]:
+        """What a run goes on from, for a JSON file: after so many global batches, with the samples
+        that each lane has taken (`Batch.taken`, of all ranks)."""
+        order = self._order()
+        return {
+            "data": self.index.fingerprint(),
+            "samples": self.index.samples,
+            "seed": self.seed,
+            "shuffle_buffer": self.buffer,
+            "lanes": self.lanes,
+            "batches": batches,
+            "epoch": min(order.epoch_of(lane, n) for lane, n in enumerate(taken)),
+            "taken": list(taken),
+        }
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state["data"] != self.index.fingerprint():
+            raise ValueError(
+                f"data: {self.index.data!r} ({len(self.index.shards)} shards, {self.index.samples} "
+                f"samples) is not what the run was trained on ({state['samples']} samples): go on "
+                "with the same shards, or begin a new run"
+            )
+        for name, mine in (("shuffle_buffer", self.buffer), ("lanes", self.lanes)):
+            if state[name] != mine:
+                raise ValueError(
+                    f"reader.{name}: the run was trained with {state[name]}, the config says "
+                    f"{mine}; the order of the samples hangs on it"
+                )
+        if state["seed"] != self.seed:
+            raise ValueError(f"seed: the run was trained with {state['seed']}, not {self.seed}")
+        self.first, self.taken = int(state["batches"]), list(state["taken"])
+
+    def _order(self) -> Order:
+        return Order(self.index.counts, self.batch_size, self.lanes, self.buffer, self.seed)
+
+    def _lanes_of(self, worker: int, workers: int) -> range:
+        """Those of a worker of this rank."""
+        mine = self.lanes // self.ranks
+        start, end = (mine * i // workers for i in (worker, worker + 1))
+        return range(self.rank * mine + start, self.rank * mine + end)
+
+    def __iter__(self) -> Iterator[_Part | _Failure]:
+        """One worker's parts of the batches, see `loader`."""
         worker = get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        part = self.batch_size // self.ranks
-        stream = self._stream()
-        reserve: list[tuple[Tensor, str]] = []
-        seen: Counter[str] = Counter()
-        for step, block in enumerate(_blocks(stream, self.batch_size)):
-            if step < self.first or (step - self.first) % workers != mine:
-                continue
-            dropped: Counter[str] = Counter()
-            good: list[tuple[Tensor, str]] = []
-            for i in range(self.rank * part, (self.rank + 1) * part):
-                rng = np.random.default_rng([self.seed, step, i])
-                try:
-                    good.append(self._decode(block[i], rng))
-                except Exception as error:  # whatever a decoder raises on dirt costs one sample
-                    dropped[type(error).__name__] += 1
-            seen.update(dropped)
-            seen["good"] += len(good)
-            bad = seen.total() - seen["good"]
-            if not (good or reserve) or (seen.total() >= 64 and bad > MOST_BAD * seen.total()):
-                del seen["good"]
-                raise ValueError(_no_good(self.data, self.caption_key, seen))
-            # Bad samples are replaced by the latest good ones, so that a batch keeps its size.
-            reserve = (reserve + good)[-part:]
-            while len(good) < part:
-                good.append(reserve[len(good) % len(reserve)])
-            images, captions = zip(*good, strict=True)
-            places = range(self.rank * part, (self.rank + 1) * part)
-            seeds = [_draw_seed(self.seed, step, place) for place in places]
-            yield Batch(torch.stack(images), list(captions), seeds, dropped)
-
-    def _decode(self, sample: Raw, rng: np.random.Generator) -> tuple[Tensor, str]:
-        data, caption = image_of(sample), caption_of(sample, self.caption_key)
-        pixels = self.augmentation(read_image(data), self.image_size, rng)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), caption
+        lanes = self._lanes_of(*((worker.id, worker.num_workers) if worker else (0, 1)))
+        reader = _Reader(self, lanes, self._order(), make_reading(self.index))
+        step = self.first
+        try:
+            while True:
+                yield reader.part(step)
+                step += 1
+        except ValueError as error:
+            yield _Failure(str(error))
 
     def loader(self, workers: int = 0) -> Iterator[Batch]:
-        """Batches in order, decoded by `workers` processes ahead of time (0: in this one)."""
-        return iter(
+        """Batches in order, decoded by `workers` processes ahead of time (0: in this one).
+
+        Raises ValueError where more than a share of `most_bad` samples cannot be used.
+        """
+        workers = min(workers, self.lanes // self.ranks)  # each needs a lane
+        parts = iter(
             DataLoader(self, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
+        )
+        while True:
+            found: list[_Part] = []
+            for _ in range(max(1, workers)):
+                part = next(parts)
+                if isinstance(part, _Failure):
+                    raise ValueError(part.text)
+                found.append(part)
+            yield self._joined(found)
+
+    def _joined(self, parts: list[_Part]) -> Batch:
+        images = [p.images for p in parts if p.images is not None]
+        tokens = [p.tokens for p in parts if p.tokens is not None]
+        taken = {lane: n for p in parts for lane, n in p.taken.items()}
+        return Batch(
+            (images[0] if len(images) == 1 else torch.cat(images)) if images else None,
+            [caption for p in parts for caption in p.captions],
+            [seed for p in parts for seed in p.seeds],
+            torch.from_numpy(np.concatenate(tokens).astype(np.int32)) if tokens else None,
+            [key for p in parts for key in p.keys],
+            sum((p.dropped for p in parts), Counter()),
+            taken,
+            sum(taken.values()) * self.lanes / (len(taken) * self.index.samples),
         )
 
 
-def ignore_signals(worker: int) -> None:
-    """A signal to all processes of a run is for the rank alone, which needs its workers to end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+class _Lane:
+    """One lane's samples, undecoded, in its order."""
+
+    def __init__(self, number: int, taken: int, order: Order, reading: Reading) -> None:
+        self.number, self.taken = number, taken
+        self._order, self._reading = order, reading
+        self._found: list[Found] = []
+        self._end = -1  # of the window that they are of
+
+    def next(self) -> Found:
+        """The next sample, or why it cannot be read."""
+        if not 0 <= self.taken < self._end:
+            window = self._order.window(self.number, self.taken)
+            read = [
+                sample
+                for p in window.pieces
+                for sample in self._reading.read(self.number, p.shard, p.first, p.last)
+            ]
+            # The last comes first, to be popped.
+            rest = window.shuffle[self.taken - window.begin :][::-1]
+            self._found = [read[i] for i in rest]
+            self._end = window.begin + len(read)
+        self.taken += 1
+        return self._found.pop()
 
 
-def _draw_seed(seed: int, step: int, place: int) -> int:
-    # The last word sets it apart from the augmentation's stream of the same sample.
-    return int(np.random.SeedSequence([seed, step, place, 1]).generate_state(1)[0])
+class _Reader:
+    """Makes batches of the lanes of one process."""
 
+    def __init__(self, batches: Batches, lanes: range, order: Order, reading: Reading) -> None:
+        self._b, self._order, self._reading = batches, order, reading
+        self._lanes = [_Lane(i, batches.taken[i], order, reading) for i in lanes]
+        places = batches.batch_size // batches.lanes
+        self._places = [
+            (lane, lane.number * places + i) for lane in self._lanes for i in range(places)
+        ]
+        self._seen: Counter[str] = Counter()  # of late
+        # The share is judged over some shards, lest a single bad one ends a run.
+        largest = 4 * max(batches.index.counts)
+        self._judged = max(JUDGED, min(largest, order.samples))
 
-def _blocks(stream: Iterator[Raw], size: int) -> Iterator[list[Raw]]:
-    block: list[Raw] = []
-    for sample in stream:
-        block.append(sample)
-        if len(block) == size:
-            yield block
-            block = []
+    def part(self, step: int) -> _Part:
+        """The places of this process's lanes in global batch `step`."""
+        b = self._b
+        dropped: Counter[str] = Counter()
+        # Two words for each place: for what the step draws, and for the augmentation.
+        words = np.random.SeedSequence([b.seed, step]).generate_state(2 * b.batch_size)
+        good = [
+            self._good(lane, int(words[b.batch_size + place]), dropped)
+            for lane, place in self._places
+        ]
+        dropped.update(self._reading.noticed)
+        self._reading.noticed.clear()
+        values, captions, keys = zip(*good, strict=True)
+        stacked = np.stack(values)
+        pictures = stacked.ndim == 4
+        return _Part(
+            torch.from_numpy(stacked) if pictures else None,
+            None if pictures else stacked,
+            list(captions),
+            [int(words[place]) for _, place in self._places],
+            list(keys),
+            +dropped,
+            {lane.number: lane.taken for lane in self._lanes},
+        )
+
+    def _good(self, lane: _Lane, word: int, dropped: Counter[str]) -> tuple[np.ndarray, str, str]:
+        """The lane's next sample that is good."""
+        failures = 0
+        while True:
+            found = lane.next()
+            try:
+                sample = self._decoded(found, word)
+            except Bad as error:
+                failures += 1
+                dropped[error.cause] += 1
+                self._judge(error.cause, failures, lane)
+                continue
+            self._seen["good"] += 1
+            return sample
+
+    def _decoded(self, found: Found, word: int) -> tuple[np.ndarray, str, str]:
+        """uint8 [3, R, R] or uint16 [n], caption, key. word: what is drawn hangs on it."""
+        b = self._b
+        if isinstance(found, Bad):
+            raise found
+        if isinstance(found, TokenSample):
+            views, texts = len(found.tokens), found.captions
+            return found.tokens[word % views], texts[word // views % len(texts)], found.key
+        captions = captions_of(found, b.caption_key, b.caption_lines)
+        picture = read_image(image_of(found), b.most_pixels, b.most_aspect)
+        pixels = b.augmentation(picture, b.image_size, np.random.default_rng(word))
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return planes, captions[word % len(captions)], found["__key__"]
+
+    def _judge(self, cause: str, failures: int, lane: _Lane) -> None:
+        """ValueError where too many samples of late were bad, or a whole epoch of a lane."""
+        seen = self._seen
+        if cause != MISSING:  # a shard that was cut short is not what is meant
+            seen[cause] += 1
+        epoch = self._order.epoch_of(lane.number, lane.taken)
+        length = self._order.before(lane.number, epoch + 1) - self._order.before(lane.number, epoch)
+        bad = seen.total() - seen["good"]
+        share = seen.total() >= self._judged and bad > self._b.most_bad * seen.total()
+        if share or failures > length + JUDGED:
+            causes = seen - Counter(good=seen["good"])
+            text = no_good(self._b.index.data, self._b.caption_key, causes or Counter([cause]))
+            raise ValueError(f"{text}; reader.most_bad is {self._b.most_bad}")
+        if seen.total() > 2 * self._judged:
+            self._seen = Counter({name: n // 2 for name, n in seen.items()})

@@ -14,8 +14,9 @@ from einops import rearrange
 from torch import Tensor
 
 from dalle1.data import shapes
+from dalle1.data.dirt import Bad, caption_of, image_of
 from dalle1.data.images import middle_square, read_image
-from dalle1.data.shards import caption_of, image_of, raw_samples
+from dalle1.data.sources import raw_samples
 from dalle1.evaluation.settings import RankSettings
 from dalle1.settings import SHAPES
 
@@ -57,11 +58,11 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
 def _captions(settings: RankSettings) -> Iterator[str]:
     bad: Counter[str] = Counter()
     found = 0
-    for sample in raw_samples(settings.data, seed=None):
+    for sample in raw_samples(settings.data):
         try:
             caption = caption_of(sample, settings.caption_key)
-        except (KeyError, ValueError, TypeError) as error:
-            bad[repr(error)] += 1
+        except Bad as error:
+            bad[error.cause] += 1
             continue
         yield caption
         found += 1
@@ -89,10 +90,10 @@ def true_pictures(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
 
 
 def _squares(data: str, side: int) -> Iterator[np.ndarray]:
-    for sample in raw_samples(data, seed=None):
+    for sample in raw_samples(data):
         try:
             pixels = read_image(image_of(sample))
-        except (KeyError, OSError, ValueError, SyntaxError):
+        except Bad:
             continue
         yield middle_square(pixels, side)
 

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dalle1.clip import CLIPConfig
+from dalle1.data.dirt import MOST_PIXELS
+from dalle1.data.shards import MOST_BAD
 from dalle1.settings import Section, load_settings
 from dalle1.transformer import Execution, TransformerConfig
 from dvae import DVAEConfig
@@ -17,12 +19,51 @@ from dvae import DVAEConfig
 class DataSettings(Section):
     """Where pictures and captions come from, and the size they are brought to."""
 
-    caption_key: str = Field("txt", description="txt, or the name of a key of the json")
+    caption_key: str = Field(
+        "txt",
+        description="txt, or the name of a key of the json, which holds a text or a list of texts "
+        "of which one is drawn each time",
+    )
+    caption_lines: bool = Field(
+        False, description="each line of a txt is a caption, and one is drawn each time"
+    )
     image_size: int = Field(256, ge=8, description="side of the training pictures, pixels")
-    shuffle_buffer: int = Field(1000, ge=1, description="samples in the shuffle buffer")
+    augment: bool = Field(
+        True, description="the paper's listing of the stage; false: the middle of each picture"
+    )
+    shuffle_buffer: int = Field(
+        4096, ge=1, description="undecoded samples that are shuffled at a time, over all ranks"
+    )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        description="parts of the data that are read side by side; a divisor of batch_size and a "
+        "multiple of the ranks. None: one for each sample of the batch",
+    )
+    counts: str | None = Field(
+        None,
+        description="a JSON that says how many samples each shard holds (webdataset's index), for "
+        "pipe: addresses; without, and without _stats.json, they are counted",
+    )
+    most_bad: float = Field(
+        MOST_BAD, gt=0, le=1, description="a larger share of bad samples stops the run"
+    )
+    max_aspect: float | None = Field(
+        20.0, ge=1, description="longer side / shorter side of a picture that is used at most"
+    )
+    max_pixels: int = Field(MOST_PIXELS, ge=1, description="larger pictures are not decoded")
     workers: int = Field(0, ge=0, description="processes that decode ahead, for each rank")
     shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        if self.caption_lines and self.caption_key != "txt":
+            raise ValueError(
+                f"caption_lines is read with caption_key 'txt', not {self.caption_key!r}: take it "
+                "out"
+            )
+        return self
 
 
 class OptimiserSettings(Section):

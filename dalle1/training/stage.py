@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle1.data.images import Augmentation
 from dalle1.data.shards import Batch
+from dalle1.data.sources import TOKENS, Index
 from dalle1.scaling import GradientScale
 from dalle1.training.config import RunConfig
 
@@ -57,7 +58,15 @@ class Stage(nn.Module):
     @property
     @abstractmethod
     def augmentation(self) -> Augmentation:
-        """What is done to each training picture."""
+        """The paper's listing: what is done to each training picture."""
+
+    def check_data(self, index: Index) -> None:
+        """ValueError where the stage cannot be trained on such data."""
+        if index.kind == TOKENS:
+            raise ValueError(
+                f"data: {index.data!r} holds token shards, but stage {self.settings.stage!r} is "
+                "trained on pictures"
+            )
 
     @abstractmethod
     def forward(self, part: Any, step: int) -> tuple[Tensor, Metrics]:

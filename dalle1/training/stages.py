@@ -17,11 +17,14 @@ import dvae
 from dalle1.batching import draw_captions
 from dalle1.clip import CLIP
 from dalle1.data.images import Augmentation, augment_dalle, augment_dvae
-from dalle1.data.shards import Batch, read_captions
+from dalle1.data.shards import Batch
+from dalle1.data.sources import TOKENS, Index, read_captions
+from dalle1.data.tokens import TokenShard
 from dalle1.layout import padding_id
 from dalle1.model import Model, load_clip, save_clip
 from dalle1.pictures import contact_sheet
 from dalle1.sampling import decode, to_pil
+from dalle1.tokenising import fingerprint
 from dalle1.tokenizer import Tokenizer
 from dalle1.training import distributed
 from dalle1.training.config import DVAESettings, RunConfig, TokenizerSettings
@@ -35,6 +38,7 @@ SHEET_COLUMNS = 8
 
 
 def _pixels(batch: Batch, device: torch.device) -> Tensor:
+    assert batch.images is not None  # see Stage.check_data
     return batch.images.to(device).float() / 255
 
 
@@ -246,7 +250,7 @@ class Streams:
     """A pass of stage two: captions as tokens, and the pictures that the dVAE will encode."""
 
     text: Tensor  # int64 [b, text_length]
-    pictures: Batch
+    pictures: Batch  # or their tokens
     text_count: float  # text targets of a pass, mean over the passes of all ranks
 
 
@@ -328,10 +332,16 @@ class DALLEStage(Stage):
         mean = distributed.mean_over_ranks({"count": count})["count"]
         return [Streams(*pair, mean) for pair in zip(text.split(size), pictures, strict=True)]
 
+    def _image_tokens(self, batch: Batch, device: torch.device) -> Tensor:
+        """int64 [b, grid²]: those of token shards, or what the dVAE makes of the pictures."""
+        if batch.tokens is not None:
+            return batch.tokens.to(device, torch.int64)
+        codec = self._frozen[0].to(device)
+        return rearrange(codec.encode(_pixels(batch, device)), "b r c -> b (r c)")
+
     def forward(self, part: Streams, step: int) -> tuple[Tensor, Metrics]:
         device = _device(self.model)
-        codec = self._frozen[0].to(device)
-        image_tokens = rearrange(codec.encode(_pixels(part.pictures, device)), "b r c -> b (r c)")
+        image_tokens = self._image_tokens(part.pictures, device)
         losses = self.model.loss(part.text.to(device), image_tokens, part.text_count)
         return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
 
@@ -341,9 +351,38 @@ class DALLEStage(Stage):
         whole = self._whole(model).to(_device(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]
         drawn = draw_captions(whole, captions, SHEET_COLUMNS - 1, self.settings.seed)
-        for own, tokens in zip(batch.images, drawn, strict=False):
-            rows.append([to_pil(p) for p in (own / 255, *decode(whole, tokens))])
+        for own, tokens in zip(self._own(whole, batch), drawn, strict=False):
+            rows.append([to_pil(p) for p in (own, *decode(whole, tokens))])
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
+
+    def _own(self, whole: Model, batch: Batch) -> Tensor:
+        """The batch's own pictures [b, 3, h, w] in [0, 1], decoded where there are tokens alone."""
+        if batch.images is not None:
+            return batch.images / 255
+        assert batch.tokens is not None
+        return decode(whole, batch.tokens[:SHEET_COLUMNS].to(torch.int64))
+
+    def check_data(self, index: Index) -> None:
+        """Token shards must be of this dVAE, or at least of its grid and vocabulary."""
+        if index.kind != TOKENS:
+            return
+        made, c = TokenShard(index.shards[0]).settings, self._shape
+        for name, theirs, ours in (
+            ("a grid", made.grid, c.grid),
+            ("a vocabulary", made.codebook_size, c.image_vocab),
+        ):
+            if theirs != ours:
+                raise ValueError(
+                    f"data: the token shards {index.data!r} have {name} of {theirs}, the "
+                    f"transformer one of {ours}: make them anew with launch/tokenize.py and "
+                    f"dvae_model {self.settings.dvae_model}"
+                )
+        mine = fingerprint(self._frozen[0])
+        if made.dvae != mine:
+            raise ValueError(
+                f"data: the token shards {index.data!r} are of the dVAE {made.dvae}, dvae_model "
+                f"{self.settings.dvae_model} is {mine}: what their tokens mean differs"
+            )
 
     def export(self, model: nn.Module, folder: Path) -> None:
         self._whole(model).save(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.data import shapes
-from dalle1.data.shards import Batch, Batches, find_shards
+from dalle1.data.shards import Batch
 from dalle1.scaling import load_scales, scales_state
 from dalle1.settings import SHAPES, save_settings
 from dalle1.training import checkpoints
@@ -32,6 +31,7 @@ from dalle1.training.distributed import (
 from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
 from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
+from dalle1.training.feed import Feed
 from dalle1.training.log import RunLog
 from dalle1.training.restarts import Heartbeat, attempt
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
@@ -68,10 +68,10 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config = _with_data(config, self._meet)
-        if config.validation is not None:
-            find_shards(config.validation.data)
+        self.feed = Feed(config, self.folder, latest is not None, self._meet)
         torch.manual_seed(config.seed)  # initialisation
         self.stage: Stage = make_stage(config, make_sharding(config))
+        self.feed.set_stage(self.stage)
         self.engine = Engine(self.stage, config)
         self._owner = shares(self.engine.sizes(), self.ranks)
         mine = [
@@ -89,6 +89,7 @@ class Trainer:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_settings(config, self.folder / CONFIG)
+            self.feed.save()
 
     def run(self) -> None:
         """Trains to the end.
@@ -113,8 +114,9 @@ class Trainer:
 
     def _train(self, log: RunLog | None) -> None:
         config, stage, engine = self.config, self.stage, self.engine
-        batches = self._batches(self.step).loader(config.reader.workers)
-        dropped: Counter[str] = Counter()
+        batches = self.feed.batches()
+        if log:
+            log.say(self.feed.line())
         peak = None if config.parallel.precision == "fp32" else known_peak(device())
         speed = Speed(config, self.ranks, peak)
         with StopSignals(self._launched) as signals:
@@ -123,7 +125,6 @@ class Trainer:
                 self._beat.next_within(config.faults.timeout)
                 with speed.waiting():
                     batch = next(batches)
-                dropped.update(batch.dropped)
                 if stage.sets_weights(self.step):
                     self._set_weights()
                 rate = self._learning_rate()
@@ -150,10 +151,9 @@ class Trainer:
                         values["updates_skipped"] = self.watch.skipped
                     if config.optimiser.schedule == "plateau":
                         values["plateau_factor"] = self.plateau.factor
-                    values |= speed.report() | stage.counts()
+                    values |= speed.report() | stage.counts() | self.feed.report()
                     for i, scale in enumerate(stage.gradient_scales):
                         values[f"gradient_scale/{i:03d}"] = scale.value
-                    values |= {f"dropped/{cause}": n for cause, n in dropped.items()}
                     if log:
                         log.metrics(self.step, values)
                 stop = int(largest_over_ranks([signals.number])[0])
@@ -174,29 +174,9 @@ class Trainer:
                         stop,
                     )
 
-    def _batches(self, first: int, data: str | None = None) -> Batches:
-        c = self.config
-        return Batches(
-            data or c.data,
-            c.batch_size,
-            c.reader.image_size,
-            self.stage.augmentation,
-            c.seed,
-            c.reader.caption_key,
-            c.reader.shuffle_buffer,
-            first,
-            self.rank,
-            self.ranks,
-        )
-
-    def _read(self, count: int) -> Tensor:
-        batches = self._batches(0)
-        batches.batch_size, batches.rank, batches.ranks = count, 0, 1
-        return next(iter(batches)).images
-
     def _set_weights(self) -> None:
         weights = {name: weight.clone() for name, weight in self.engine.weights()}
-        self.engine.load_weights(self.stage.new_weights(weights, self._read))
+        self.engine.load_weights(self.stage.new_weights(weights, self.feed.first_pictures))
         self.engine.reset_optimiser()
         self.ema.reset(self.engine.weights(MODEL))
 
@@ -226,7 +206,7 @@ class Trainer:
         """Losses on held-out batches, the same ones each time."""
         settings = self.config.validation
         assert settings is not None
-        batches, found = iter(self._batches(0, settings.data)), []
+        batches, found = self.feed.held_out_batches(), []
         for _ in range(settings.batches):
             self.stage.eval()
             parts = self.stage.parts(next(batches), self.engine.layout.micro_batch)
@@ -241,8 +221,7 @@ class Trainer:
         average = self._whole_average()
         if log:
             if self._shown is None:
-                held_out = self.config.validation.data if self.config.validation else None
-                self._shown = next(iter(self._batches(0, held_out)))
+                self._shown = next(self.feed.held_out_batches())
             batch = self._shown
             model = self.stage.copy_with(average).to(next(self.stage.parameters()).device)
             drawn = self.stage.sheet(model, batch)
@@ -260,6 +239,7 @@ class Trainer:
             "updates": self.engine.updates_done(),
             "plateau": self.plateau.state_dict(),
             "watch": self.watch.state_dict(),
+            "reader": self.feed.state(self.step),
             "gradient_scales": scales_state(self.stage.gradient_scales),
             "config": self.config.model_dump(mode="json", exclude_none=True),
             "versions": _versions(),
@@ -316,12 +296,12 @@ class Trainer:
             # Both: a run may go on in another precision.
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
+        self.feed.load(checkpoint.state["reader"])
 
 
 def _with_data(config: RunConfig, meet: Callable[[], None]) -> RunConfig:
     """The config with `data: shapes` replaced by its shards, written on first use."""
     if config.data != SHAPES:
-        find_shards(config.data)
         return config
     r = config.reader
     # Named after all that they depend on, so that another size or count never meets old shards.

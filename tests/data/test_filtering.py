@@ -19,7 +19,7 @@ from PIL import Image
 from dalle1.data import filtering, judging
 from dalle1.data.filtering import filter_shards
 from dalle1.data.judging import CAUSES, FilterSettings, Looks
-from dalle1.data.shards import raw_samples
+from dalle1.data.sources import raw_samples
 from launch import filter as command
 
 
@@ -116,7 +116,7 @@ def test_what_stays_is_untouched(tmp_path: Path) -> None:
     filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     before = contents(tmp_path / "in" / "0000.tar")
     assert contents(tmp_path / "out" / "0000.tar") == before[:4] + before[6:]
-    read = list(raw_samples(str(tmp_path / "out"), None))
+    read = list(raw_samples(str(tmp_path / "out")))
     assert [s["__key__"] for s in read] == ["a/0001", long]
 
 
@@ -407,7 +407,7 @@ def test_a_shard_of_which_nothing_is_left(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "0002.tar", sample("b", picture(2), "a red circle"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert list(report.damaged) == ["0001.tar"] and (report.samples, report.kept) == (2, 1)
-    read = list(raw_samples(str(tmp_path / "out" / "{0000..0002}.tar"), None))
+    read = list(raw_samples(str(tmp_path / "out" / "{0000..0002}.tar")))
     assert [s["__key__"] for s in read] == ["b"]
 
 

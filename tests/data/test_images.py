@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -64,10 +66,10 @@ def test_resize(
     seen = set()
     resize = images.resize_area
 
-    def recorded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    def recorded(image: np.ndarray, height: int, width: int, *window: Any) -> np.ndarray:
         assert image.shape[:2] == (short, short) and height == width
         seen.add(height)
-        return resize(image, height, width)
+        return resize(image, height, width, *window)
 
     monkeypatch.setattr(images, "resize_area", recorded)
     rng = np.random.default_rng(0)
@@ -81,8 +83,10 @@ def test_resize(
 def test_second_crop(augment: Augmentation, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A last crop that is the middle's, or that misses a row or column of the slack."""
 
-    def whole(image: np.ndarray, height: int, width: int) -> np.ndarray:
-        return coordinates(height, width)
+    def whole(
+        image: np.ndarray, height: int, width: int, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> np.ndarray:
+        return coordinates(height, width)[slice(*rows), slice(*columns)]
 
     monkeypatch.setattr(images, "resize_area", whole)
     rng = np.random.default_rng(0)

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image
 
 from dalle1.data import packing
+from dalle1.data.dirt import image_of
 from dalle1.data.images import augment_dalle
 from dalle1.data.packing import Packed, pack
-from dalle1.data.shards import Batches, image_of, raw_samples
+from dalle1.data.shards import Batches
+from dalle1.data.sources import raw_samples
 from launch import shard
 
 CAPTIONS = [
@@ -70,7 +72,7 @@ def many(folder: Path, count: int, side: int = 16) -> Path:
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
-    return list(raw_samples(str(out), seed=None))
+    return list(raw_samples(str(out)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import torch
 from dalle1 import Transformer, TransformerConfig
 from dalle1.evaluation.settings import RankSettings
 from dalle1.settings import load_settings, save_settings
+from dalle1.tokenising import TokeniseSettings
 from dalle1.training.config import DVAESettings, load_config
 from dvae import DVAEConfig
 
@@ -22,6 +23,8 @@ def test_every_config_loads(path: Path) -> None:
     """A committed experiment with a setting that nothing reads."""
     if path.stem == "rank":
         assert load_settings(RankSettings, path).candidates == 512
+    elif path.stem == "tokens":
+        assert load_settings(TokeniseSettings, path).views >= 1
     else:
         assert load_config(path).steps > 0
 

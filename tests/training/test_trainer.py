@@ -163,7 +163,7 @@ def test_validation_is_the_same_batches_without_dropout(
         validation={"data": shards, "every": 2, "batches": 2},
     )
     trainer = Trainer(config)
-    batch = next(iter(trainer._batches(0)))
+    batch = next(trainer.feed.held_out_batches())
     trainer.stage.eval()
     with_captions = trainer.stage.parts(batch, 8)
     trainer.stage.train()

@@ -74,6 +74,18 @@ def data_order(folder: Path) -> list[object]:
     ]
 
 
+def keys_trained_on(folder: Path) -> list[str]:
+    """Keys of all samples in the order of the global batches, of a run whose ranks were killed:
+    of an update that was done again the last time counts, a line that was cut off does not."""
+    last: dict[tuple[int, int], list[str]] = {}
+    for rank, path in enumerate(sorted(folder.glob("order-*.txt"))):
+        for line in path.read_text().splitlines():
+            if line.endswith("]]"):
+                step, _, _, keys = json.loads(line)
+                last[step, rank] = keys
+    return [key for place in sorted(last) for key in last[place]]
+
+
 def main() -> None:
     import torch
 
@@ -93,7 +105,8 @@ def main() -> None:
 
     def noted(batch: Batch, size: int) -> Sequence[object]:
         with order.open("a") as file:
-            file.write(json.dumps([trainer.step, batch.captions, batch.seeds]) + "\n")
+            line = [trainer.step, batch.captions, batch.seeds, batch.keys]
+            file.write(json.dumps(line) + "\n")
         return parts(batch, size)
 
     def stop_at(now: int) -> bool:

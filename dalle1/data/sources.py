@@ -1,0 +1,295 @@
+"""Where samples come from: tars, token shards, folders of pairs; how many each holds.
+
+A shard is a tar (on a disk, or of a `pipe:` or http(s) address), a token shard, or, in a folder of
+pairs, a single picture. Counts come from img2dataset's `_stats.json` beside each, from an index, or
+from reading the headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.request
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from dalle1.data import tokens
+from dalle1.data.dirt import IMAGE_KEYS, Bad, caption_keys, caption_of
+from dalle1.data.tars import Raw, Shard, is_stream
+
+TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
+HTTP_TIMEOUT = 30.0  # seconds
+
+
+def find_shards(data: str) -> list[str]:
+    """Shards of a brace pattern, or of a folder that holds some; ValueError if one is missing."""
+    if not is_stream(data) and Path(data).is_dir():
+        found = {end: sorted(map(str, Path(data).glob(f"*{end}"))) for end in (".tar", tokens.END)}
+        if all(found.values()):
+            raise ValueError(
+                f"data: {data!r} holds tars and token shards; give one kind by a pattern such as "
+                f"'{data}/{{00000..00009}}{tokens.END}'"
+            )
+        return found[".tar"] or found[tokens.END]
+    try:
+        addresses = list(braceexpand(data))
+    except ValueError as error:
+        raise ValueError(f"data: {data!r} is not a valid brace pattern: {error}") from error
+    missing = [a for a in addresses if not is_stream(a) and not Path(a).is_file()]
+    if missing:
+        raise ValueError(
+            f"data: {missing[0]} does not exist ({len(missing)} of {len(addresses)} shards of "
+            f"{data!r} are missing); give shards such as 'path/{{0000..0009}}.tar', a folder of "
+            "tars, a folder of pictures with a .txt of the same name beside each, or pipe: and "
+            "http(s) addresses"
+        )
+    return addresses
+
+
+def find_pairs(folder: str | Path) -> list[str]:
+    """Pictures of a folder, at any depth, that have a .txt of the same name beside them."""
+    images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
+    return [str(path) for path in images if path.with_suffix(".txt").is_file()]
+
+
+def read_pair(picture: str | Path) -> Raw:
+    """A sample of a folder of pairs."""
+    path = Path(picture)
+    caption = path.with_suffix(".txt").read_bytes()
+    return {"__key__": path.stem, path.suffix[1:].lower(): path.read_bytes(), "txt": caption}
+
+
+def kind_of(data: str, shards: Sequence[str]) -> str:
+    """TARS, TOKENS or PAIRS; `shards` are those that `find_shards` found."""
+    ends = {tokens.END if shard.endswith(tokens.END) else ".tar" for shard in shards}
+    if len(ends) > 1:
+        raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
+    return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
+
+
+def raw_samples(data: str) -> Iterator[Raw]:
+    """All undecoded samples in the order of the files; of damaged tars those before the damage."""
+    shards = find_shards(data)
+    if kind_of(data, shards) == TOKENS:
+        raise ValueError(f"data: {data!r} holds token shards, where pictures are asked for")
+    if not shards:
+        pairs = find_pairs(data)
+        if not pairs:
+            raise ValueError(
+                f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
+            )
+        yield from map(read_pair, pairs)
+    for address in shards:
+        shard = Shard(address)
+        yield from (sample.raw() for sample in shard)
+        if shard.damage:
+            warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
+
+
+def read_captions(data: str, caption_key: str, most: int) -> list[str]:
+    """The first `most` captions in the order of the files; bad samples are left out."""
+    shards = find_shards(data)
+    captions: list[str] = []
+    if kind_of(data, shards) == TOKENS:
+        for path in shards:
+            captions += (texts[0] for texts in tokens.TokenShard(path).captions(most))
+            if len(captions) >= most:
+                break
+        return captions[:most]
+    bad: Counter[str] = Counter()
+    for sample in raw_samples(data):
+        try:
+            captions.append(caption_of(sample, caption_key))
+        except Bad as error:
+            bad[error.cause] += 1
+            continue
+        if len(captions) == most:
+            break
+    if not captions:
+        raise ValueError(no_good(data, caption_key, bad))
+    return captions
+
+
+def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
+    """What to say where hardly a sample can be used."""
+    found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
+    return (
+        f"data: hardly a usable sample in {data!r} ({found}); pictures must be "
+        f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
+        "(caption_key: txt, or the name of a key of the json)"
+    )
+
+
+@dataclass(frozen=True)
+class Index:
+    """The shards of a data set in order, and how many samples each is said to hold."""
+
+    data: str
+    kind: str
+    shards: list[str]
+    counts: list[int]
+
+    @property
+    def samples(self) -> int:
+        return sum(self.counts)
+
+    def fingerprint(self) -> str:
+        """The same for the same names and counts, wherever the shards lie."""
+        lines = [f"{Path(s).name} {n}" for s, n in zip(self.shards, self.counts, strict=True)]
+        return hashlib.sha256("\n".join([self.kind, *lines]).encode()).hexdigest()[:16]
+
+    def as_json(self) -> str:
+        return json.dumps(self.__dict__) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Index:
+        return Index(**json.loads(text))
+
+
+def make_index(
+    data: str,
+    counts: str | Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    largest: Callable[[list[float]], list[float]] = list,
+) -> Index:
+    """Finds the shards and their counts.
+
+    counts: a JSON of webdataset's index format ({"shardlist": [{"url": ..., "nsamples": ...}]}),
+        whose shards have the names of those found, in any order.
+    rank, ranks, largest: each of so many ranks counts its part; largest([...]) gives each value's
+        largest over the ranks.
+
+    Raises ValueError for data that is missing, holds nothing or cannot be counted.
+    """
+    shards = find_shards(data)
+    kind = kind_of(data, shards)
+    if kind == PAIRS:
+        pairs = find_pairs(data)
+        if not pairs:
+            raise ValueError(
+                f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
+            )
+        return Index(data, kind, pairs, [1] * len(pairs))
+    if counts is not None:
+        return Index(data, kind, shards, _given_counts(shards, counts))
+    # One more than the count, so that 0 is a shard that no rank could count.
+    found = [0.0] * len(shards)
+    why = ""
+    for i in range(rank, len(shards), ranks):
+        try:
+            if kind == TOKENS:
+                _check_alike(shards[0], shards[i])
+            found[i] = 1.0 + count_samples(shards[i])
+        except (OSError, ValueError) as error:
+            why = f": {error}"
+    found = largest(found)
+    if 0.0 in found:
+        raise ValueError(f"data: {shards[found.index(0.0)]} cannot be read{why}")
+    index = Index(data, kind, shards, [int(n) - 1 for n in found])
+    if not index.samples:
+        raise ValueError(f"data: not one sample in the {len(shards)} shards of {data!r}")
+    return index
+
+
+def _check_alike(first: str, other: str) -> None:
+    a, b = (tokens.TokenShard(path).settings for path in (first, other))
+    if a != b:
+        raise ValueError(f"{first} was made with {a}, {other} with {b}")
+
+
+def count_samples(address: str) -> int:
+    """How many samples a shard holds, by the cheapest of: its header, the `_stats.json` beside it,
+    the names in it. Raises OSError, ValueError."""
+    if address.endswith(tokens.END):
+        return int(tokens.TokenShard(address).count)
+    stats = _stats(address)
+    if stats is not None:
+        return stats
+    shard = Shard(address, headers_alone=True)
+    count = sum(1 for _ in shard)
+    if shard.damage:
+        if is_stream(address) and not count:
+            raise OSError(shard.damage)
+        warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
+    return count
+
+
+def _stats(address: str) -> int | None:
+    """`successes` of img2dataset's statistics."""
+    if address.startswith("pipe:") or not address.endswith(".tar"):
+        return None
+    beside = address.removesuffix(".tar") + "_stats.json"
+    try:
+        if is_stream(address):
+            with urllib.request.urlopen(beside, timeout=HTTP_TIMEOUT) as answer:
+                text = answer.read(2**20)
+        else:
+            text = Path(beside).read_bytes()
+        count: object = json.loads(text)["successes"]
+    except (OSError, ValueError, KeyError, TypeError):  # urllib's errors are OSErrors
+        return None
+    return int(count) if isinstance(count, int) and count >= 0 else None
+
+
+def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))["shardlist"]
+        counts = {Path(str(entry["url"])).name: int(entry["nsamples"]) for entry in listed}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'reader.counts: {str(path)!r} is no index {{"shardlist": [{{"url": ..., "nsamples": '
+            f"...}}]}}: {error!r}"
+        ) from error
+    # Of `pipe:cat 0000.tar | tee x` no end is the name: a shard's is the one that it mentions.
+    found = []
+    for shard in shards:
+        names = [name for name in counts if Path(shard).name == name] or [
+            name for name in counts if name in shard
+        ]
+        if len(names) != 1:
+            raise ValueError(
+                f"reader.counts: {str(path)!r} names {len(names)} shards for {shard}: expected one"
+            )
+        found.append(counts[names[0]])
+    return found
+
+
+def check_readable(index: Index, caption_key: str, samples: int = 64, shards: int = 8) -> None:
+    """ValueError where none of some samples has a caption under the key: lists what is there."""
+    if index.kind == TOKENS:
+        return
+    bad: Counter[str] = Counter()
+    there: Counter[str] = Counter()
+    some = index.shards[:: -(-len(index.shards) // shards)]
+    for shard in some:
+        for raw in _first(index.kind, shard, max(1, samples // len(some))):
+            try:
+                caption_of(raw, caption_key)
+                return
+            except Bad as error:
+                bad[error.cause] += 1
+                there.update(caption_keys(raw))
+    if not bad:
+        return  # nothing read at all: the reader says why
+    keys = ", ".join(key for key, _ in there.most_common()) or "none that hold text"
+    found = ", ".join(f"{count} x {cause}" for cause, count in bad.most_common())
+    raise ValueError(
+        f"reader.caption_key: {caption_key!r} gives no caption of any of {bad.total()} samples of "
+        f"{index.data!r} ({found}); keys that are there: {keys}"
+    )
+
+
+def _first(kind: str, shard: str, most: int) -> Iterator[Raw]:
+    if kind == PAIRS:
+        yield read_pair(shard)
+        return
+    for i, sample in enumerate(Shard(shard)):
+        if i == most:
+            return
+        yield sample.raw()

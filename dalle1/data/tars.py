@@ -1,0 +1,189 @@
+"""The samples of one tar, on a disk or streamed: names, order, damage.
+
+A sample is neighbours of one key: the members whose names are the same up to the first dot.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from webdataset.gopen import gopen
+from webdataset.tariterators import base_plus_ext
+
+Raw = dict[str, Any]  # a sample: its name as __key__, bytes by extension (png, txt, json ...)
+META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
+STREAMS = ("pipe:", "http://", "https://")
+MOST_BYTES = 2**26  # of a file of a sample
+MOST_HEADER = 2**16  # bytes of what lengthens a header: a long name
+LONG = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+RUBBISH = (None, errno.EINVAL, errno.EOVERFLOW)  # the latter two: of places that no file has
+MOST_READS = 100  # behind the end of a stream
+
+
+@dataclass
+class Sample:
+    """A sample of a tar and where it begins, in bytes."""
+
+    key: str
+    offset: int = 0
+    files: list[tuple[tarfile.TarInfo, bytes]] = field(default_factory=list)
+    too_large: bool = False  # a file is left out for its size
+
+    def raw(self) -> Raw:
+        """Extensions in lower case; of several with the same one, the first."""
+        found: Raw = {"__key__": self.key}
+        for member, data in self.files:
+            found.setdefault(base_plus_ext(member.name)[1].lower(), data)
+        return found
+
+    def repeated(self) -> int:
+        """Files whose extension another one of the sample had before."""
+        return 1 + len(self.files) - len(self.raw())
+
+
+class Shard:
+    """The samples of a tar in order, up to its end or to what is damaged.
+
+    Members that are no part of a sample (folders, links, names without a dot or such as __meta__)
+    are passed over. After the last sample `damage` says what is wrong, if anything is, and `cut` is
+    the key of the sample that is lost in part.
+
+    Raises OSError where the disk fails, rather than what is read.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        offset: int = 0,
+        headers_alone: bool = False,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        """offset: where a sample begins, for tars on a disk. headers_alone: all files are empty.
+        most_bytes: larger files are left out, whatever size a header claims."""
+        self.address, self.offset = address, offset
+        self.headers_alone, self.most_bytes = headers_alone, most_bytes
+        self.damage = self.cut = ""
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        how: Any = {"tarinfo": _Header, "encoding": "utf-8", "errors": "backslashreplace"}
+        with ExitStack() as stack:
+            if is_stream(self.address):
+                stream = stack.enter_context(_stream(self.address))
+                tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", **how))
+            elif self.address.endswith(".tar"):
+                file = stack.enter_context(open(self.address, "rb"))
+                file.seek(self.offset)
+                tar = stack.enter_context(tarfile.TarFile(fileobj=file, **how))
+            else:  # compressed
+                tar = stack.enter_context(tarfile.open(self.address, **how))
+            yield tar
+            # Zeros in place of a header end a tar, too. And a command is heard out.
+            while rest := tar.fileobj.read(2**16):
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("an end mark, and more behind it")
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.damage = self.cut = ""
+        sample, usual, whole = Sample(""), 1, True
+        try:
+            with self._opened() as tar:
+                for member in tar:
+                    tar.members = []  # it would keep all of them
+                    key = base_plus_ext(member.name)[0]
+                    if not member.isreg() or key is None or META.match(member.name):
+                        continue
+                    if key != sample.key or not sample.files:
+                        if sample.files:
+                            yield sample
+                            usual = len(sample.files)
+                        sample = Sample(key, member.offset)
+                    whole = False
+                    data = b""
+                    if member.size > self.most_bytes:
+                        sample.too_large = True
+                    elif not self.headers_alone:
+                        data = tar.extractfile(member).read()
+                    sample.files.append((member, data))
+                    whole = True
+        except Exception as error:  # rubbish makes tarfile raise more than its own errors
+            if isinstance(error, OSError) and error.errno not in RUBBISH:
+                raise  # another try may read it
+            self.damage = " ".join(str(error).split()) or type(error).__name__
+            # Between two files nothing says whether the sample had more of them.
+            if not whole or len(sample.files) < usual:
+                self.cut = sample.key
+                return
+        if sample.files:
+            yield sample
+
+
+def is_stream(address: str) -> bool:
+    """Whether it is read from its beginning to its end, by webdataset's `gopen`."""
+    return address.startswith(STREAMS)
+
+
+class _Header(tarfile.TarInfo):
+    """Raises ReadError for what tarfile takes for the end of a tar, or would follow for ever."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:  # cut off between two members, or rubbish there
+            raise tarfile.ReadError(f"no end mark: {error}") from error
+
+    def _proc_member(self, tar: Any) -> Any:
+        """tarfile's own place for what a subclass makes of a header."""
+        _refuse(self, self.size < 0 or (self.type in LONG and self.size > MOST_HEADER))
+        member = super()._proc_member(tar)  # type: ignore[misc]
+        _refuse(member, member.size < 0 or tar.offset < tar.fileobj.tell())  # as long ones may say
+        return member
+
+
+def _refuse(header: tarfile.TarInfo, absurd: bool) -> None:
+    if absurd:
+        raise tarfile.ReadError(f"a header that claims {header.size} bytes")
+
+
+class _Stream:
+    """What `gopen` gave, up to its end; only there a command that fails is an error."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.reads_left = stream, MOST_READS
+        stream.ignore_errors = True  # at once, what it wrote before would be lost
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.stream.read(size)
+        if not data:
+            process = getattr(self.stream, "proc", None)
+            if process is not None and process.wait() not in self.stream.ignore_status:
+                raise tarfile.ReadError(f"exit status {process.returncode} of the command")
+            # tarfile seeks by reading on, however far away a header puts the next one.
+            if self.reads_left == 0:
+                raise tarfile.ReadError("unexpected end of data")
+            self.reads_left -= 1
+        return data
+
+
+@contextmanager
+def _stream(address: str) -> Iterator[Any]:
+    stream = gopen(address)
+    try:
+        yield _Stream(stream)
+    finally:
+        stream.ignore_errors = True
+        if getattr(stream, "proc", None) is not None:
+            stream.proc.kill()  # workers ignore milder signals, and so do their children
+        stream.close()

@@ -1,0 +1,34 @@
+"""Pictures and tars for the tests of the data."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def encoded(number: int, kind: str = "PNG", mode: str = "RGB", side: int = 20) -> bytes:
+    """A picture of one grey, `side` high and 4 wider."""
+    buffer = io.BytesIO()
+    pixels = np.full((side, side + 4, 3), number % 250, np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:
+    """Samples of files by extension; their keys are the tar's name and their number."""
+    with tarfile.open(path, "w") as tar:
+        for i, sample in enumerate(samples):
+            for extension, data in sample.items():
+                entry = tarfile.TarInfo(f"{path.stem}-{i:04d}.{extension}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def good(count: int, first: int = 0) -> list[dict[str, bytes]]:
+    """Samples that can be used, with numbers as captions."""
+    return [{"png": encoded(i), "txt": f"number {i}".encode()} for i in range(first, first + count)]
