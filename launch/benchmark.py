@@ -4,12 +4,14 @@
     python launch/benchmark.py train CONFIG [--batch 2] [key=value ...]
     python launch/benchmark.py sample CONFIG [--candidates 1,8,64,512] [key=value ...]
     python launch/benchmark.py half [--layers 64] [--width 32] [--updates 240] [--span 30]
+    python launch/benchmark.py data [--samples 640] [--workers 0,1,2]
 
 `attention` runs one attention call, forward and backward, of each pattern; `train` whole training
 steps (loss, gradients, clipping, AdamW); `sample` whole pictures of one caption, with random
 weights. Medians and min-max of the repeats (in `sample`: of the rows of the grid). `half` trains a
 deep narrow model in float16 with one loss scale and with one for each block, on the CPU, and draws
-docs/half-precision.png.
+docs/half-precision.png. `data` reads photographs and token shards that it makes, runs the dVAE over
+the former, and trains a few steps on both.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 
+from dalle1.benchmarks.data import report_data
 from dalle1.benchmarks.half import report_half
 from dalle1.benchmarks.measuring import DTYPES, device_name
 from dalle1.benchmarks.sampling import report_sample
@@ -42,6 +45,10 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             raise ValueError(f"half takes no config, got {options.config!r}")
         figure = options.figure
         return report_half(options.layers, options.width, options.updates, options.span, figure)
+    if options.what == "data":
+        if options.config:
+            raise ValueError(f"data takes no config, got {options.config!r}")
+        return report_data(options.samples, options.workers, options.repeats)
     batch, dtype, repeats = options.batch, options.dtype, options.repeats
     if options.what == "attention" and not options.config:
         return report_attention(TransformerConfig(), batch, dtype, device, repeats)
@@ -65,7 +72,7 @@ def _numbers(text: str) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 for a mistake in the settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["attention", "train", "sample", "half"])
+    parser.add_argument("what", choices=["attention", "train", "sample", "half", "data"])
     parser.add_argument("config", nargs="?", help="a YAML file with a transformer")
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--batch", type=int, default=2)
@@ -77,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=240)
     parser.add_argument("--span", type=float, default=30, help="of planted gradients: 2^span")
     parser.add_argument("--figure", type=Path, default=Path("docs/half-precision.png"))
+    parser.add_argument("--samples", type=int, default=640, help="of data: pictures a round")
+    parser.add_argument("--workers", type=_numbers, default=[0, 1, 2], help="of data: 0,1,2")
     parser.add_argument("--out", type=Path, help="a JSON file for all figures")
     options = parser.parse_intermixed_args(arguments)
     gpu = torch.cuda.is_available() and options.what != "half"

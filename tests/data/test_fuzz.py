@@ -1,0 +1,46 @@
+"""The reader against shards that are damaged at random; `tests.data.fuzz` plays more rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.data.fuzz import fuzz, healthy
+from tests.data.mutations import TAR, headers, mutate, mutated_sample, tar_of
+
+
+def test_shards_by_themselves(tmp_path: Path) -> None:
+    """Bytes of a tar, a picture or a caption that raise what is neither damage nor Bad, or are
+    followed for ever; other samples by the headers alone than by the files."""
+    report = fuzz(300, 1, tmp_path, batches=False)
+    assert report.shards == 600
+    # The mutations are of use: neither is all lost, nor nothing.
+    assert 200 < report.damaged < 500 and report.good > 500 and len(report.bad) >= 6
+
+
+def test_batches(tmp_path: Path) -> None:
+    """A damaged shard that ends a run, costs samples of a healthy one, or gets pictures of another
+    size, empty captions or names that cannot be printed into a batch."""
+    report = fuzz(60, 2, tmp_path)
+    assert report.delivered > 800 and len(report.dropped) >= 6 and report.refused.total() < 8
+
+
+def test_mutations_change_something() -> None:
+    """A fuzz test of nothing: mutations that leave a tar as it is, or always its headers."""
+    samples = {str(i): files for i, files in enumerate(healthy()[:4])}
+    data = tar_of(samples)
+    rng = np.random.default_rng(0)
+    for mutation in TAR:
+        changed = [mutation(data, rng) != data for _ in range(20)]
+        assert sum(changed) >= 15, mutation.__name__
+    blocks = {data[i : i + 512] for i in headers(data)}
+    assert len(blocks) == 12
+    hit = [not blocks <= {d[i : i + 512] for i in headers(d)} for d in _mutated(data, rng)]
+    assert sum(hit) > 100
+    for files in samples.values():
+        assert sum(mutated_sample(files, rng) != files for _ in range(20)) >= 12
+
+
+def _mutated(data: bytes, rng: np.random.Generator) -> list[bytes]:
+    return [mutate(data, rng) for _ in range(200)]
