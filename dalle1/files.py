@@ -1,11 +1,16 @@
-"""Files that are whole or not there: written beside their place and then renamed."""
+"""Files that are whole or not there: written beside their place and then renamed; full disks."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,3 +30,38 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def flush(file: Any) -> None:
+    """Waits until what was written to an open file is on the disk: a rename may get there first."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def size_text(count: int) -> str:
+    """A number of bytes, for people."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+@contextmanager
+def saying_what_is_missing(folder: Path, what: str, needed: int, hint: str = "") -> Iterator[None]:
+    """An OSError of a full disk, in this block, becomes one that says how much is missing.
+
+    what: needs so many bytes in the folder. hint: stands at the end.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(folder).free
+        lack = needed - free
+        missing = f"{size_text(lack)} are missing" if lack > 0 else "the space is taken or barred"
+        raise OSError(
+            error.errno,
+            f"{str(folder)!r} is full: {what} needs about {size_text(needed)}, {size_text(free)} "
+            f"are free: {missing}{hint}",
+        ) from error

@@ -54,11 +54,12 @@ from dalle1.data.sources import (
     find_shards,
     kind_of,
     no_good,
+    stats_path,
+    write_stats,
 )
 from dalle1.data.tars import Raw, Sample, Shard, is_stream
 from dalle1.data.tokens import END, Source, TokenSettings, TokenShard, write_token_shard
 from dalle1.data.workers import ignore_signals
-from dalle1.files import write_text
 from dalle1.settings import Section
 from dvae import DVAE
 from dvae import load as load_dvae
@@ -162,7 +163,7 @@ def tokenise(
             continue
         report.passed_over += 1
         _add(report, shard.count, shard.source)
-        if not _stats_path(targets[i]).is_file():  # stopped between the two
+        if not stats_path(targets[i]).is_file():  # stopped between the two
             _write_stats(targets[i], shard.count, shard.source)
     if missing:
         _check_captions(settings, addresses)
@@ -538,17 +539,5 @@ def _add(report: Report, kept: int, source: Source) -> None:
         report.damaged[source.name] = source.damage
 
 
-def _stats_path(target: Path) -> Path:
-    return target.with_name(target.name.removesuffix(END) + "_stats.json")
-
-
 def _write_stats(target: Path, kept: int, source: Source) -> None:
-    """The names are those of img2dataset's."""
-    status = Counter({"success": kept}) + Counter(source.dropped)
-    stats = {
-        "count": status.total(),
-        "successes": kept,
-        "failed": status.total() - kept,
-        "status_dict": dict(status.most_common()),
-    }
-    write_text(_stats_path(target), json.dumps(stats, indent=2) + "\n")
+    write_stats(target, Counter({"success": kept}) + Counter(source.dropped))

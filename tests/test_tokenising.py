@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,9 +286,9 @@ class Killer:
 @pytest.mark.parametrize(
     ("module", "name", "call", "workers", "done"),
     [
-        (tokens, "_flush", 1, 0, 0),
-        (tokens, "_flush", 3, 0, 2),
-        pytest.param(tokens, "_flush", 4, 2, 3, marks=pytest.mark.slow),
+        (tokens, "flush", 1, 0, 0),
+        (tokens, "flush", 3, 0, 2),
+        pytest.param(tokens, "flush", 4, 2, 3, marks=pytest.mark.slow),
         (tokenising, "_encode", 4, 0, 1),
         (tokenising, "_write_stats", 2, 0, 2),
     ],
@@ -678,14 +679,14 @@ def test_a_full_disk(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_flush", full)
-        patch.setattr(tokens.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5}))
+        patch.setattr(tokens, "flush", full)
+        patch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5}))
         path = ROOT / "configs" / "shapes" / "tokens.yaml"
         own = [f"data={data}", f"out={out}", f"dvae_model={codec[0]}", "grid=4", "workers=0"]
         assert command.main([str(path), *own]) == 1
         said = capsys.readouterr().err
-        assert said.startswith(f"error: '{out}' is full: 00002.safetensors needs 0.00")
-        assert "MB are missing; the same command goes on\n" in said and said.count("\n") == 1
+        assert said.startswith(f"error: '{out}' is full: 00002.safetensors needs about 1.")
+        assert "kB are missing; the same command goes on\n" in said and said.count("\n") == 1
     assert [name for name in files(out) if "stats" not in name] == list(stamps(out))
     assert len(stamps(out)) == 2
     report = tokenise(settings_of(codec, data, out))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zipfile
 from collections import Counter
@@ -44,7 +43,7 @@ from dalle1.data.judging import (
 from dalle1.data.sources import find_shards
 from dalle1.data.tars import Shard
 from dalle1.data.workers import ignore_signals
-from dalle1.files import replacing, write_text
+from dalle1.files import flush, replacing, saying_what_is_missing, write_text
 
 RECORDS = "filtering"
 EXAMPLES = 3  # of each cause
@@ -289,7 +288,11 @@ def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -
     """Writes a shard and then its record."""
     causes = [v.cause or seen.cause(v) for v in judged.verdicts]
     target = out / path.name
-    with replacing(target) as beside, beside.open("wb") as file:
+    with (
+        saying_what_is_missing(out, target.name, path.stat().st_size),
+        replacing(target) as beside,
+        beside.open("wb") as file,
+    ):
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
             tar: Any = opened
             for sample, cause in zip(Shard(str(path)), causes, strict=True):
@@ -298,7 +301,7 @@ def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -
                     member.type, member.size = tarfile.REGTYPE, len(data)
                     tar.addfile(member, io.BytesIO(data))
                 tar.members = []
-        _flush(file)
+        flush(file)
     kept = [v for v, cause in zip(judged.verdicts, causes, strict=True) if cause is None]
     dropped = [
         (cause, v) for v, cause in zip(judged.verdicts, causes, strict=True) if cause is not None
@@ -329,7 +332,7 @@ def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -
             digests=np.frombuffer(b"".join(v.digest for v in kept), np.uint8),
             looks=np.array([v.look for v in kept], np.uint64),
         )
-        _flush(file)
+        flush(file)
     return record
 
 
@@ -359,11 +362,6 @@ def _read_record(out: Path, source: Source) -> Record | None:
 def _hashes(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     with np.load(_record_path(out, name)) as file:
         return file["digests"].reshape(-1, DIGEST), file["looks"]
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _add(report: Report, name: str, record: Record) -> None:

@@ -8,7 +8,6 @@ the shuffle nor on which rows are bad; the json says where the picture came from
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
@@ -28,12 +27,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle1.data.dirt import IMAGE_KEYS
-from dalle1.files import replacing, write_text
+from dalle1.data.sources import write_stats
+from dalle1.files import flush, replacing, saying_what_is_missing, size_text
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 TABLES = (".csv", ".tsv", ".parquet")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 Result = TypeVar("Result")
 
 
@@ -150,12 +149,12 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         while sample is not None:
             path = out / f"{len(packed.shards):06d}.tar"
-            try:
-                with replacing(path) as beside:
-                    with (
-                        beside.open("wb") as file,
-                        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-                    ):
+            done = len(packed.shards)
+            hint = f"; {done} finished shards stay there, delete them before the next try"
+            rest = max(expected - packed.bytes, 0)
+            with saying_what_is_missing(out, "the rest", rest, hint):
+                with replacing(path) as beside, beside.open("wb") as file:
+                    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                         used = 0
                         while sample is not None and (
                             used == 0
@@ -168,12 +167,8 @@ def pack(
                             used += sample.size
                             status["success"] += 1
                             sample = following()
-                    _flush(beside)
-                _write_stats(path, status)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                raise _disk_full(out, packed, expected, error) from error
+                    flush(file)
+                write_stats(path, status)
             packed.shards.append(path)
             packed.samples += status["success"]
             packed.bytes += path.stat().st_size
@@ -362,22 +357,6 @@ def _add(tar: tarfile.TarFile, sample: Sample) -> None:
         tar.addfile(entry, io.BytesIO(data))
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _write_stats(shard: Path, status: Counter[str]) -> None:
-    """The names are those of img2dataset's."""
-    stats = {
-        "count": status.total(),
-        "successes": status["success"],
-        "failed": status.total() - status["success"],
-        "status_dict": dict(status.most_common()),
-    }
-    write_text(shard.with_name(f"{shard.stem}_stats.json"), json.dumps(stats, indent=2) + "\n")
-
-
 def _check_unused(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
@@ -394,28 +373,9 @@ def _check_space(out: Path, expected: int) -> None:
     free = shutil.disk_usage(there).free
     if free < expected:
         raise ValueError(
-            f"out: the shards need about {_size(expected)} and {str(there)!r} has {_size(free)} "
-            f"free: {_size(expected - free)} are missing"
+            f"out: the shards need about {size_text(expected)} and {str(there)!r} has "
+            f"{size_text(free)} free: {size_text(expected - free)} are missing"
         )
-
-
-def _disk_full(out: Path, packed: Packed, expected: int, error: OSError) -> OSError:
-    free = shutil.disk_usage(out).free
-    rest = max(expected - packed.bytes, 0)
-    missing = f"{_size(rest - free)} are missing" if rest > free else "the space is taken or barred"
-    return OSError(
-        error.errno,
-        f"{str(out)!r} is full: the rest needs about {_size(rest)}, {_size(free)} are free: "
-        f"{missing}; {len(packed.shards)} finished shards stay there, delete them before the next "
-        "try",
-    )
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
 
 
 def _what_was_expected(source: Path) -> str:

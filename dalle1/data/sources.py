@@ -19,8 +19,9 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from dalle1.data import tokens
-from dalle1.data.dirt import IMAGE_KEYS, Bad, caption_keys, caption_of
+from dalle1.data.dirt import IMAGE_KEYS, Bad, caption_keys, caption_of, captions_of
 from dalle1.data.tars import Raw, Shard, is_stream
+from dalle1.files import write_text
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
 HTTP_TIMEOUT = 30.0  # seconds
@@ -91,28 +92,32 @@ def raw_samples(data: str) -> Iterator[Raw]:
             warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
 
 
-def read_captions(data: str, caption_key: str, most: int) -> list[str]:
-    """The first `most` captions in the order of the files; bad samples are left out."""
+def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -> list[str]:
+    """The first `most` captions in the order of the files; bad samples are left out.
+
+    caption_key, lines: as in `dirt.captions_of`.
+    """
     shards = find_shards(data)
     captions: list[str] = []
     if kind_of(data, shards) == TOKENS:
         for path in shards:
-            captions += (texts[0] for texts in tokens.TokenShard(path).captions(most))
+            for texts in tokens.TokenShard(path).captions(most):
+                captions += texts
             if len(captions) >= most:
                 break
         return captions[:most]
     bad: Counter[str] = Counter()
     for sample in raw_samples(data):
         try:
-            captions.append(caption_of(sample, caption_key))
+            captions += captions_of(sample, caption_key, lines)
         except Bad as error:
             bad[error.cause] += 1
             continue
-        if len(captions) == most:
+        if len(captions) >= most:
             break
     if not captions:
         raise ValueError(no_good(data, caption_key, bad))
-    return captions
+    return captions[:most]
 
 
 def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
@@ -218,6 +223,22 @@ def count_samples(address: str) -> int:
             raise OSError(shard.damage)
         warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
     return count
+
+
+def stats_path(shard: Path) -> Path:
+    """Where a shard's statistics stand."""
+    return shard.with_name(f"{shard.stem}_stats.json")
+
+
+def write_stats(shard: Path, status: Counter[str]) -> None:
+    """Writes img2dataset's statistics beside a shard: `success`es, and failures by cause."""
+    stats = {
+        "count": status.total(),
+        "successes": status["success"],
+        "failed": status.total() - status["success"],
+        "status_dict": dict(status.most_common()),
+    }
+    write_text(stats_path(shard), json.dumps(stats, indent=2) + "\n")
 
 
 def _stats(address: str) -> int | None:

@@ -12,10 +12,7 @@ same bytes.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dalle1.files import replacing
+from dalle1.files import flush, replacing, saying_what_is_missing
 
 END = ".safetensors"
 FORMAT = "dalle1-tokens-1"
 HEADER = "tokens"  # the one entry: safetensors writes several in another order each time
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -166,14 +162,13 @@ def write_token_shard(
     }
     # Not safetensors' own writing to a file, which does not say why it failed.
     data = save(content, {HEADER: json.dumps(header)})
-    try:
-        with replacing(path) as beside, beside.open("wb") as file:
-            file.write(data)
-            _flush(file)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise _disk_full(path, len(data), error) from error
+    with (
+        saying_what_is_missing(path.parent, path.name, len(data)),
+        replacing(path) as beside,
+        beside.open("wb") as file,
+    ):
+        file.write(data)
+        flush(file)
 
 
 def _opened(path: str) -> Any:
@@ -183,22 +178,3 @@ def _opened(path: str) -> Any:
 def _bytes(value: Any) -> np.ndarray:
     # ASCII: keys need not be valid Unicode.
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _disk_full(path: Path, needed: int, error: OSError) -> OSError:
-    free = shutil.disk_usage(path.parent).free
-    missing = f"{_megabytes(needed - free)} are missing" if needed > free else "the space is barred"
-    return OSError(
-        error.errno,
-        f"{str(path.parent)!r} is full: {path.name} needs {_megabytes(needed)}, "
-        f"{_megabytes(free)} are free: {missing}",
-    )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.3f} MB"

@@ -402,7 +402,8 @@ def _train_tokenizer(
     config: RunConfig, settings: TokenizerSettings, vocab_size: int, text_length: int
 ) -> Tokenizer:
     """Learns the byte-pair vocabulary from the training captions (every rank the same)."""
-    captions = read_captions(config.data, config.reader.caption_key, settings.captions)
+    r = config.reader
+    captions = read_captions(config.data, r.caption_key, settings.captions, r.caption_lines)
     tokenizer = Tokenizer.train(captions, vocab_size, text_length, settings.dropout)
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(

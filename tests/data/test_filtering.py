@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from dalle1.data import filtering, judging
 from dalle1.data.filtering import filter_shards
 from dalle1.data.judging import CAUSES, FilterSettings, Looks
 from dalle1.data.sources import raw_samples
+from dalle1.data.tars import MOST_BYTES
 from launch import filter as command
 
 
@@ -286,7 +290,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, flush: int, workers: int) -> None:
                 file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        filtering._flush = flush_and_die
+        filtering.flush = flush_and_die
         filter_shards(data, tmp_path / "out", settings, workers)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
@@ -471,3 +475,25 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["shards"], found["samples"], found["kept"]) == (4, 32, 32)
     assert set(found["dropped"]) == set(CAUSES) and "kept" in printed and f"data={out}" in printed
     assert set(command.OPTIONS) == set(FilterSettings.__dataclass_fields__)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a shard left under its name or beside it; an error that does not say what is missing."""
+    data = four_shards(tmp_path / "in")
+
+    def full(file: Any) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(filtering, "flush", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"is full: 0000.tar needs about .* kB are missing"):
+        filter_shards(data, tmp_path / "out", FilterSettings())
+    assert not list((tmp_path / "out").glob("*.tar*"))
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    """A file that was not read, for its size, written as an empty one."""
+    whole = sample("a", picture(1), "a red circle 1", npy=bytes(MOST_BYTES + 1))
+    write_tar(tmp_path / "in" / "0000.tar", whole + sample("b", picture(2), "a red circle 2"))
+    report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
+    assert report.dropped == {"file too large": 1} and keys(tmp_path / "out") == ["b"]

@@ -169,6 +169,9 @@ def test_caption_under_a_key_of_the_json(tmp_path: Path) -> None:
     batch = next(made(data, batch_size=4, caption_key="alt").loader())
     assert sorted(batch.captions) == ["é 0", "é 1", "é 2", "é 3"]
     assert read_captions(data, "alt", 2) == ["é 0", "é 1"]
+    rows = [{"png": encoded(i), "txt": b"one\n\ntwo\n"} for i in range(2)]
+    lines = str(write_tar(tmp_path / "lines.tar", rows))
+    assert read_captions(lines, "txt", 3, lines=True) == ["one", "two", "one"]
 
 
 def test_bad_samples_are_passed_over_and_counted(tmp_path: Path) -> None:
