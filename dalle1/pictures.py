@@ -12,6 +12,11 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont
 SMALLEST = 64  # pixels; smaller pictures are shown enlarged, each pixel a square
 GAP = 4
 CAPTION_WIDTH = 190
+# Where PIL's own font lacks letters: what systems have, by the scripts that it covers.
+FONTS = (
+    *("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc"),
+    *("NotoSans-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf"),
+)
 TURNS = {  # by the EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,7 +79,7 @@ def contact_sheet(
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
+    font = _font("".join(titles), 12)
 
     def left(column: int) -> int:
         gap = split if columns_before_gap and column >= columns_before_gap else 0
@@ -86,8 +91,32 @@ def contact_sheet(
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         y = top + i * (height + GAP)
         lines = textwrap.wrap(caption, 30, max_lines=max(1, height // 14), placeholder=" ...")
-        draw.text((GAP, y + 2), "\n".join(lines), fill="black", font=font, spacing=2)
+        own = _font(caption, 12)
+        draw.text((GAP, y + 2), "\n".join(lines), fill="black", font=own, spacing=2)
         for column, image in enumerate(row):
             shown = image.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (left(column), y))
     return sheet
+
+
+def _font(text: str, size: int) -> Any:
+    """The font that has the most of a text's letters; PIL's own where it has all of them."""
+    letters = {letter for letter in text if letter.isprintable()}
+    best, fewest = ImageFont.load_default(size=size), len(letters) + 1
+    for name in (None, *FONTS):
+        try:
+            font: Any = best if name is None else ImageFont.truetype(name, size)
+        except OSError:  # not on this system
+            continue
+        unknown = _drawn(font, "\U0010ffff")  # the box that stands for what a font lacks
+        lacking = sum(_drawn(font, letter) == unknown for letter in letters)
+        if lacking < fewest:
+            best, fewest = font, lacking
+        if not lacking:
+            break
+    return best
+
+
+def _drawn(font: Any, letter: str) -> tuple[Any, bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)

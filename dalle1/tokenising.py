@@ -59,7 +59,7 @@ from dalle1.data.sources import (
 )
 from dalle1.data.tars import Raw, Sample, Shard, is_stream
 from dalle1.data.tokens import END, Source, TokenSettings, TokenShard, write_token_shard
-from dalle1.data.workers import ignore_signals
+from dalle1.data.workers import ending_workers, ignore_signals
 from dalle1.settings import Section
 from dvae import DVAE
 from dvae import load as load_dvae
@@ -158,7 +158,11 @@ def tokenise(
     missing = []
     for i in own:
         shard = _opened(targets[i], made_with)
-        if shard is None or shard.source.bytes != _size(addresses[i]):
+        if (
+            shard is None
+            or shard.source.bytes != _size(addresses[i])
+            or (shard.source.damage and is_stream(addresses[i]))  # it may be whole today
+        ):
             missing.append(i)
             continue
         report.passed_over += 1
@@ -499,7 +503,7 @@ def _encoded(
         worker_init_fn=ignore_signals,
     )
     in_work: dict[int, _Made] = {}
-    for chunk in chunks:
+    for chunk in ending_workers(iter(chunks)):
         made = in_work.setdefault(chunk.shard, _Made())
         if chunk.keys:
             tokens = _encode(codec, chunk.pictures, settings)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dalle1 import TransformerConfig
 from dalle1.attention import allowed
-from dalle1.benchmarks import half, sampling, training
+from dalle1.benchmarks import data, half, sampling, training
+from dalle1.data.images import augment_dalle, read_image
 from dalle1.layout import layer_pattern
+from dvae import DVAEConfig
 from launch import benchmark
 
 CONFIG = TransformerConfig(
@@ -71,3 +76,51 @@ def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert without[half.STREAM16]["losses"] == pytest.approx(wide["losses"], rel=0.05)
     assert benchmark.main(["half", "--width", "24"]) == 2
     assert "multiple of 16" in capsys.readouterr().err
+
+
+def test_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ways that read other pictures than the loop by hand, or a ratio of other rates."""
+    small = {"GRID": 4, "SIDE": 32, "BATCH": 8, "DIFFERENT": 4}
+    for name, value in small.items():
+        monkeypatch.setattr(data, name, value)
+    codec = DVAEConfig(width=4, groups=4, blocks_per_group=1, codebook_size=8192)
+    monkeypatch.setattr(data, "CODEC", codec)
+    transformer = CONFIG.model_copy(update={"grid": 4, "image_vocab": 8192})
+    monkeypatch.setattr(data, "TRANSFORMER", transformer)
+    out = tmp_path / "data.json"
+    options = ["--samples", "24", "--workers", "0,1", "--repeats", "2", "--out", str(out)]
+    assert benchmark.main(["data", *options]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())["results"]
+    rates = found["samples_per_second"]
+    assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in rates.values())
+    hand = statistics.median(rates[data.BARE])
+    for count in (0, 1):
+        pictures, tokens = (
+            statistics.median(rates[f"{what}, {count} workers"])
+            for what in ("pictures", "token shards")
+        )
+        assert found["ratios"][f"pictures, {count} workers / {data.BARE}"] == pictures / hand
+        name = f"token shards / pictures, {count} workers"
+        assert found["ratios"][name] == tokens / pictures and name in printed
+    assert len(found["waiting"]) == 4
+    assert all(0 <= values["waits"] <= 1 for values in found["waiting"].values())
+    assert benchmark.main(["data", "configs/shapes/dalle.yaml"]) == 2
+    assert benchmark.main(["data", "--samples", "7"]) == 2
+
+
+def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:
+    """A loop that is easier than what it is compared with: no crop, no resize, another size."""
+    photograph = data.photograph(np.random.default_rng(0))
+    assert 25_000 < len(photograph) < 80_000
+    with Image.open(io.BytesIO(photograph)) as picture:
+        assert picture.size == (500, 375)
+    ours = augment_dalle(read_image(photograph), 256, np.random.default_rng(1)).transpose(2, 0, 1)
+    hand = data.bare(photograph, np.random.default_rng(1)).numpy()
+    assert hand.shape == ours.shape and hand.dtype == ours.dtype
+    # The same means, and the same large shapes; the crops may be a few pixels apart.
+    assert abs(hand.astype(float).mean() - ours.astype(float).mean()) < 5
+    coarse = [x.reshape(3, 8, 32, 8, 32).astype(float).mean((2, 4)) for x in (hand, ours)]
+    assert np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1] > 0.98

@@ -138,7 +138,8 @@ def _by_hand(data: Path, samples: int) -> Callable[[], int]:
 def _by_reader(
     data: Path, samples: int, workers: int
 ) -> tuple[Callable[[], int], Callable[[], None]]:
-    """A round, and what empties the workers' queues before it."""
+    """A round, and what comes before it: workers' queues are emptied; without workers a round
+    begins anew, with the headers of the shards and the first windows of the lanes."""
     batches = _reader(data).loader(workers)
 
     def take(count: int) -> None:
@@ -149,7 +150,14 @@ def _by_reader(
         take(samples // BATCH)
         return samples // BATCH * BATCH
 
-    return round_, lambda: take(max(1, 2 * workers))
+    def prepare() -> None:
+        nonlocal batches
+        if workers:
+            take(2 * workers)
+        else:
+            batches = _reader(data).loader()
+
+    return round_, prepare
 
 
 def measure_reading(

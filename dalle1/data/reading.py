@@ -14,15 +14,16 @@ from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
+import numpy as np
+
 from dalle1.data.dirt import DAMAGED, DUPLICATE, MISSING, MOST_BYTES, TOO_LARGE, UNREADABLE, Bad
 from dalle1.data.sources import PAIRS, TOKENS, Index, read_pair
 from dalle1.data.tars import Raw, Sample, Shard, is_stream
 from dalle1.data.tokens import TokenSample, TokenShard
 
 Found = Raw | TokenSample | Bad
-SCANNED = 256  # shards whose offsets are kept
-OPEN = 64  # token shards and pipes
-RETRIES = (1.0, 4.0, 16.0)  # seconds before a stream that broke off is opened again
+KEPT = 64  # shards that are kept open, or known by their headers; more where lanes are many
+RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
 
 
 class Reading(Protocol):
@@ -34,13 +35,13 @@ class Reading(Protocol):
         """Samples [first, last) of a shard, exactly so many."""
 
 
-def make_reading(index: Index) -> Reading:
-    """Reads what the index lists."""
+def make_reading(index: Index, lanes: int) -> Reading:
+    """Reads what the index lists, for so many lanes."""
     if index.kind == TOKENS:
-        return _TokenShards(index)
+        return _TokenShards(index, lanes)
     if index.kind == PAIRS:
         return _Pairs(index)
-    return _Tars(index)
+    return _Tars(index, lanes)
 
 
 def _checked(sample: Sample, known: set[str], noticed: Counter[str]) -> Found:
@@ -56,35 +57,34 @@ def _checked(sample: Sample, known: set[str], noticed: Counter[str]) -> Found:
 class _Scan:
     """What the headers of a tar say."""
 
-    offsets: list[int]  # of the samples, bytes
+    offsets: np.ndarray  # int64, of the samples, bytes
     duplicates: set[int]  # numbers of those whose key another one had before
     damage: str
 
 
 def _scan(address: str) -> _Scan:
+    """Raises OSError."""
     shard = Shard(address, headers_alone=True)
     offsets: list[int] = []
     duplicates: set[int] = set()
     known: set[str] = set()
-    try:
-        for sample in shard:
-            if sample.key in known:
-                duplicates.add(len(offsets))
-            known.add(sample.key)
-            offsets.append(sample.offset)
-    except OSError as error:
-        return _Scan(offsets, duplicates, str(error))
-    return _Scan(offsets, duplicates, shard.damage)
+    for sample in shard:
+        if sample.key in known:
+            duplicates.add(len(offsets))
+        known.add(sample.key)
+        offsets.append(sample.offset)
+    return _Scan(np.array(offsets, np.int64), duplicates, shard.damage)
 
 
 class _Tars:
     """Tars on a disk are read from where a sample begins, streams from their beginning."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, lanes: int) -> None:
         self.noticed: Counter[str] = Counter()
         self._index = index
-        self._scans = lru_cache(maxsize=SCANNED)(_scan)
+        self._scans = lru_cache(maxsize=max(KEPT, 2 * lanes))(_scan)
         self._streams: dict[int, _Stream] = {}  # by lane
+        self._ends: dict[str, int] = {}  # where streams break off, again and again
 
     def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
         address, count = self._index.shards[shard], self._index.counts[shard]
@@ -97,47 +97,56 @@ class _Tars:
         return found + [Bad(MISSING) for _ in range(last - first - len(found))]
 
     def _at(self, address: str, first: int, last: int, count: int) -> list[Found]:
-        scan = self._scans(address)
-        there = len(scan.offsets)
-        if last == count:  # once an epoch
-            self._compare(address, there, count, scan.damage)
-        if first >= there:
-            return []
-        found: list[Found] = []
-        shard = Shard(address, scan.offsets[first], most_bytes=MOST_BYTES)
-        try:
-            for i, sample in enumerate(islice(shard, min(last, there) - first), first):
-                known = {sample.key} if i in scan.duplicates else set()
-                found.append(_checked(sample, known, self.noticed))
-        except OSError as error:
-            warnings.warn(f"{address} cannot be read: {error}", stacklevel=2)
+        for wait in (*RETRIES, None):
+            found: list[Found] = []
+            try:
+                scan = self._scans(address)
+                there = len(scan.offsets)
+                if last == count:  # once an epoch
+                    self._compare(address, there, count, scan.damage)
+                if first >= there:
+                    return []
+                shard = Shard(address, int(scan.offsets[first]), most_bytes=MOST_BYTES)
+                for i, sample in enumerate(islice(shard, min(last, there) - first), first):
+                    known = {sample.key} if i in scan.duplicates else set()
+                    found.append(_checked(sample, known, self.noticed))
+                return found
+            except OSError as error:
+                _wait(address, str(error), wait)
         return found
 
     def _on(self, lane: int, address: str, first: int, last: int, count: int) -> list[Found]:
+        last = min(last, self._ends.get(address, last))
+        if first >= last:
+            return []
         stream = self._streams.get(lane)
         if stream is None or stream.address != address or stream.next > first:
-            if stream is not None:
-                stream.close()
-            stream = self._streams[lane] = _Stream(address)
+            stream = self._open(lane, address)
         found: list[Found] = []
         for wait in (*RETRIES, None):
             try:
                 found += stream.take(first + len(found), last, self.noticed)
-                broken = stream.next < last and stream.shard.damage
+                broken = stream.shard.damage if stream.next < last else ""
             except OSError as error:
                 broken = str(error)
-            if stream.next >= last or not broken or stream.given_up:
+            if not broken:
                 break
-            if wait is None:
-                stream.given_up = True
-                break
-            warnings.warn(f"{address} broke off, trying again: {broken}", stacklevel=2)
-            time.sleep(wait)
-            stream.close()
-            stream = self._streams[lane] = _Stream(address)
+            # What a disk holds is not whole at the next try.
+            _wait(address, broken, wait if is_stream(address) else None)
+            if wait is None or not is_stream(address):
+                self._ends[address] = stream.next
+                self._compare(address, stream.next, count, broken)
+                return found
+            stream = self._open(lane, address)
         if stream.next < last or last == count:
-            self._compare(address, min(stream.next, count), count, stream.shard.damage)
+            self._compare(address, stream.next, count, "")
         return found
+
+    def _open(self, lane: int, address: str) -> _Stream:
+        if lane in self._streams:
+            self._streams[lane].close()
+        self._streams[lane] = _Stream(address)
+        return self._streams[lane]
 
     def _compare(self, address: str, there: int, count: int, damage: str) -> None:
         if damage:
@@ -153,13 +162,18 @@ class _Tars:
             )
 
 
+def _wait(address: str, why: str, seconds: float | None) -> None:
+    again = "" if seconds is None else ", trying again"
+    warnings.warn(f"{address} broke off{again}: {why}", stacklevel=3)
+    time.sleep(seconds or 0)
+
+
 @dataclass
 class _Stream:
     """A tar that is read from its beginning to its end, and how far it has been."""
 
     address: str
     next: int = 0
-    given_up: bool = False  # it breaks off at the same place again and again
     known: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -200,15 +214,19 @@ class _Pairs:
 class _TokenShards:
     """Token shards, mapped into memory."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, lanes: int) -> None:
         self.noticed: Counter[str] = Counter()
         self._index = index
-        self._open = lru_cache(maxsize=OPEN)(TokenShard)
+        self._open = lru_cache(maxsize=max(KEPT, 2 * lanes))(TokenShard)
+        self._settings = TokenShard(index.shards[0]).settings
 
     def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
         found: list[Found] = []
         try:
-            found += self._open(self._index.shards[shard]).read(first, last)
+            held = self._open(self._index.shards[shard])
+            if held.settings != self._settings:
+                raise ValueError(f"{held.path} was made with {held.settings}, not {self._settings}")
+            found += held.read(first, last)
         except (OSError, ValueError) as error:  # gone or damaged since it was listed
             warnings.warn(str(error), stacklevel=2)
         return found + [Bad(MISSING) for _ in range(last - first - len(found))]

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dalle1.data.dirt import MISSING, MOST_PIXELS, Bad, captions_of, image_of
+from dalle1.data.dirt import EMPTY, MISSING, MOST_PIXELS, Bad, captions_of, image_of
 from dalle1.data.images import Augmentation, read_image
 from dalle1.data.order import Order
 from dalle1.data.reading import Found, Reading, make_reading
 from dalle1.data.sources import Index, make_index, no_good
 from dalle1.data.tokens import TokenSample
-from dalle1.data.workers import ignore_signals
+from dalle1.data.workers import ending_workers, ignore_signals
 
 MOST_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
 JUDGED = 64  # samples before that share says anything
@@ -169,7 +169,7 @@ class Batches(IterableDataset[_Part | _Failure]):
         """One worker's parts of the batches, see `loader`."""
         worker = get_worker_info()
         lanes = self._lanes_of(*((worker.id, worker.num_workers) if worker else (0, 1)))
-        reader = _Reader(self, lanes, self._order(), make_reading(self.index))
+        reader = _Reader(self, lanes, self._order(), make_reading(self.index, len(lanes)))
         step = self.first
         try:
             while True:
@@ -184,8 +184,12 @@ class Batches(IterableDataset[_Part | _Failure]):
         Raises ValueError where more than a share of `most_bad` samples cannot be used.
         """
         workers = min(workers, self.lanes // self.ranks)  # each needs a lane
-        parts = iter(
-            DataLoader(self, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
+        parts = ending_workers(
+            iter(
+                DataLoader(
+                    self, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals
+                )
+            )
         )
         while True:
             found: list[_Part] = []
@@ -300,6 +304,8 @@ class _Reader:
             raise found
         if isinstance(found, TokenSample):
             views, texts = len(found.tokens), found.captions
+            if not texts:
+                raise Bad(EMPTY)
             return found.tokens[word % views], texts[word // views % len(texts)], found.key
         captions = captions_of(found, b.caption_key, b.caption_lines)
         picture = read_image(image_of(found), b.most_pixels, b.most_aspect)

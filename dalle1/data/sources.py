@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -25,6 +28,7 @@ from dalle1.files import write_text
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
 HTTP_TIMEOUT = 30.0  # seconds
+NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
 def find_shards(data: str) -> list[str]:
@@ -55,7 +59,7 @@ def find_shards(data: str) -> list[str]:
 def find_pairs(folder: str | Path) -> list[str]:
     """Pictures of a folder, at any depth, that have a .txt of the same name beside them."""
     images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
-    return [str(path) for path in images if path.with_suffix(".txt").is_file()]
+    return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
 
 
 def read_pair(picture: str | Path) -> Raw:
@@ -73,8 +77,11 @@ def kind_of(data: str, shards: Sequence[str]) -> str:
     return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
 
 
-def raw_samples(data: str) -> Iterator[Raw]:
-    """All undecoded samples in the order of the files; of damaged tars those before the damage."""
+def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator[Raw]:
+    """All undecoded samples in the order of the files; of damaged tars those before the damage.
+
+    extensions: files with others may be empty, which saves reading them.
+    """
     shards = find_shards(data)
     if kind_of(data, shards) == TOKENS:
         raise ValueError(f"data: {data!r} holds token shards, where pictures are asked for")
@@ -84,9 +91,10 @@ def raw_samples(data: str) -> Iterator[Raw]:
             raise ValueError(
                 f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
             )
-        yield from map(read_pair, pairs)
+        for pair in pairs:
+            yield from _first(PAIRS, pair, 1)
     for address in shards:
-        shard = Shard(address)
+        shard = Shard(address, extensions=extensions)
         yield from (sample.raw() for sample in shard)
         if shard.damage:
             warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
@@ -107,7 +115,7 @@ def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -
                 break
         return captions[:most]
     bad: Counter[str] = Counter()
-    for sample in raw_samples(data):
+    for sample in raw_samples(data, frozenset({"txt", "json"})):
         try:
             captions += captions_of(sample, caption_key, lines)
         except Bad as error:
@@ -146,7 +154,21 @@ class Index:
     def fingerprint(self) -> str:
         """The same for the same names and counts, wherever the shards lie."""
         lines = [f"{Path(s).name} {n}" for s, n in zip(self.shards, self.counts, strict=True)]
-        return hashlib.sha256("\n".join([self.kind, *lines]).encode()).hexdigest()[:16]
+        text = "\n".join([self.kind, *lines]).encode(errors="surrogateescape")
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    def is_of(self, data: str) -> bool:
+        """Whether `data` names these shards, or the folder that they are in, which may hold more.
+
+        An index is a file that others may have written, and a pipe's address runs a command.
+        """
+        if self.data != data:
+            return False
+        if is_stream(data) or not Path(data).is_dir():
+            return self.shards == list(braceexpand(data))
+        shards = [Path(shard) for shard in self.shards if not is_stream(shard)]
+        below = [s.relative_to(data) for s in shards if Path(data) in s.parents]
+        return len(below) == len(self.shards) and all(".." not in s.parts for s in below)
 
     def as_json(self) -> str:
         return json.dumps(self.__dict__) + "\n"
@@ -181,8 +203,7 @@ def make_index(
                 f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
             )
         return Index(data, kind, pairs, [1] * len(pairs))
-    if counts is not None:
-        return Index(data, kind, shards, _given_counts(shards, counts))
+    given = _given_counts(shards, counts) if counts is not None else None
     # One more than the count, so that 0 is a shard that no rank could count.
     found = [0.0] * len(shards)
     why = ""
@@ -190,7 +211,7 @@ def make_index(
         try:
             if kind == TOKENS:
                 _check_alike(shards[0], shards[i])
-            found[i] = 1.0 + count_samples(shards[i])
+            found[i] = 1.0 + (count_samples(shards[i]) if given is None else given[i])
         except (OSError, ValueError) as error:
             why = f": {error}"
     found = largest(found)
@@ -253,7 +274,7 @@ def _stats(address: str) -> int | None:
         else:
             text = Path(beside).read_bytes()
         count: object = json.loads(text)["successes"]
-    except (OSError, ValueError, KeyError, TypeError):  # urllib's errors are OSErrors
+    except (OSError, ValueError, KeyError, TypeError, HTTPException):
         return None
     return int(count) if isinstance(count, int) and count >= 0 else None
 
@@ -261,23 +282,24 @@ def _stats(address: str) -> int | None:
 def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
     try:
         listed = json.loads(Path(path).read_text(encoding="utf-8"))["shardlist"]
-        counts = {Path(str(entry["url"])).name: int(entry["nsamples"]) for entry in listed}
+        pairs = [(Path(str(entry["url"])).name, int(entry["nsamples"])) for entry in listed]
+        counts = dict(pairs)
+        if len(counts) != len(pairs) or any(n < 0 for n in counts.values()):
+            raise ValueError("a name that comes twice, or a count below 0")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'reader.counts: {str(path)!r} is no index {{"shardlist": [{{"url": ..., "nsamples": '
             f"...}}]}}: {error!r}"
         ) from error
-    # Of `pipe:cat 0000.tar | tee x` no end is the name: a shard's is the one that it mentions.
     found = []
     for shard in shards:
-        names = [name for name in counts if Path(shard).name == name] or [
-            name for name in counts if name in shard
-        ]
+        # Of `pipe:cat a/0000.tar | tee x` no end is the name: a shard's is the one it mentions.
+        names = {name for name in NAMES.findall(shard) if name in counts}
         if len(names) != 1:
             raise ValueError(
                 f"reader.counts: {str(path)!r} names {len(names)} shards for {shard}: expected one"
             )
-        found.append(counts[names[0]])
+        found.append(counts[names.pop()])
     return found
 
 
@@ -308,7 +330,8 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
 
 def _first(kind: str, shard: str, most: int) -> Iterator[Raw]:
     if kind == PAIRS:
-        yield read_pair(shard)
+        with suppress(OSError):  # gone, or not to be read
+            yield read_pair(shard)
         return
     for i, sample in enumerate(Shard(shard)):
         if i == most:

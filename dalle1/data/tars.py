@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from webdataset.tariterators import base_plus_ext
 Raw = dict[str, Any]  # a sample: its name as __key__, bytes by extension (png, txt, json ...)
 META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
 STREAMS = ("pipe:", "http://", "https://")
+CURL = "exec curl --connect-timeout 30 --speed-limit 1 --speed-time 60 --retry 5 -f -s -L"
 MOST_BYTES = 2**26  # of a file of a sample
 MOST_HEADER = 2**16  # bytes of what lengthens a header: a long name
 LONG = (
@@ -66,9 +68,12 @@ class Shard:
         offset: int = 0,
         headers_alone: bool = False,
         most_bytes: int = MOST_BYTES,
+        extensions: frozenset[str] | None = None,
     ) -> None:
         """offset: where a sample begins, for tars on a disk. headers_alone: all files are empty.
-        most_bytes: larger files are left out, whatever size a header claims."""
+        most_bytes: larger files are left out, whatever size a header claims. extensions: other
+        files are empty."""
+        self.extensions = extensions
         self.address, self.offset = address, offset
         self.headers_alone, self.most_bytes = headers_alone, most_bytes
         self.damage = self.cut = ""
@@ -92,6 +97,9 @@ class Shard:
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("an end mark, and more behind it")
 
+    def _wanted(self, extension: str) -> bool:
+        return self.extensions is None or extension.lower() in self.extensions
+
     def __iter__(self) -> Iterator[Sample]:
         self.damage = self.cut = ""
         sample, usual, whole = Sample(""), 1, True
@@ -99,7 +107,7 @@ class Shard:
             with self._opened() as tar:
                 for member in tar:
                     tar.members = []  # it would keep all of them
-                    key = base_plus_ext(member.name)[0]
+                    key, extension = base_plus_ext(member.name)
                     if not member.isreg() or key is None or META.match(member.name):
                         continue
                     if key != sample.key or not sample.files:
@@ -111,7 +119,7 @@ class Shard:
                     data = b""
                     if member.size > self.most_bytes:
                         sample.too_large = True
-                    elif not self.headers_alone:
+                    elif not self.headers_alone and self._wanted(extension):
                         data = tar.extractfile(member).read()
                     sample.files.append((member, data))
                     whole = True
@@ -179,6 +187,9 @@ class _Stream:
 
 @contextmanager
 def _stream(address: str) -> Iterator[Any]:
+    if not address.startswith("pipe:"):
+        # webdataset's own call waits for ever where a server says nothing more.
+        address = f"pipe:{CURL} {shlex.quote(address)}"
     stream = gopen(address)
     try:
         yield _Stream(stream)

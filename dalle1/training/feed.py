@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle1.data.dirt import CAUSES
+from dalle1.data.dirt import CAUSES, DAMAGED
 from dalle1.data.images import no_augmentation
-from dalle1.data.shards import Batch, Batches
-from dalle1.data.sources import TOKENS, Index, check_readable, make_index
+from dalle1.data.shards import JUDGED, Batch, Batches
+from dalle1.data.sources import TOKENS, Index, check_readable, make_index, no_good
 from dalle1.data.tokens import TokenShard
 from dalle1.files import write_text
 from dalle1.training.config import RunConfig
@@ -20,6 +20,7 @@ from dalle1.training.distributed import any_rank, largest_over_ranks, mean_over_
 from dalle1.training.stage import Stage
 
 INDEX = "data.json"  # in the run's folder
+GOOD = "good"
 
 
 class Feed:
@@ -36,29 +37,40 @@ class Feed:
         self.config, self._folder, self._meet = config, folder, meet
         known = folder / INDEX
         held = Index.from_json(known.read_text()) if resuming and known.exists() else None
-        self.index = held if held and held.data == config.data else self._find(config.data)
-        self.held_out = self._find(config.validation.data) if config.validation else None
+        self.index = held if held and held.is_of(config.data) else self._find(config.data, True)
+        self.held_out = self._find(config.validation.data, False) if config.validation else None
+        for index in (self.index, self.held_out):
+            if index is not None and index.kind == TOKENS and config.stage != "dalle":
+                raise ValueError(
+                    f"data: {index.data!r} holds token shards, but stage {config.stage!r} is "
+                    "trained on pictures"
+                )
         if not resuming:
             self._check()
         self._state: Mapping[str, Any] | None = None
         self._taken = [0] * (config.reader.lanes or config.batch_size)
-        self._epoch = 0.0
+        self._epoch, self._done = 0.0, 0  # of this rank; batches since the last report
+        self._judged: Counter[str] = Counter()  # samples of late, over all ranks
         self._dropped: Counter[str] = Counter()  # bad samples of the whole run, over all ranks
         self._noticed: Counter[str] = Counter()  # by this rank, and not among those yet
 
-    def _find(self, data: str) -> Index:
+    def _find(self, data: str, counted: bool) -> Index:
+        """counted: reader.counts is about these shards."""
+
+        counts = self.config.reader.counts if counted else None
+
         def largest(values: list[float]) -> list[float]:
             self._meet()
             return largest_over_ranks(values)
 
-        return make_index(data, self.config.reader.counts, rank(), ranks(), largest)
+        return make_index(data, counts, rank(), ranks(), largest)
 
     def _check(self) -> None:
-        failure: ValueError | None = None
+        failure: Exception | None = None
         if rank() == 0:
             try:
                 check_readable(self.index, self.config.reader.caption_key)
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 failure = error
         if any_rank(failure is not None):
             raise failure or ValueError("data: the first rank cannot use it")
@@ -114,7 +126,7 @@ class Feed:
             caption_key=r.caption_key,
             caption_lines=r.caption_lines,
             buffer=r.shuffle_buffer,
-            lanes=None if whole else r.lanes,
+            lanes=_few(whole) if whole else r.lanes,
             most_bad=r.most_bad,
             most_aspect=r.max_aspect,
             most_pixels=r.max_pixels,
@@ -129,7 +141,7 @@ class Feed:
             for lane, count in batch.taken.items():
                 self._taken[lane] = count
             self._noticed += batch.dropped
-            self._epoch = batch.epoch
+            self._epoch, self._done = batch.epoch, self._done + 1
             yield batch
 
     def held_out_batches(self) -> Iterator[Batch]:
@@ -144,12 +156,33 @@ class Feed:
         return images
 
     def report(self) -> dict[str, float]:
-        """Epochs done, and bad samples so far by cause."""
+        """Epochs done, and bad samples so far by cause.
+
+        Raises ValueError, on all ranks, where a larger share than `reader.most_bad` was bad of
+        late.
+        """
         dropped = {f"dropped/{cause}": float(n) for cause, n in self._all_dropped().items()}
+        # Over a few shards, lest a single bad one ends a run.
+        enough = max(JUDGED, min(4 * max(self.index.counts), self.index.samples))
+        seen = self._judged.total()
+        bad = self._judged - Counter({GOOD: seen, DAMAGED: seen})
+        if seen >= enough:
+            if bad.total() > self.config.reader.most_bad * seen:
+                text = no_good(self.index.data, self.config.reader.caption_key, bad)
+                raise ValueError(f"{text}; reader.most_bad is {self.config.reader.most_bad}")
+            self._judged = Counter({name: n // 2 for name, n in self._judged.items()})
         return {"epoch": self._epoch, **dropped}
 
     def _all_dropped(self) -> Counter[str]:
         means = mean_over_ranks({cause: float(self._noticed[cause]) for cause in CAUSES})
-        self._dropped += Counter({cause: round(x * ranks()) for cause, x in means.items()})
+        noticed = Counter({cause: round(x * ranks()) for cause, x in means.items()})
+        self._dropped += noticed
+        self._judged += noticed + Counter({GOOD: self._done * self.config.batch_size})
+        self._done = 0
         self._noticed.clear()
         return self._dropped
+
+
+def _few(count: int) -> int:
+    """Lanes for a batch that is read once: each begins in a shard of its own."""
+    return max(lanes for lanes in range(1, 17) if count % lanes == 0)

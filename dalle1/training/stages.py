@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
 
 SHEET_COLUMNS = 8
+TOKENIZER = "tokenizer.json"  # in the run's folder, where the run learns one
 
 
 def _pixels(batch: Batch, device: torch.device) -> Tensor:
@@ -377,6 +379,12 @@ class DALLEStage(Stage):
                     f"transformer one of {ours}: make them anew with launch/tokenize.py and "
                     f"dvae_model {self.settings.dvae_model}"
                 )
+        key = self.settings.reader.caption_key
+        if made.caption_key != key:
+            raise ValueError(
+                f"reader.caption_key is {key!r}, but the token shards {index.data!r} were made "
+                f"with {made.caption_key!r}: set it to that, or make them anew"
+            )
         mine = fingerprint(self._frozen[0])
         if made.dvae != mine:
             raise ValueError(
@@ -401,14 +409,31 @@ def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
 def _train_tokenizer(
     config: RunConfig, settings: TokenizerSettings, vocab_size: int, text_length: int
 ) -> Tokenizer:
-    """Learns the byte-pair vocabulary from the training captions (every rank the same)."""
-    r = config.reader
-    captions = read_captions(config.data, r.caption_key, settings.captions, r.caption_lines)
-    tokenizer = Tokenizer.train(captions, vocab_size, text_length, settings.dropout)
+    """The byte-pair vocabulary of the training captions: learnt once, by the first rank, and kept
+    in the run's folder, so that captions that arrive later do not change the tokens."""
+    path, r = Path(config.run) / TOKENIZER, config.reader
+    failure: Exception | None = None
+    if distributed.rank() == 0 and not path.exists():
+        try:
+            captions = read_captions(config.data, r.caption_key, settings.captions, r.caption_lines)
+            tokenizer = Tokenizer.train(captions, vocab_size, text_length, settings.dropout)
+            _check_vocabulary(tokenizer, vocab_size)
+            tokenizer.save(path)
+        except (OSError, ValueError) as error:
+            failure = error
+    if distributed.ranks() > 1:
+        distributed.meeting(timedelta(seconds=config.faults.save_timeout))()
+    if distributed.any_rank(failure is not None):
+        raise failure or ValueError("the first rank could not learn the tokenizer")
+    tokenizer = Tokenizer.load(path)
+    _check_vocabulary(tokenizer, vocab_size)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if tokenizer.vocab_size != vocab_size:
         raise ValueError(
             f"the captions give only {tokenizer.vocab_size} byte-pair tokens of the {vocab_size} "
             f"that the model's text_vocab asks for: set text_vocab to {tokenizer.vocab_size} "
             "(for CLIP, 2 more)"
         )
-    return tokenizer

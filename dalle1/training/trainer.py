@@ -37,7 +37,7 @@ from dalle1.training.restarts import Heartbeat, attempt
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 from dalle1.training.speed import Speed, known_peak
 from dalle1.training.stage import Stage
-from dalle1.training.stages import make_stage
+from dalle1.training.stages import TOKENIZER, make_stage
 
 CONFIG = "config.yaml"
 MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported
@@ -69,6 +69,8 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.config = config = _with_data(config, self._meet)
         self.feed = Feed(config, self.folder, latest is not None, self._meet)
+        if latest is None and self.rank == 0:  # of a start that failed
+            (self.folder / TOKENIZER).unlink(missing_ok=True)
         torch.manual_seed(config.seed)  # initialisation
         self.stage: Stage = make_stage(config, make_sharding(config))
         self.feed.set_stage(self.stage)
@@ -114,7 +116,7 @@ class Trainer:
 
     def _train(self, log: RunLog | None) -> None:
         config, stage, engine = self.config, self.stage, self.engine
-        batches = self.feed.batches()
+        batches = self.feed.batches()  # its workers end with it
         if log:
             log.say(self.feed.line())
         peak = None if config.parallel.precision == "fp32" else known_peak(device())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle1.data import reading, shapes
+from dalle1.data import reading, shapes, tars
 from dalle1.data.images import augment_dalle, augment_dvae, read_image, resize_area
 from dalle1.data.shards import Batch, Batches
 from dalle1.data.sources import Index, make_index, raw_samples, read_captions
@@ -237,6 +240,53 @@ def test_a_stream_that_ends_early_every_time(
         batches = read(made(cut, batch_size=2, lanes=1), 6)
     dropped = sum((batch.dropped for batch in batches), Counter())
     assert 3 <= dropped["missing from its shard"] <= 18 and dropped["cut off by a damaged shard"]
+
+
+def test_a_disk_that_fails_once(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard taken for empty, for the whole run, because a network disk failed for a second."""
+    monkeypatch.setattr(reading, "RETRIES", (0.0,))
+    failed: list[str] = []
+
+    def flaky(path: str, mode: str) -> Any:
+        if path.endswith("0001.tar") and len(failed) < 1:
+            failed.append(path)
+            raise OSError(errno.ESTALE, "stale file handle")
+        return open(path, mode)
+
+    batches = made(shards, batch_size=5)
+    monkeypatch.setattr(tars, "open", flaky, raising=False)
+    with pytest.warns(UserWarning, match="stale file handle"):
+        found = read(batches, 6)
+    assert failed and len({key for batch in found for key in batch.keys}) == 30
+    assert not any(batch.dropped for batch in found)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_the_process(shards: str, tmp_path: Path) -> None:
+    """A run that is done, or stopped, and waits for ever for a stream that says nothing more."""
+    script = (
+        "from dataclasses import replace\n"
+        "from dalle1.data.images import augment_dvae\n"
+        "from dalle1.data.order import Order\n"
+        "from dalle1.data.shards import Batches\n"
+        "from dalle1.data.sources import make_index\n"
+        f"index = make_index('pipe:cat {tmp_path}/0000.tar')\n"
+        f"stuck = 'pipe:head -c 20000 {tmp_path}/0000.tar; exec sleep 120'\n"
+        "index = replace(index, shards=[stuck])\n"
+        "def begins(seed):\n"
+        "    return Order([10], 1, 1, 1, seed).window(0, 0).pieces[0].first\n"
+        "seed = next(seed for seed in range(1000) if begins(seed) == 0)\n"
+        "batches = Batches(index, 1, 16, augment_dvae, seed, buffer=1).loader(1)\n"
+        "for _ in range(3):\n"
+        "    print(next(batches).keys, flush=True)\n"
+        "print('done', flush=True)\n"
+    )
+    # Into files: the command that hangs holds the worker's pipes open.
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        subprocess.run(
+            [sys.executable, "-c", script], stdout=out, stderr=err, timeout=60, check=True
+        )
+    assert (tmp_path / "out").read_text().endswith("done\n")
 
 
 def test_fewer_samples_than_promised(shards: str, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from dalle1.data.sources import (
     Index,
     check_readable,
     count_samples,
+    find_pairs,
     find_shards,
     make_index,
 )
@@ -81,10 +84,19 @@ def test_given_counts(folder: Path) -> None:
     assert make_index(str(folder), index).counts == [10, 11, 12]
     data = f"pipe:cat {folder}/{{00000..00002}}.tar | cat"
     assert make_index(data, index).counts == [10, 11, 12]
+    entries += [{"url": "0.tar", "nsamples": 1}]  # which is in 00000.tar
+    index.write_text(json.dumps({"shardlist": entries}))
+    assert make_index(data, index).counts == [10, 11, 12]
+    none = [entry | {"nsamples": 0} for entry in entries]
+    index.write_text(json.dumps({"shardlist": none}))
+    with pytest.raises(ValueError, match="not one sample"):
+        make_index(data, index)
     index.write_text(json.dumps({"shardlist": entries[:2]}))
     with pytest.raises(ValueError, match=r"names 0 shards for .*00001.tar"):
         make_index(str(folder), index)
-    for wrong in ("no", "{}", '{"shardlist": [{"url": "a"}]}'):
+    twice = json.dumps({"shardlist": [*entries, entries[0]]})
+    below = json.dumps({"shardlist": [{"url": "00000.tar", "nsamples": -1}]})
+    for wrong in ("no", "{}", '{"shardlist": [{"url": "a"}]}', twice, below):
         index.write_text(wrong)
         with pytest.raises(ValueError, match=r"reader.counts: .* is no index"):
             make_index(str(folder), index)
@@ -114,6 +126,39 @@ def test_an_index_is_known_again(folder: Path, tmp_path: Path) -> None:
     assert make_index(str(moved)).fingerprint() == index.fingerprint()
     write_tar(moved / "00001.tar", good(4))
     assert make_index(str(moved)).fingerprint() != index.fingerprint()
+
+
+def test_an_index_of_something_else(folder: Path) -> None:
+    """A command in a file that came with a run's folder, executed because `data` is the same."""
+    index = make_index(str(folder))
+    assert index.is_of(str(folder)) and not index.is_of(str(folder.parent))
+    pattern = f"{folder}/{{00000..00001}}.tar"
+    assert make_index(pattern).is_of(pattern)
+    for shard in (f"pipe:cat {folder}/00000.tar; touch x", f"{folder}/../00000.tar"):
+        for data in (str(folder), pattern):
+            assert not replace(index, data=data, shards=[shard], counts=[3]).is_of(data)
+
+
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    """A run that ends at its first save, for a file's name."""
+    name = os.fsdecode(b"\xff")
+    (tmp_path / f"{name}.png").write_bytes(encoded(1))
+    (tmp_path / f"{name}.txt").write_text("x")
+    index = make_index(str(tmp_path))
+    assert len(index.fingerprint()) == 16 and Index.from_json(index.as_json()) == index
+
+
+def test_a_picture_that_is_gone(tmp_path: Path) -> None:
+    """One dangling link that ends a run before it begins."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "b.png").write_bytes(encoded(1))
+    index = make_index(str(tmp_path))
+    assert index.samples == 1
+    (tmp_path / "b.png").unlink()
+    check_readable(index, "txt")  # the reader counts it as bad
+    assert find_pairs(tmp_path) == []
 
 
 def test_folder_of_pairs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dalle1.data import shapes
@@ -78,6 +79,45 @@ def test_a_run_keeps_to_its_shards(tmp_path: Path, parts: Path) -> None:
     (tmp_path / "run" / "data.json").unlink()
     with pytest.raises(ValueError, match=r"3 shards, 126 samples\) is not what the run"):
         Trainer(config.model_copy(update={"steps": 30}), resume=True)
+
+
+def test_a_run_keeps_to_its_tokenizer(tmp_path: Path, parts: Path) -> None:
+    """A vocabulary learnt anew of captions that have arrived, so that tokens change their meaning
+    when a run goes on; or one of a start that failed, with other captions."""
+    data = tmp_path / "data"
+    shapes.write_shards(data, "train", 96, side=16, samples_per_shard=48)
+    config = tiny("clip", str(data), tmp_path / "run", parts)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer.json").write_text("of another start")
+    stopped = run_until(config, 5)
+    caption = "a big red circle to the left of a small blue square"
+    ids = stopped.stage._tokens([caption])  # type: ignore[operator]
+    shard = data / "train-00000.tar"
+    with tarfile.open(shard, "a") as more:
+        for i in range(400):
+            text = b"zzyzx quux " * 3
+            entry = tarfile.TarInfo(f"zz{i}.txt")
+            entry.size = len(text)
+            more.addfile(entry, io.BytesIO(text))
+    resumed = Trainer(config, resume=True)
+    assert torch.equal(resumed.stage._tokens([caption]), ids)  # type: ignore[operator]
+    resumed.run()
+
+
+def test_too_many_bad_samples_end_a_run(tmp_path: Path, parts: Path) -> None:
+    """Shards that are gone, so that a run goes round and round in what is left."""
+    data, keys = tmp_path / "data", numbers()
+    data.mkdir()
+    for i in range(4):
+        write_shard(data / f"{i:05d}.tar", keys, 30)
+        (data / f"{i:05d}_stats.json").write_text('{"successes": 30}')
+    config = tiny("dvae", str(data), tmp_path / "run", parts, steps=400, save_every=10)
+    run_until(config, 10)
+    for i in range(3):
+        (data / f"{i:05d}.tar").write_bytes(bytes(10240))
+    with pytest.raises(ValueError, match=r"x missing from its shard.*most_bad is 0.5"):
+        Trainer(config, resume=True).run()
+    assert read_metrics(tmp_path / "run")[-1]["step"] < 60
 
 
 def test_order_settings_stay(tmp_path: Path, shards: str, parts: Path) -> None:
