@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
+from webdataset.tariterators import base_plus_ext
 
 from dalle1.data.dirt import DAMAGED, DUPLICATE, MISSING, MOST_BYTES, TOO_LARGE, UNREADABLE, Bad
 from dalle1.data.sources import PAIRS, TOKENS, Index, read_pair
@@ -23,6 +23,7 @@ from dalle1.data.tokens import TokenSample, TokenShard
 
 Found = Raw | TokenSample | Bad
 KEPT = 64  # shards that are kept open, or known by their headers; more where lanes are many
+MOST = 2**62  # bytes: arrays hold no larger numbers
 RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
 
 
@@ -35,13 +36,13 @@ class Reading(Protocol):
         """Samples [first, last) of a shard, exactly so many."""
 
 
-def make_reading(index: Index, lanes: int) -> Reading:
-    """Reads what the index lists, for so many lanes."""
+def make_reading(index: Index, lanes: int, extensions: frozenset[str] | None = None) -> Reading:
+    """Reads what the index lists, for so many lanes. extensions: other files may be empty."""
     if index.kind == TOKENS:
         return _TokenShards(index, lanes)
     if index.kind == PAIRS:
         return _Pairs(index)
-    return _Tars(index, lanes)
+    return _Tars(index, lanes, extensions)
 
 
 def _checked(sample: Sample, known: set[str], noticed: Counter[str]) -> Found:
@@ -55,33 +56,71 @@ def _checked(sample: Sample, known: set[str], noticed: Counter[str]) -> Found:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What the headers of a tar say."""
+    """What the headers of a tar say: enough to read a sample's files without parsing them again.
 
-    offsets: np.ndarray  # int64, of the samples, bytes
-    duplicates: set[int]  # numbers of those whose key another one had before
+    Arrays, as there may be ten thousand samples and a hundred shards.
+    """
+
+    keys: list[str]
+    first: np.ndarray  # int64 [samples + 1]: a sample's files are [first[i], first[i + 1])
+    offsets: np.ndarray  # int64 [files], of the data, bytes
+    sizes: np.ndarray  # int64 [files], bytes
+    kinds: np.ndarray  # int64 [files]: places in `extensions`
+    extensions: list[str]
+    begins: dict[int, int]  # of samples with a file that does not lie there as it is (sparse)
+    bad: dict[int, str]  # causes, of samples that need not be read
     damage: str
+
+    def raw(self, file: BinaryIO, i: int, wanted: frozenset[str] | None) -> Raw:
+        """A sample's files; of several with one extension the first, of unwanted ones nothing."""
+        found: Raw = {"__key__": self.keys[i]}
+        for f in range(self.first[i], self.first[i + 1]):
+            extension = self.extensions[self.kinds[f]]
+            if extension not in found and (wanted is None or extension in wanted):
+                file.seek(self.offsets[f])
+                found[extension] = file.read(self.sizes[f])
+        return found
+
+    def repeated(self, i: int) -> int:
+        """Files of a sample whose extension another one of it had before."""
+        kinds = self.kinds[self.first[i] : self.first[i + 1]].tolist()
+        return len(kinds) - len(set(kinds))
 
 
 def _scan(address: str) -> _Scan:
     """Raises OSError."""
     shard = Shard(address, headers_alone=True)
-    offsets: list[int] = []
-    duplicates: set[int] = set()
+    keys: list[str] = []
+    first, offsets, sizes, kinds = [0], [], [], []
+    extensions: dict[str, int] = {}
+    begins: dict[int, int] = {}
+    bad: dict[int, str] = {}
     known: set[str] = set()
-    for sample in shard:
+    for i, sample in enumerate(shard):
+        keys.append(sample.key)
         if sample.key in known:
-            duplicates.add(len(offsets))
+            bad[i] = DUPLICATE
+        elif sample.too_large:
+            bad[i] = TOO_LARGE
         known.add(sample.key)
-        offsets.append(sample.offset)
-    return _Scan(np.array(offsets, np.int64), duplicates, shard.damage)
+        for member, _ in sample.files:
+            extension = base_plus_ext(member.name)[1].lower()
+            kinds.append(extensions.setdefault(extension, len(extensions)))
+            offsets.append(min(member.offset_data, MOST))  # of a file that is too large
+            sizes.append(min(member.size, MOST))
+            if member.issparse():
+                begins[i] = sample.offset
+        first.append(len(offsets))
+    a, b, c, d = (np.array(values, np.int64) for values in (first, offsets, sizes, kinds))
+    return _Scan(keys, a, b, c, d, list(extensions), begins, bad, shard.damage)
 
 
 class _Tars:
     """Tars on a disk are read from where a sample begins, streams from their beginning."""
 
-    def __init__(self, index: Index, lanes: int) -> None:
+    def __init__(self, index: Index, lanes: int, extensions: frozenset[str] | None) -> None:
         self.noticed: Counter[str] = Counter()
-        self._index = index
+        self._index, self._extensions = index, extensions
         self._scans = lru_cache(maxsize=max(KEPT, 2 * lanes))(_scan)
         self._streams: dict[int, _Stream] = {}  # by lane
         self._ends: dict[str, int] = {}  # where streams break off, again and again
@@ -101,15 +140,21 @@ class _Tars:
             found: list[Found] = []
             try:
                 scan = self._scans(address)
-                there = len(scan.offsets)
+                there = len(scan.keys)
                 if last == count:  # once an epoch
                     self._compare(address, there, count, scan.damage)
                 if first >= there:
                     return []
-                shard = Shard(address, int(scan.offsets[first]), most_bytes=MOST_BYTES)
-                for i, sample in enumerate(islice(shard, min(last, there) - first), first):
-                    known = {sample.key} if i in scan.duplicates else set()
-                    found.append(_checked(sample, known, self.noticed))
+                with open(address, "rb") as file:
+                    for i in range(first, min(last, there)):
+                        self.noticed[DUPLICATE] += scan.repeated(i)
+                        if i in scan.bad:
+                            found.append(Bad(scan.bad[i]))
+                        elif i in scan.begins:
+                            sample = next(iter(Shard(address, scan.begins[i])), None)
+                            found.append(sample.raw() if sample else Bad(MISSING))
+                        else:
+                            found.append(scan.raw(file, i, self._extensions))
                 return found
             except OSError as error:
                 _wait(address, str(error), wait)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dalle1.data.dirt import EMPTY, MISSING, MOST_PIXELS, Bad, captions_of, image_of
+from dalle1.data.dirt import EMPTY, IMAGE_KEYS, MISSING, MOST_PIXELS, Bad, captions_of, image_of
 from dalle1.data.images import Augmentation, read_image
 from dalle1.data.order import Order
 from dalle1.data.reading import Found, Reading, make_reading
@@ -169,7 +169,9 @@ class Batches(IterableDataset[_Part | _Failure]):
         """One worker's parts of the batches, see `loader`."""
         worker = get_worker_info()
         lanes = self._lanes_of(*((worker.id, worker.num_workers) if worker else (0, 1)))
-        reader = _Reader(self, lanes, self._order(), make_reading(self.index, len(lanes)))
+        caption = "txt" if self.caption_key == "txt" else "json"
+        reading = make_reading(self.index, len(lanes), frozenset({*IMAGE_KEYS, caption}))
+        reader = _Reader(self, lanes, self._order(), reading)
         step = self.first
         try:
             while True:

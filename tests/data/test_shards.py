@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -242,7 +243,10 @@ def test_a_stream_that_ends_early_every_time(
     assert 3 <= dropped["missing from its shard"] <= 18 and dropped["cut off by a damaged shard"]
 
 
-def test_a_disk_that_fails_once(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", [tars, reading])
+def test_a_disk_that_fails_once(
+    shards: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shard taken for empty, for the whole run, because a network disk failed for a second."""
     monkeypatch.setattr(reading, "RETRIES", (0.0,))
     failed: list[str] = []
@@ -254,7 +258,7 @@ def test_a_disk_that_fails_once(shards: str, monkeypatch: pytest.MonkeyPatch) ->
         return open(path, mode)
 
     batches = made(shards, batch_size=5)
-    monkeypatch.setattr(tars, "open", flaky, raising=False)
+    monkeypatch.setattr(module, "open", flaky, raising=False)
     with pytest.warns(UserWarning, match="stale file handle"):
         found = read(batches, 6)
     assert failed and len({key for batch in found for key in batch.keys}) == 30
@@ -287,6 +291,37 @@ def test_a_worker_that_hangs_does_not_keep_the_process(shards: str, tmp_path: Pa
             [sys.executable, "-c", script], stdout=out, stderr=err, timeout=60, check=True
         )
     assert (tmp_path / "out").read_text().endswith("done\n")
+
+
+def test_files_are_read_as_the_shard_has_them(tmp_path: Path) -> None:
+    """Offsets of another file; the last of two files with one extension; sparse files, links or
+    long names read from where their headers stand."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for i in range(30):
+            key = f"{i}" * int(rng.integers(1, 120))
+            for extension in ("PNG", "txt", "json", "txt")[: 4 if i % 7 == 0 else 3]:
+                data = rng.bytes(int(rng.integers(0, 2000)))
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+                tar.addfile(tarfile.TarInfo(f"__meta{i}__"))
+    sparse = tmp_path / "hole.png"
+    with sparse.open("wb") as file:
+        file.seek(2**20)
+        file.write(b"end")
+    subprocess.run(
+        ["tar", "--sparse", "-rf", str(path), "-C", str(tmp_path), "hole.png"], check=True
+    )
+    index = make_index(str(path))
+    found = reading.make_reading(index, 1).read(0, 0, 0, 40)
+    wanted = [sample.raw() for sample in tars.Shard(str(path))]
+    assert len(wanted) == 31 and len(wanted[-1]["png"]) == 2**20 + 3
+    assert found[:31] == wanted and all(isinstance(x, reading.Bad) for x in found[31:])
+    some = reading.make_reading(index, 1, frozenset({"txt"})).read(0, 0, 3, 9)
+    for sample, whole in zip(some, wanted[3:9], strict=True):
+        assert sample == {"__key__": whole["__key__"], "txt": whole["txt"]}
 
 
 def test_fewer_samples_than_promised(shards: str, tmp_path: Path) -> None:
