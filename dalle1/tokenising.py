@@ -14,37 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dalle1.data.dirt import (
     CAUSES,
-    DAMAGED,
-    DUPLICATE,
-    MOST_BYTES,
-    MOST_PIXELS,
-    NO_CAPTION,
-    TOO_LARGE,
-    Bad,
-    caption_keys,
-    captions_of,
-    image_of,
 )
-from dalle1.data.images import augment_dalle, no_augmentation, read_image
 from dalle1.data.sources import (
     PAIRS,
     TARS,
@@ -57,54 +44,29 @@ from dalle1.data.sources import (
     stats_path,
     write_stats,
 )
-from dalle1.data.tars import Raw, Sample, Shard, is_stream
+from dalle1.data.tars import is_stream
 from dalle1.data.tokens import END, Source, TokenSettings, TokenShard, write_token_shard
 from dalle1.data.workers import ending_workers, ignore_signals
-from dalle1.settings import Section
+from dalle1.views import Decoding, End, ViewSettings, size_of
 from dvae import DVAE
 from dvae import load as load_dvae
 
 LARGEST_CODEBOOK = 2**16
-WAITS = (1.0, 4.0, 16.0)  # seconds before a stream that broke off is opened again
 # Of what a token shard keeps, the settings that are called otherwise.
 NAMES = {"dvae": "dvae_model", "augmented": "augment", "codebook_size": "dvae_model"}
 
 
-class TokeniseSettings(Section):
+class TokeniseSettings(ViewSettings):
     """Everything that token shards depend on, and how they are made."""
 
     data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
     out: str = Field(description="folder of the token shards; on several machines, a shared one")
     dvae_model: str = Field(description="model folder of stage one")
-    caption_key: str = Field("txt", description="txt, or the name of a key of the json")
-    caption_lines: bool = Field(False, description="each line of the txt is a caption of its own")
-    views: int = Field(1, ge=1, description="draws of each picture, for as many epochs")
-    augment: bool = Field(False, description="views are crops of listing 2; else the middle square")
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
     batch_size: int = Field(64, ge=1, description="pictures encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
-    seed: int = Field(0, ge=0, description="of the views")
     precision: Literal["fp32", "bf16"] = "fp32"
-    max_aspect: float = Field(
-        20.0, ge=1, allow_inf_nan=False, description="longer side / shorter side; more is dirt"
-    )
-    max_pixels: int = Field(MOST_PIXELS, ge=1, description="of a picture; more is dirt")
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
-
-    @model_validator(mode="after")
-    def _check(self) -> TokeniseSettings:
-        if not self.augment and self.views > 1:
-            raise ValueError(
-                f"views={self.views} of the middle square are all the same: set augment=true, or "
-                "views=1"
-            )
-        if not self.augment and self.seed:
-            raise ValueError(f"seed={self.seed} is read with augment=true alone: take it out")
-        if self.caption_lines and self.caption_key != "txt":
-            raise ValueError(
-                f"caption_lines is read with caption_key=txt, not {self.caption_key!r}: take it out"
-            )
-        return self
 
 
 @dataclass
@@ -160,7 +122,7 @@ def tokenise(
         shard = _opened(targets[i], made_with)
         if (
             shard is None
-            or shard.source.bytes != _size(addresses[i])
+            or shard.source.bytes != size_of(addresses[i])
             or (shard.source.damage and is_stream(addresses[i]))  # it may be whole today
         ):
             missing.append(i)
@@ -332,10 +294,6 @@ def _opened(path: Path, made_with: TokenSettings) -> TokenShard | None:
     return shard
 
 
-def _size(address: str) -> int | None:
-    return None if is_stream(address) else Path(address).stat().st_size
-
-
 def _source_name(target: Path) -> str:
     # Not the address, which may hold a password.
     return target.name.removesuffix(END) + ".tar"
@@ -346,133 +304,6 @@ def _check_captions(settings: TokeniseSettings, addresses: list[str]) -> None:
         check_readable(Index(settings.data, TARS, addresses, []), settings.caption_key)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("reader.")) from error
-
-
-# Decoding, in this process or ahead of it.
-
-
-@dataclass
-class End:
-    """What there is to say of a raw shard when it is read."""
-
-    bytes: int | None = None  # none: streamed
-    dropped: Counter[str] = field(default_factory=Counter)  # samples by cause
-    there: Counter[str] = field(default_factory=Counter)  # keys of text where a caption is missing
-    damage: str = ""
-    failure: str = ""  # of the disk or the network
-
-
-class Chunk(NamedTuple):
-    """Good samples of a shard that lie behind one another; the last chunk has an end."""
-
-    shard: int
-    keys: list[str]
-    captions: list[list[str]]
-    pictures: Tensor  # uint8 [b * v, 3, R, R]
-    end: End | None
-
-
-class _Decoding(IterableDataset[Chunk]):
-    """Chunks of the shards; of several workers each has shards of its own."""
-
-    def __init__(self, addresses: Sequence[str], settings: TokeniseSettings, side: int) -> None:
-        self._addresses, self._settings, self._side = addresses, settings, side
-
-    def __iter__(self) -> Iterator[Chunk]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for i in range(first, len(self._addresses), step):
-            yield from _decode(i, self._addresses[i], self._settings, self._side)
-
-
-def _decode(number: int, address: str, settings: TokeniseSettings, side: int) -> Iterator[Chunk]:
-    at_once = max(1, settings.batch_size // settings.views)
-    shard, end = Shard(address, most_bytes=MOST_BYTES), End()
-    known: set[str] = set()
-    held: list[tuple[str, list[str], np.ndarray]] = []
-
-    def chunk(last: End | None) -> Chunk:
-        keys, captions = [key for key, _, _ in held], [texts for _, texts, _ in held]
-        empty = np.empty((0, side, side, 3), np.uint8)
-        pictures = np.concatenate([empty, *(views for _, _, views in held)])
-        planes = torch.from_numpy(rearrange(pictures, "n h w c -> n c h w").copy())
-        held.clear()
-        return Chunk(number, keys, captions, planes, last)
-
-    try:
-        end.bytes = _size(address)  # before it is read: it may be changed meanwhile
-        for sample in _samples(shard):
-            raw = sample.raw()
-            end.dropped[DUPLICATE] += _glued(sample)
-            try:
-                if sample.key in known:
-                    raise Bad(DUPLICATE)
-                known.add(sample.key)
-                if sample.too_large:
-                    raise Bad(TOO_LARGE)
-                held.append((sample.key, *_captions_and_views(raw, settings, side)))
-            except Bad as error:
-                end.dropped[error.cause] += 1
-                if error.cause == NO_CAPTION:
-                    end.there.update(caption_keys(raw))
-                continue
-            if len(held) == at_once:
-                yield chunk(None)
-    except OSError as error:
-        end.failure = f"{address} cannot be read: {error}"
-    end.damage = shard.damage
-    end.dropped[DAMAGED] += bool(shard.cut)
-    yield chunk(end)
-
-
-def _samples(shard: Shard) -> Iterator[Sample]:
-    """Samples in order; of a stream that breaks off it is tried whether there are more."""
-    taken, stream = 0, is_stream(shard.address)
-    waits = iter(WAITS if stream else ())
-    while True:
-        try:
-            for sample in islice(shard, taken, None):
-                taken += 1
-                yield sample
-            why = shard.damage
-            if not why:
-                return
-            if (wait := next(waits, None)) is None:
-                if stream and not taken:  # an address that is wrong, or a server that is down
-                    raise OSError(why)
-                return
-        except OSError as error:
-            why = str(error)
-            if (wait := next(waits, None)) is None:
-                raise
-        warnings.warn(f"{shard.address} broke off, trying again: {why}", stacklevel=2)
-        time.sleep(wait)
-
-
-def _glued(sample: Sample) -> int:
-    """Samples of the same key that lie right behind it, and so are no samples of their own."""
-    endings = Counter(member.name.lower() for member, _ in sample.files)
-    return max(endings.values()) - 1
-
-
-def _captions_and_views(
-    raw: Raw, settings: TokeniseSettings, side: int
-) -> tuple[list[str], np.ndarray]:
-    """All captions; uint8 [v, R, R, 3]. Raises Bad."""
-    captions = captions_of(raw, settings.caption_key, settings.caption_lines)
-    picture = read_image(image_of(raw), settings.max_pixels, settings.max_aspect)
-    augmentation = augment_dalle if settings.augment else no_augmentation
-    views = [
-        augmentation(picture, side, _draws(settings.seed, raw["__key__"], view))
-        for view in range(settings.views)
-    ]
-    return captions, np.stack(views)
-
-
-def _draws(seed: int, key: str, view: int) -> np.random.Generator:
-    """What a view is drawn with, whoever draws it."""
-    text = f"{seed} {view} {key}".encode(errors="surrogatepass")  # names are any bytes
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest(), "little"))
 
 
 # Encoding.
@@ -496,7 +327,7 @@ def _encoded(
 ) -> Iterator[tuple[int, _Made, End]]:
     """Shards by number, each when it is done: with several workers, several are in work."""
     chunks = DataLoader(
-        _Decoding(addresses, settings, side),
+        Decoding(addresses, settings, settings.batch_size, side),
         batch_size=None,
         num_workers=min(settings.workers, len(addresses)),
         collate_fn=_unchanged,

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle1 import tokenising
+from dalle1 import tokenising, views
 from dalle1.data import dirt, tokens
 from dalle1.data.images import augment_dalle, middle_square
 from dalle1.data.tokens import TokenSettings, TokenShard
@@ -31,6 +31,7 @@ from dalle1.tokenising import Report, TokeniseSettings, fingerprint, shard_name,
 from dvae import DVAE, DVAEConfig, load
 from launch import tokenize as command
 from tests.conftest import randomise
+from tests.data.pictures import write_members as write_tar
 
 ROOT = Path(__file__).parents[1]
 Members = list[tuple[str, bytes]]
@@ -70,16 +71,6 @@ def sample(key: str, png: bytes, caption: str | bytes, **more: bytes) -> Members
         (f"{key}.txt", text),
         *((f"{key}.{end}", data) for end, data in more.items()),
     ]
-
-
-def write_tar(path: Path, members: Members, mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def write_shards(folder: Path, shards: int = 5, samples: int = 7) -> str:
@@ -205,7 +196,7 @@ def test_views(codec: tuple[str, DVAE], tmp_path: Path) -> None:
         assert np.array_equal(found[:2], two[key]) and np.array_equal(found, turned[key])
         assert not np.array_equal(found, other[key])
         for v, view in enumerate(found):
-            crop = augment_dalle(pixels(int(key), 200, 30), 8, tokenising._draws(0, key, v))
+            crop = augment_dalle(pixels(int(key), 200, 30), 8, views.draws(0, key, v))
             image = torch.from_numpy(crop.transpose(2, 0, 1).copy())[None].float() / 255
             assert view.tolist() == codec[1].encode(image).flatten().tolist()
 
@@ -214,9 +205,9 @@ def test_draws_are_a_function_of_seed_key_and_view() -> None:
     """Two keys, views or seeds that share their draws; names that are no Unicode."""
     cases = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (1, "0 a", 0), (10, "a", 0)]
     cases += [(0, "\udcff", 0), (0, "\udcfe", 0), (0, "?", 0)]
-    drawn = [tokenising._draws(*case).integers(2**62) for case in cases]
+    drawn = [views.draws(*case).integers(2**62) for case in cases]
     assert len(set(drawn)) == len(cases)
-    assert drawn == [tokenising._draws(*case).integers(2**62) for case in cases]
+    assert drawn == [views.draws(*case).integers(2**62) for case in cases]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -443,7 +434,7 @@ def test_files_that_are_too_large_are_not_read(
     codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A file of gigabytes that takes a worker's memory."""
-    monkeypatch.setattr(tokenising, "MOST_BYTES", 2000)
+    monkeypatch.setattr(views, "MOST_BYTES", 2000)
     write_tar(
         tmp_path / "in" / "0.tar",
         [*sample("a", encoded(1), "a"), *sample("b", b"x" * 9999, "b")],
@@ -505,7 +496,7 @@ def test_names_of_shards(address: str, name: str) -> None:
 def test_streams(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> None:
     """A stream that broke off once taken for a tar that is damaged, samples before the break
     written twice, or a stream that is done read again."""
-    monkeypatch.setattr(tokenising, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(views, "RETRIES", (0.0, 0.0))
     members = [m for i in range(6) for m in sample(f"{i}", encoded(i), f"{i}")]
     whole = write_tar(tmp_path / "in" / "00000.tar", members)
     script = tmp_path / "give.sh"
@@ -536,7 +527,7 @@ def test_streams_that_stay_broken(
 ) -> None:
     """A server that is down written as a shard without samples, which no later run would mend; a
     tar that is damaged at its source tried without end."""
-    monkeypatch.setattr(tokenising, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(views, "RETRIES", (0.0, 0.0))
     members = [m for i in range(6) for m in sample(f"{i}", encoded(i), f"{i}")]
     whole = write_tar(tmp_path / "00000.tar", members)
     settings = settings_of(codec, f"pipe:head -c 9000 {whole}", tmp_path / "half")

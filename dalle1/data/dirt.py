@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dalle1.data.tars import MOST_BYTES as MOST_BYTES
 from dalle1.data.tars import Raw
 
 IMAGE_KEYS = ("png", "jpg", "jpeg", "webp")

@@ -16,15 +16,14 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from dalle1.data.dirt import DAMAGED, DUPLICATE, MISSING, MOST_BYTES, TOO_LARGE, UNREADABLE, Bad
+from dalle1.data.dirt import DAMAGED, DUPLICATE, MISSING, TOO_LARGE, UNREADABLE, Bad
 from dalle1.data.sources import PAIRS, TOKENS, Index, read_pair
-from dalle1.data.tars import Raw, Sample, Shard, is_stream
+from dalle1.data.tars import RETRIES, Raw, Sample, Shard, is_stream
 from dalle1.data.tokens import TokenSample, TokenShard
 
 Found = Raw | TokenSample | Bad
 KEPT = 64  # shards that are kept open, or known by their headers; more where lanes are many
 MOST = 2**62  # bytes: arrays hold no larger numbers
-RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
 
 
 class Reading(Protocol):
@@ -111,8 +110,17 @@ def _scan(address: str) -> _Scan:
             if member.issparse():
                 begins[i] = sample.offset
         first.append(len(offsets))
-    a, b, c, d = (np.array(values, np.int64) for values in (first, offsets, sizes, kinds))
-    return _Scan(keys, a, b, c, d, list(extensions), begins, bad, shard.damage)
+    return _Scan(
+        keys,
+        first=np.array(first, np.int64),
+        offsets=np.array(offsets, np.int64),
+        sizes=np.array(sizes, np.int64),
+        kinds=np.array(kinds, np.int64),
+        extensions=list(extensions),
+        begins=begins,
+        bad=bad,
+        damage=shard.damage,
+    )
 
 
 class _Tars:
@@ -222,7 +230,7 @@ class _Stream:
     known: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.shard = Shard(self.address, most_bytes=MOST_BYTES)
+        self.shard = Shard(self.address)
         self._samples: Iterator[Sample] = iter(self.shard)
 
     def take(self, first: int, last: int, noticed: Counter[str]) -> list[Found]:

@@ -32,6 +32,20 @@ MOST_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
 JUDGED = 64  # samples before that share says anything
 
 
+def samples_judged(index: Index) -> int:
+    """Over how many samples the share of bad ones is judged: some shards, lest a single bad one
+    ends a run."""
+    return max(JUDGED, min(4 * max(index.counts), index.samples))
+
+
+def too_many_bad(
+    index: Index, caption_key: str, most_bad: float, causes: Counter[str]
+) -> ValueError:
+    """What a run ends with where a larger share than `most_bad` cannot be used."""
+    text = no_good(index.data, caption_key, causes)
+    return ValueError(f"{text}; reader.most_bad is {most_bad}")
+
+
 @dataclass
 class Batch:
     """Samples of one step of one rank: pictures, or tokens where the data are token shards."""
@@ -255,9 +269,7 @@ class _Reader:
             (lane, lane.number * places + i) for lane in self._lanes for i in range(places)
         ]
         self._seen: Counter[str] = Counter()  # of late
-        # The share is judged over some shards, lest a single bad one ends a run.
-        largest = 4 * max(batches.index.counts)
-        self._judged = max(JUDGED, min(largest, order.samples))
+        self._judged = samples_judged(batches.index)
 
     def part(self, step: int) -> _Part:
         """The places of this process's lanes in global batch `step`."""
@@ -326,7 +338,7 @@ class _Reader:
         share = seen.total() >= self._judged and bad > self._b.most_bad * seen.total()
         if share or failures > length + JUDGED:
             causes = seen - Counter(good=seen["good"])
-            text = no_good(self._b.index.data, self._b.caption_key, causes or Counter([cause]))
-            raise ValueError(f"{text}; reader.most_bad is {self._b.most_bad}")
+            b = self._b
+            raise too_many_bad(b.index, b.caption_key, b.most_bad, causes or Counter([cause]))
         if seen.total() > 2 * self._judged:
             self._seen = Counter({name: n // 2 for name, n in seen.items()})

@@ -62,6 +62,13 @@ def find_pairs(folder: str | Path) -> list[str]:
     return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
 
 
+def _some_pairs(data: str) -> list[str]:
+    pairs = find_pairs(data)
+    if not pairs:
+        raise ValueError(f"data: {data!r} has neither .tar shards nor pictures with .txt captions")
+    return pairs
+
+
 def read_pair(picture: str | Path) -> Raw:
     """A sample of a folder of pairs."""
     path = Path(picture)
@@ -86,13 +93,8 @@ def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator
     if kind_of(data, shards) == TOKENS:
         raise ValueError(f"data: {data!r} holds token shards, where pictures are asked for")
     if not shards:
-        pairs = find_pairs(data)
-        if not pairs:
-            raise ValueError(
-                f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
-            )
-        for pair in pairs:
-            yield from _first(PAIRS, pair, 1)
+        for pair in _some_pairs(data):
+            yield from _pair(pair)
     for address in shards:
         shard = Shard(address, extensions=extensions)
         yield from (sample.raw() for sample in shard)
@@ -171,10 +173,12 @@ class Index:
         return len(below) == len(self.shards) and all(".." not in s.parts for s in below)
 
     def as_json(self) -> str:
+        """For a file."""
         return json.dumps(self.__dict__) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Index:
+        """What `as_json` gave; see `is_of` for what it may say."""
         return Index(**json.loads(text))
 
 
@@ -197,21 +201,28 @@ def make_index(
     shards = find_shards(data)
     kind = kind_of(data, shards)
     if kind == PAIRS:
-        pairs = find_pairs(data)
-        if not pairs:
-            raise ValueError(
-                f"data: {data!r} has neither .tar shards nor pictures with .txt captions"
-            )
+        pairs = _some_pairs(data)
         return Index(data, kind, pairs, [1] * len(pairs))
     given = _given_counts(shards, counts) if counts is not None else None
+    # What all token shards must have been made with.
+    made_with = tokens.TokenShard(shards[0]).settings if kind == TOKENS else None
     # One more than the count, so that 0 is a shard that no rank could count.
     found = [0.0] * len(shards)
     why = ""
     for i in range(rank, len(shards), ranks):
         try:
-            if kind == TOKENS:
-                _check_alike(shards[0], shards[i])
-            found[i] = 1.0 + (count_samples(shards[i]) if given is None else given[i])
+            if made_with is not None:
+                held = tokens.TokenShard(shards[i])
+                if held.settings != made_with:
+                    raise ValueError(
+                        f"it was made with {held.settings}, {shards[0]} with {made_with}"
+                    )
+                count = held.count
+            elif given is not None:
+                count = given[i]
+            else:
+                count = count_samples(shards[i])
+            found[i] = 1.0 + count
         except (OSError, ValueError) as error:
             why = f": {error}"
     found = largest(found)
@@ -223,17 +234,9 @@ def make_index(
     return index
 
 
-def _check_alike(first: str, other: str) -> None:
-    a, b = (tokens.TokenShard(path).settings for path in (first, other))
-    if a != b:
-        raise ValueError(f"{first} was made with {a}, {other} with {b}")
-
-
 def count_samples(address: str) -> int:
-    """How many samples a shard holds, by the cheapest of: its header, the `_stats.json` beside it,
-    the names in it. Raises OSError, ValueError."""
-    if address.endswith(tokens.END):
-        return int(tokens.TokenShard(address).count)
+    """How many samples a tar holds, by the `_stats.json` beside it, or by the names in it. Raises
+    OSError."""
     stats = _stats(address)
     if stats is not None:
         return stats
@@ -328,10 +331,14 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
     )
 
 
+def _pair(picture: str) -> Iterator[Raw]:
+    with suppress(OSError):  # gone, or not to be read
+        yield read_pair(picture)
+
+
 def _first(kind: str, shard: str, most: int) -> Iterator[Raw]:
     if kind == PAIRS:
-        with suppress(OSError):  # gone, or not to be read
-            yield read_pair(shard)
+        yield from _pair(shard)
         return
     for i, sample in enumerate(Shard(shard)):
         if i == most:

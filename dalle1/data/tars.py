@@ -22,6 +22,7 @@ META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
 STREAMS = ("pipe:", "http://", "https://")
 CURL = "exec curl --connect-timeout 30 --speed-limit 1 --speed-time 60 --retry 5 -f -s -L"
 MOST_BYTES = 2**26  # of a file of a sample
+RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
 MOST_HEADER = 2**16  # bytes of what lengthens a header: a long name
 LONG = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),

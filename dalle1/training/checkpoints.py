@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dalle1.files import flush
 from dalle1.training.distributed import any_rank, rank, ranks
 
 STATE = "state.json"
@@ -162,4 +163,4 @@ def _step(path: Path) -> int:
 def _sync(path: Path) -> None:
     """Waits until the file is on the disk: a rename may get there first."""
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush(file)

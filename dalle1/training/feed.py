@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dalle1.data.dirt import CAUSES, DAMAGED
 from dalle1.data.images import no_augmentation
-from dalle1.data.shards import JUDGED, Batch, Batches
-from dalle1.data.sources import TOKENS, Index, check_readable, make_index, no_good
+from dalle1.data.shards import Batch, Batches, samples_judged, too_many_bad
+from dalle1.data.sources import TOKENS, Index, check_readable, make_index
 from dalle1.data.tokens import TokenShard
 from dalle1.files import write_text
 from dalle1.training.config import RunConfig
@@ -56,7 +56,6 @@ class Feed:
 
     def _find(self, data: str, counted: bool) -> Index:
         """counted: reader.counts is about these shards."""
-
         counts = self.config.reader.counts if counted else None
 
         def largest(values: list[float]) -> list[float]:
@@ -162,14 +161,12 @@ class Feed:
         late.
         """
         dropped = {f"dropped/{cause}": float(n) for cause, n in self._all_dropped().items()}
-        # Over a few shards, lest a single bad one ends a run.
-        enough = max(JUDGED, min(4 * max(self.index.counts), self.index.samples))
         seen = self._judged.total()
         bad = self._judged - Counter({GOOD: seen, DAMAGED: seen})
-        if seen >= enough:
-            if bad.total() > self.config.reader.most_bad * seen:
-                text = no_good(self.index.data, self.config.reader.caption_key, bad)
-                raise ValueError(f"{text}; reader.most_bad is {self.config.reader.most_bad}")
+        if seen >= samples_judged(self.index):
+            r = self.config.reader
+            if bad.total() > r.most_bad * seen:
+                raise too_many_bad(self.index, r.caption_key, r.most_bad, bad)
             self._judged = Counter({name: n // 2 for name, n in self._judged.items()})
         return {"epoch": self._epoch, **dropped}
 

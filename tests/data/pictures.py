@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,27 @@ def encoded(number: int, kind: str = "PNG", mode: str = "RGB", side: int = 20) -
     return buffer.getvalue()
 
 
+def write_members(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar of files by name, in a folder that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
 def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:
     """Samples of files by extension; their keys are the tar's name and their number."""
-    with tarfile.open(path, "w") as tar:
-        for i, sample in enumerate(samples):
-            for extension, data in sample.items():
-                entry = tarfile.TarInfo(f"{path.stem}-{i:04d}.{extension}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-    return path
+    return write_members(
+        path,
+        (
+            (f"{path.stem}-{i:04d}.{extension}", data)
+            for i, sample in enumerate(samples)
+            for extension, data in sample.items()
+        ),
+    )
 
 
 def good(count: int, first: int = 0) -> list[dict[str, bytes]]:

@@ -22,6 +22,8 @@ from dalle1.data.packing import pack
 from dalle1.data.sources import raw_samples
 from launch import inspect_data
 
+from .pictures import write_members as write_tar
+
 Files = list[tuple[str, bytes]]
 
 
@@ -39,15 +41,6 @@ def pair(key: str, caption: str = "a red picture", **options: Any) -> Files:
 
 def pairs(count: int) -> Files:
     return [file for i in range(count) for file in pair(f"{i}", f"number {i}", width=60 + i)]
-
-
-def write_tar(path: Path, files: Files, mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for name, data in files:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def read_by_training(data: Path) -> int:
