@@ -1,11 +1,14 @@
 """DALL-E 1: captions to pictures (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
 
-from dalle1 import attention, clip, decoding
+from dalle1 import clip
 from dalle1.clip import CLIP, CLIPConfig
+from dalle1.generation import generator as decoding
 from dalle1.model import Model, load
 from dalle1.sampling import Result, rank, sample
 from dalle1.tokenizer import Tokenizer
-from dalle1.transformer import Transformer, TransformerConfig
+from dalle1.transformer import masks as attention
+from dalle1.transformer.config import TransformerConfig
+from dalle1.transformer.model import Transformer
 
 __version__ = "0.1.0"
 __all__ = [

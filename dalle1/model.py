@@ -21,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dvae
-from dalle1.clip import CLIP, CLIPConfig
-from dalle1.clip_tokenizer import CLIPTokenizer
-from dalle1.decoding import Options, candidate_uniforms, draw_text
-from dalle1.files import replacing, write_text
+from dalle1.clip.model import CLIP, CLIPConfig
+from dalle1.clip.tokenizer import CLIPTokenizer
+from dalle1.common.files import replacing, write_text
+from dalle1.generation.generator import draw_text
+from dalle1.generation.options import Options, candidate_uniforms
 from dalle1.tokenizer import Tokenizer
-from dalle1.transformer import Transformer, TransformerConfig
+from dalle1.transformer.config import TransformerConfig
+from dalle1.transformer.model import Transformer
 from dvae.storage import CONFIG
 
 if TYPE_CHECKING:

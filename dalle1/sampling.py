@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1 import ranking
-from dalle1.batching import Part, draw_parts, pictures_at_once
-from dalle1.decoding import Options
-from dalle1.files import write_text
+from dalle1.clip.ranker import score
+from dalle1.common.files import write_text
+from dalle1.common.images import contact_sheet, to_rgb
+from dalle1.generation.batches import Part, draw_parts, pictures_at_once
+from dalle1.generation.options import Options
 from dalle1.model import Model, load
-from dalle1.pictures import contact_sheet, to_rgb
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 
@@ -202,7 +202,7 @@ def _best(model: Model, caption: str, tokens: Tensor, keep: int) -> _Kept:
     scores = torch.full((len(tokens),), float("nan"))
     order = torch.arange(keep)
     if model.clip is not None:
-        scores = ranking.score(model.clip, clip_ids(model, caption), images)
+        scores = score(model.clip, clip_ids(model, caption), images)
         order = scores.argsort(descending=True, stable=True)[:keep]
     folded = rearrange(tokens[order], "b (r c) -> b r c", r=model.transformer.config.grid)
     return _Kept(len(tokens), folded, scores[order], [to_pil(picture) for picture in images[order]])
@@ -239,9 +239,9 @@ def rank(
     if len(images) == 0:
         raise ValueError("images: expected at least one")
     if isinstance(images, Tensor):
-        return ranking.score(model.clip, text, images)
+        return score(model.clip, text, images)
     # One at a time, because pictures may differ in size.
-    parts = [ranking.score(model.clip, text, to_tensor(picture)[None]) for picture in images]
+    parts = [score(model.clip, text, to_tensor(picture)[None]) for picture in images]
     return torch.cat(parts)
 
 

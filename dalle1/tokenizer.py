@@ -1,6 +1,6 @@
 """Captions to token ids and back: lower-cased byte-level BPE (paper section 2.2).
 
-Ids are those of `dalle1.layout`: END_OF_CAPTION is token 0 of the vocabulary, and each text
+Ids are those of `transformer.sequence`: END_OF_CAPTION is token 0 of the vocabulary, and each text
 position has a padding id of its own behind the vocabulary. Dropout of merges (10 % in the paper)
 is applied only where it is asked for: in training.
 
@@ -21,8 +21,8 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from dalle1.files import write_text
-from dalle1.layout import END_OF_CAPTION, padding_id
+from dalle1.common.files import write_text
+from dalle1.transformer.sequence import END_OF_CAPTION, padding_id
 
 END_TOKEN = "<|endofcaption|>"
 BYTES = 256  # a byte-level vocabulary holds every byte, so no caption is out of it

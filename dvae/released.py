@@ -1,6 +1,6 @@
 """The dVAE that was published with the paper: its encoder and decoder files -> DVAE.
 
-The files are pickled module trees of the package `dall_e`; see `dvae.archives` for how they are
+The files are pickled module trees of the package `dall_e`; see `dvae.pickles` for how they are
 read without running them. Keys and shapes are those of `dvae.model`.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dvae.archives import check_fits, read_tensors
 from dvae.model import DVAE, DVAEConfig
+from dvae.pickles import check_fits, read_tensors
 
 MOST_GROUPS = 8  # the published have 4
 

@@ -1,86 +1,12 @@
-"""Drops what is not worth training on: `python launch/filter.py IN OUT [options]`.
+"""`dalle1 filter`, for launchers that take a script: see `dalle1/commands/filter.py`."""
 
-IN is shards such as 'path/{0000..0009}.tar' or a folder of tars; OUT gets a shard for each, with
-the samples that stay as they were. The same command goes on where it was stopped.
-"""
-
-from __future__ import annotations
-
-import argparse
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
-from dalle1.cli import exit_status
-from dalle1.data.filtering import filter_shards
-from dalle1.data.judging import DUPLICATES, ENGLISH, MOST_DISTANCE, FilterSettings
-from dalle1.files import write_text
+# The checkout, in place of launch/, whose tokenize.py would hide Python's own module.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# Of each of `FilterSettings` what argparse is told.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "caption_key": {"help": "txt, or a key of the json"},
-    "min_words": {"type": int, "help": "of a caption; 0: any"},
-    "boilerplate_words": {
-        "type": int,
-        "help": "fewer words besides dates, file names and stock phrases are boilerplate; 0: off",
-    },
-    "english": {
-        "choices": ENGLISH,
-        "help": "script: no other letters than Latin ones; language: also py3langid's judgement",
-    },
-    "min_english": {"type": float, "help": "least probability, of --english language"},
-    "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
-    "min_side": {"type": int, "help": "pixels of the shorter side"},
-    "duplicates": {
-        "choices": DUPLICATES,
-        "help": "pair: the same picture and caption; picture: the same picture, any caption",
-    },
-    "near_duplicates": {
-        "type": int,
-        "metavar": "BITS",
-        "help": f"drops pictures whose hashes differ in at most so many of 64 bits, 0 to "
-        f"{MOST_DISTANCE}; needs imagehash",
-    },
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 1 when a disk fails or is full, 2 for a mistake of the user's, 130 when
-    stopped."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", metavar="IN", help="shards, or a folder of tars")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the filtered shards")
-    for field in fields(FilterSettings):
-        told = dict(OPTIONS[field.name])
-        told["help"] += f" (default: {'off' if field.default is None else field.default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **told)
-    parser.add_argument("--report", type=Path, help="file for the counts and examples (.json)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and judge (0)")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: _filter(options), "stopped; the same command goes on")
-
-
-def _filter(options: argparse.Namespace) -> int:
-    settings = FilterSettings(**{f.name: getattr(options, f.name) for f in fields(FilterSettings)})
-    report: Path | None = options.report
-    if report and report.is_dir():
-        raise ValueError(f"report: {str(report)!r} is a folder; give a file")
-    try:
-        found = filter_shards(
-            options.data, options.out, settings, options.workers, progress=sys.stderr.isatty()
-        )
-        if report:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            write_text(report, found.to_json())
-    except OSError as error:
-        print(f"error: {error}; the same command goes on", file=sys.stderr)
-        return 1
-    print(found.table())
-    print(f"data={options.out}")
-    return 0
-
+from dalle1.commands.filter import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,66 +1,12 @@
-"""Says what a data set holds and what is wrong with it: `python launch/inspect_data.py DATA`.
+"""`dalle1 inspect`, for launchers that take a script: see `dalle1/commands/inspect.py`."""
 
-DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
-tars, or a folder of pictures with a .txt of the same name beside each.
-"""
-
-# Not launch/inspect.py: scripts find their neighbours first, and each of them would import it in
-# place of Python's own module.
-
-from __future__ import annotations
-
-import argparse
+import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from PIL import Image
+# The checkout, in place of launch/, whose tokenize.py would hide Python's own module.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from dalle1.cli import exit_status
-from dalle1.data.inspect import describe, draw_sheet, inspect
-from dalle1.files import write_text
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", help="shards, a folder of tars, or a folder of pairs")
-    parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
-    parser.add_argument("--samples", type=int, default=1000, help="read and decoded (1000)")
-    parser.add_argument("--all", action="store_true", help="reads and decodes all of them")
-    parser.add_argument("--sheet", type=Path, help="where to draw some samples: sheet.png")
-    parser.add_argument("--count", type=int, default=24, help="samples on the sheet (24)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: _inspect(options))
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    sheet: Path | None = options.sheet
-    if sheet and sheet.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"sheet: {str(sheet)!r} must end in .png, .jpg or the like")
-    if sheet and options.count < 1:
-        raise ValueError(f"count must be 1 or more, not {options.count}")
-    report = inspect(
-        options.data,
-        options.caption_key,
-        None if options.all else options.samples,
-        options.seed,
-        options.count if sheet else 0,
-        progress=sys.stderr.isatty(),
-    )
-    print(describe(report))
-    if sheet:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(report.pictures).save(sheet)
-        # The sheet shortens long captions, and its font has the letters of English alone. The file
-        # has another stem, or the two would be a pair to a reader of their folder.
-        captions = sheet.with_name(f"{sheet.stem}_captions.txt")
-        texts = (" ".join(text.split()) for _, text in report.pictures)
-        write_text(captions, "".join(f"{i}: {text}\n" for i, text in enumerate(texts, 1)))
-        print(f"\n{sheet}, captions in full in {captions}")
-    return 0
-
+from dalle1.commands.inspect import main
 
 if __name__ == "__main__":
     sys.exit(main())

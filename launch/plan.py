@@ -1,49 +1,12 @@
-"""Says what a run asks of a cluster: `python launch/plan.py CONFIG [key=value ...] --gpus 8`.
+"""`dalle1 plan`, for launchers that take a script: see `dalle1/commands/plan.py`."""
 
-Parameters, memory of each GPU and CPU, FLOPs, bytes on the network and time; nothing is run.
-"""
-
-from __future__ import annotations
-
-import argparse
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
 
-from dalle1.training.config import load_config
-from dalle1.training.planning import ClusterSettings, describe, plan
+# The checkout, in place of launch/, whose tokenize.py would hide Python's own module.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-HELP = {
-    "gpus": "in all",
-    "gpus_per_node": "GPUs of a machine",
-    "memory": "GB (1e9 bytes) of a GPU",
-    "network": "Gbit/s of a machine",
-    "mfu": "share of the peak that the products reach",
-    "peak": "dense TFLOP/s of a GPU in the run's precision",
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 when the run fits, 1 when it does not, 2 for a mistake in the settings."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config", help="a YAML file such as configs/paper/12b.yaml")
-    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
-    for field in fields(ClusterSettings):
-        flag = "--" + field.name.replace("_", "-")
-        help_ = f"{HELP[field.name]} (default: {field.default:g})"
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=help_)
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        cluster = ClusterSettings(
-            **{f.name: getattr(options, f.name) for f in fields(ClusterSettings)}
-        )
-        made = plan(load_config(options.config, options.overrides), cluster)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(describe(made))
-    return 0 if made.fits else 1
-
+from dalle1.commands.plan import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,49 +1,12 @@
-"""Draws and ranks candidates of many captions and reports what ranking gains.
+"""`dalle1 evaluate`, for launchers that take a script: see `dalle1/commands/evaluate.py`."""
 
-    python launch/rank.py CONFIG [key=value ...]
-    deepspeed launch/rank.py CONFIG [key=value ...]     the captions spread over the ranks
-
-Ctrl-C loses the captions in work alone; the same command goes on.
-"""
-
-from __future__ import annotations
-
-import argparse
+import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-import torch
+# The checkout, in place of launch/, whose tokenize.py would hide Python's own module.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from dalle1.cli import exit_status
-from dalle1.evaluation.run import FILES, prepare, run
-from dalle1.evaluation.settings import RankSettings
-from dalle1.settings import load_settings
-from dalle1.training.distributed import meeting
-from dalle1.training.engine import start_processes
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 130 when stopped, 2 for a mistake in the settings."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config", help="a YAML file such as configs/shapes/rank.yaml")
-    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
-    parser.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
-    options = parser.parse_args(arguments)
-    sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` lie
-    return exit_status(lambda: _rank(options), "stopped; the same command goes on")
-
-
-def _rank(options: argparse.Namespace) -> int:
-    settings = load_settings(RankSettings, options.config, options.overrides)
-    rank, ranks = start_processes()
-    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    page = run(prepare(settings, device), settings, rank, ranks, meeting())
-    if page:
-        for name in FILES:
-            print(f"  {page.parent / name}")
-    return 0
-
+from dalle1.commands.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

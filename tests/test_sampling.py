@@ -15,9 +15,9 @@ from torch import Tensor
 
 import dalle1
 from dalle1 import Model, sampling
-from dalle1.decoding import Decoder
+from dalle1.common.images import to_rgb
+from dalle1.generation.generator import Decoder
 from dalle1.model import load
-from dalle1.pictures import to_rgb
 from dalle1.sampling import Preview
 from tests.conftest import ModelMaker
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.attention import allowed, dense_attention
-from dalle1.benchmarks.measuring import DTYPES, Measured, device_name, peak_memory, timed
-from dalle1.layout import Pattern
-from dalle1.sparse_attention import sparse_attention
-from dalle1.transformer import Execution, Transformer, TransformerConfig
+from dalle1.benchmarks.timing import DTYPES, Measured, device_name, peak_memory, timed
+from dalle1.transformer.attention import dense_attention, sparse_attention
+from dalle1.transformer.config import Execution, TransformerConfig
+from dalle1.transformer.masks import allowed
+from dalle1.transformer.model import Transformer
+from dalle1.transformer.sequence import Pattern
 
 # Dense 16-bit matrix products of the SXM boards, as the makers give them: FLOP/s.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12}

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1 import ranking
-from dalle1.evaluation.draws import ATTRIBUTES, NOT_CLAIMED, Draws, read_draws, verdict
+from dalle1.clip.ranker import score
+from dalle1.common.config import SHAPES
+from dalle1.common.files import write_text
+from dalle1.evaluation import best_of_n as ranking
+from dalle1.evaluation.candidates import ATTRIBUTES, NOT_CLAIMED, Draws, read_draws, verdict
+from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.metrics import (
     BATCH,
     Comparison,
@@ -28,11 +32,8 @@ from dalle1.evaluation.metrics import (
     named_network,
 )
 from dalle1.evaluation.prompts import Prompt, true_pictures
-from dalle1.evaluation.settings import RankSettings
-from dalle1.files import write_text
 from dalle1.model import Model
 from dalle1.sampling import decode, to_pil
-from dalle1.settings import SHAPES
 
 FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
@@ -170,7 +171,7 @@ def _figures(
 ) -> _Found:
     assert model.clip is not None
     features, logits = network(images)
-    scores = ranking.score(model.clip, model.clip.ids(caption), images)
+    scores = score(model.clip, model.clip.ids(caption), images)
     correct = None
     if settings.data == SHAPES:
         correct = [all(verdict(p, caption)) for p in images]  # NOT_CLAIMED counts as right

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from dalle1.clip import CLIP
+from dalle1.clip.model import CLIP
 
 BATCH = 64
 MOST_CLASSES = 1000

@@ -13,12 +13,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from dalle1.data import shapes
-from dalle1.data.dirt import Bad, caption_of, image_of
-from dalle1.data.images import middle_square, read_image
-from dalle1.data.sources import raw_samples
-from dalle1.evaluation.settings import RankSettings
-from dalle1.settings import SHAPES
+from dalle1.common.config import SHAPES
+from dalle1.data.samples import Bad, caption_of, image_of
+from dalle1.data.shapes import dataset as shapes
+from dalle1.data.shards.index import raw_samples
+from dalle1.data.transforms import middle_square, read_image
+from dalle1.evaluation.config import RankSettings
 
 TEST_SEED = 1  # of the built-in test pictures; training's is another
 UNSEEN, HELDOUT, GIVEN = "unseen captions", "held-out pairs", "captions"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from dalle1.evaluation import benchmark, figures
-from dalle1.evaluation.draws import claim, draw_all
+from dalle1.common.config import save_settings
+from dalle1.evaluation import benchmark, page, plots
+from dalle1.evaluation.candidates import claim, draw_all
+from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.metrics import Network, metric_classes
 from dalle1.evaluation.prompts import Prompt, read_prompts
-from dalle1.evaluation.settings import RankSettings
 from dalle1.model import Model, load
-from dalle1.settings import save_settings
 
 FILES = (benchmark.RESULT, "best_of_n.png", "blur.png", "sheet.png", "index.html")
 
@@ -31,7 +31,7 @@ class Prepared:
 def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     """Model, captions and network; ValueError for what would fail after hours of drawing."""
     metric_classes()
-    figures.pyplot()
+    plots.pyplot()
     model = load(settings.model)
     if model.clip is None:
         raise ValueError(f"model: {settings.model} has no CLIP to rank with")
@@ -67,4 +67,4 @@ def run(
         return None
     found = benchmark.measure(model, prompts, settings, prepared.network)
     benchmark.save(found, folder)
-    return figures.write_page(found, folder)
+    return page.write_page(found, folder)

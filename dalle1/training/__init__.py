@@ -1,1 +1,1 @@
-"""Training of the three stages; the only importers are `launch` and `dalle1.cli`."""
+"""Training of the three stages; the only importers are `launch` and `dalle1.commands.main`."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle1.files import flush
+from dalle1.common.files import flush
 from dalle1.training.distributed import any_rank, rank, ranks
 
 STATE = "state.json"

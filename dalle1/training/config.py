@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dalle1.clip import CLIPConfig
-from dalle1.data.dirt import MOST_PIXELS
-from dalle1.data.shards import MOST_BAD
-from dalle1.settings import Section, load_settings
-from dalle1.transformer import Execution, TransformerConfig
+from dalle1.clip.model import CLIPConfig
+from dalle1.common.config import Section, load_settings
+from dalle1.data.samples import MOST_PIXELS
+from dalle1.data.shards.loader import MOST_BAD
+from dalle1.transformer.config import Execution, TransformerConfig
 from dvae import DVAEConfig
 
 
@@ -280,5 +280,5 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a training run's YAML file; see `dalle1.settings.load_settings`."""
+    """The settings of a training run's YAML file; see `dalle1.common.config.load_settings`."""
     return load_settings(RunConfig, path, overrides)

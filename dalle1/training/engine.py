@@ -30,12 +30,12 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from dalle1.training import distributed
-from dalle1.training.compression import PowerSGD, matrices, mean_over
 from dalle1.training.config import ParallelSettings, RunConfig
-from dalle1.training.faults import RanksLost
-from dalle1.training.optimiser import MOMENTS, Optimiser
-from dalle1.training.spread import Layout, ShardGroups
-from dalle1.training.stage import Stage
+from dalle1.training.optimizer import MOMENTS, Optimiser
+from dalle1.training.parallel import Layout, ShardGroups
+from dalle1.training.powersgd import PowerSGD, matrices, mean_over
+from dalle1.training.signals import RanksLost
+from dalle1.training.stages.base import Stage
 
 OVERFLOW = "gradients of a block are beyond float16"  # meant to happen now and then
 NOT_FINITE = "a gradient is not finite"

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dalle1.data import shapes
-from dalle1.data.shards import Batch
-from dalle1.scaling import load_scales, scales_state
-from dalle1.settings import SHAPES, save_settings
+from dalle1.common.config import SHAPES, save_settings
+from dalle1.data.shapes import dataset as shapes
+from dalle1.data.shards.loader import Batch
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
+from dalle1.training.dataloader import Feed
 from dalle1.training.distributed import (
     device,
     from_rank,
@@ -30,14 +30,16 @@ from dalle1.training.distributed import (
 )
 from dalle1.training.ema import EMA, shares
 from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
-from dalle1.training.faults import Interrupted, RanksLost, StopSignals, Watch, ranks_lost
-from dalle1.training.feed import Feed
-from dalle1.training.log import RunLog
-from dalle1.training.restarts import Heartbeat, attempt
+from dalle1.training.loss_guard import Watch
+from dalle1.training.metrics_logger import RunLog
 from dalle1.training.schedules import PlateauHalving, cosine, warm_up
-from dalle1.training.speed import Speed, known_peak
-from dalle1.training.stage import Stage
-from dalle1.training.stages import TOKENIZER, make_stage
+from dalle1.training.signals import Interrupted, RanksLost, StopSignals, ranks_lost
+from dalle1.training.stages.base import Stage
+from dalle1.training.stages.table import make_stage
+from dalle1.training.stages.text_tokenizer import TOKENIZER
+from dalle1.training.supervisor import Heartbeat, attempt
+from dalle1.training.throughput import Speed, known_peak
+from dalle1.transformer.gradient_scale import load_scales, scales_state
 
 CONFIG = "config.yaml"
 MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from dalle1.settings import save_settings
+from dalle1.common.config import save_settings
 from dalle1.training.config import RunConfig
-from dalle1.training.log import METRICS
+from dalle1.training.metrics_logger import METRICS
 from tests.cluster.hosts import ROOT, Cluster, Host, wait_for
 
 START = 120.0  # seconds that a run may take until it trains; about 12 on two free cores

@@ -19,7 +19,7 @@ import pytest
 
 from dalle1.training.checkpoints import load, newest
 from dalle1.training.config import RunConfig
-from dalle1.training.log import read_metrics
+from dalle1.training.metrics_logger import read_metrics
 from tests.cluster.hosts import Cluster, wait_for
 from tests.cluster.runs import LOST, START, Run, rank_of
 from tests.training import worker

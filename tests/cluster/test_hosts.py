@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dalle1.settings import save_settings
-from dalle1.training.log import read_metrics
+from dalle1.common.config import save_settings
+from dalle1.training.metrics_logger import read_metrics
 from dvae import DVAE
 from tests.cluster import hosts
 from tests.cluster.hosts import ROOT, Cluster, Host, wait_for

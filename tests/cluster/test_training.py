@@ -10,7 +10,7 @@ import pytest
 
 from dalle1.training.checkpoints import load
 from dalle1.training.config import RunConfig
-from dalle1.training.log import read_metrics
+from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer
 from tests.cluster.hosts import Cluster
 from tests.cluster.runs import START, Run

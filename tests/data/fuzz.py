@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle1.data import reading
-from dalle1.data.dirt import CAUSES, MOST_PIXELS, Bad, captions_of, image_of
-from dalle1.data.images import augment_dalle, read_image
-from dalle1.data.shards import Batches
-from dalle1.data.tars import Shard
+from dalle1.data.samples import CAUSES, MOST_PIXELS, Bad, captions_of, image_of
+from dalle1.data.shards import reader as reading
+from dalle1.data.shards.loader import Batches
+from dalle1.data.shards.tar import Shard
+from dalle1.data.transforms import augment_dalle, read_image
 from tests.data.mutations import Files, mutate, mutated_sample, tar_of
 
 HANGS = 60  # seconds of a round, which takes a few hundredths of one

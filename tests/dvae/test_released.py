@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dvae
-from dvae.archives import read_tensors
+from dvae.pickles import read_tensors
 from tests.parity import released_dvae as published
 
 WIDTH, VOCAB, BOTTLENECK = 8, 20, 12

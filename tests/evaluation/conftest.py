@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dalle1 import Model
-from dalle1.evaluation.settings import RankSettings
+from dalle1.evaluation.config import RankSettings
 from tests.conftest import CAPTIONS
 
 SettingsMaker = Callable[..., RankSettings]

@@ -17,8 +17,10 @@ import yaml
 from PIL import Image
 
 from dalle1 import Model
+from dalle1.common.config import load_settings
 from dalle1.evaluation import benchmark
-from dalle1.evaluation.draws import ATTRIBUTES, NOT_CLAIMED, Draws, draw_all, read_draws
+from dalle1.evaluation.candidates import ATTRIBUTES, NOT_CLAIMED, Draws, draw_all, read_draws
+from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import (
     HELDOUT,
     UNSEEN,
@@ -27,8 +29,6 @@ from dalle1.evaluation.prompts import (
     true_pictures,
 )
 from dalle1.evaluation.run import FILES, prepare, run
-from dalle1.evaluation.settings import RankSettings
-from dalle1.settings import load_settings
 from tests.conftest import CAPTIONS, ModelMaker
 from tests.evaluation.conftest import SettingsMaker
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dalle1
 from dalle1 import CLIP, CLIPConfig
-from dalle1.clip_tokenizer import CLIPTokenizer
+from dalle1.clip.tokenizer import CLIPTokenizer
 from tests.conftest import ModelMaker
 from tests.parity.published_clip import PublishedCLIP
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dalle1 import Transformer, TransformerConfig
-from dalle1.evaluation.settings import RankSettings
-from dalle1.settings import load_settings, save_settings
-from dalle1.tokenising import TokeniseSettings
+from dalle1.common.config import load_settings, save_settings
+from dalle1.data.precompute.encode import TokeniseSettings
+from dalle1.evaluation.config import RankSettings
 from dalle1.training.config import DVAESettings, load_config
 from dvae import DVAEConfig
 

@@ -13,7 +13,7 @@ import torch
 
 import dalle1
 from dalle1.training.config import ParallelSettings, RunConfig
-from dalle1.training.spread import Layout
+from dalle1.training.parallel import Layout
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny

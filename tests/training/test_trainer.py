@@ -13,7 +13,7 @@ import torch
 import dalle1
 import dvae
 from dalle1.training import checkpoints
-from dalle1.training.log import read_metrics
+from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer
 
 from .conftest import run_until, tiny

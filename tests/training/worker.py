@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle1.data.shards import Batch
-from dalle1.settings import save_settings
+from dalle1.common.config import save_settings
+from dalle1.data.shards.loader import Batch
 from dalle1.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def main() -> None:
     import torch
 
     from dalle1.training.config import load_config
-    from dalle1.training.faults import Interrupted
+    from dalle1.training.signals import Interrupted
     from dalle1.training.trainer import Trainer
 
     parser = argparse.ArgumentParser()

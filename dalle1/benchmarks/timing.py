@@ -1,0 +1,78 @@
+"""Seconds, bytes and rates of a device."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dalle1.transformer.prepacked_linear import packed_linear
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Measured:
+    """Seconds of each repeat, and the peak memory in bytes where it can be told apart."""
+
+    seconds: list[float]
+    memory: int | None
+
+    def text(self) -> str:
+        low, middle, high = self.spread()
+        memory = "" if self.memory is None else f"  {self.memory / 2**20:8,.0f} MB"
+        return f"{middle:9.2f} ms  ({low:.2f} to {high:.2f}){memory}"
+
+    def spread(self) -> tuple[float, float, float]:
+        """Milliseconds: min, median, max."""
+        ms = [1e3 * s for s in self.seconds]
+        return min(ms), statistics.median(ms), max(ms)
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most so far: of the device's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+@torch.inference_mode()
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that the device reads and writes, copying what fits in no cache; the best of
+    a few."""
+    n = 2**28 if device.type == "cuda" else 2**26
+    source = torch.ones(n, device=device)
+    target = torch.empty_like(source)
+    return 8 * n / min(timed(lambda: target.copy_(source), device) for _ in range(6))
+
+
+@torch.inference_mode()
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product; the best of a few."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    product = packed_linear(a, a.new_zeros(n), n)
+    return 2 * n**3 / min(timed(lambda: product(b), device) for _ in range(6))

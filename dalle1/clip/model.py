@@ -1,0 +1,319 @@
+"""CLIP: how well a picture fits a caption (Radford et al. 2021; DALL-E paper section 2.6).
+
+Dimensions: b batch, p patches, t text positions, w width of an encoder, e shared embedding.
+The default config is ViT-B/32; parameter names are those of the published weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle1.common.images import to_rgb
+
+MAX_SCALE = 100.0  # the logit scale is clipped here
+
+
+class CLIPConfig(BaseModel):
+    """Shape of a CLIP with a ViT; the defaults are ViT-B/32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedding: int = Field(512, ge=1, description="width of the shared embedding")
+    image_size: int = Field(224, ge=1)
+    patch_size: int = Field(32, ge=1)
+    vision_width: int = Field(768, ge=1)
+    vision_layers: int = Field(12, ge=1)
+    vision_heads: int = Field(12, ge=1)
+    text_vocab: int = Field(49408, ge=3, description="start and end of text are the last two")
+    text_length: int = Field(77, ge=3)
+    text_width: int = Field(512, ge=1)
+    text_layers: int = Field(12, ge=1)
+    text_heads: int = Field(8, ge=1)
+    activation: Literal["quick_gelu", "gelu"] = Field(
+        "quick_gelu", description="OpenAI's is quick_gelu; most models trained since have gelu"
+    )
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @model_validator(mode="after")
+    def _check(self) -> CLIPConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
+            )
+        for name in ("vision", "text"):
+            width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
+            if width % heads:
+                raise ValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+        return self
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the published models' activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class Captions(Protocol):
+    """What turns captions into a CLIP's ids: `dalle1.Tokenizer` or `CLIPTokenizer`."""
+
+    def encode_for_clip(self, captions: str | Sequence[str], length: int) -> Tensor:
+        """int64 [b, length]: start, tokens, end, zeros."""
+        ...
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the published parameter names."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = rearrange(qkv, "b n (three s d) -> three b s n d", three=3, s=self.heads)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        out: Tensor = self.out_proj(rearrange(y, "b s n d -> b n (s d)"))
+        return out
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm attention and MLP of both encoders."""
+
+    def __init__(self, width: int, heads: int, causal: bool, activation: str) -> None:
+        super().__init__()
+        self.attn = SelfAttention(width, heads, causal)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", ACTIVATIONS[activation]())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
+        x = x + self.attn(self.ln_1(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class Stack(nn.Module):
+    """The blocks of an encoder, one after the other."""
+
+    def __init__(self, width: int, layers: int, heads: int, causal: bool, activation: str) -> None:
+        super().__init__()
+        self.width, self.layers = width, layers
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, causal, activation) for _ in range(layers))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.resblocks(x)
+        return y
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a class token to one embedding."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width, patch = config.vision_width, config.patch_size
+        patches = (config.image_size // patch) ** 2
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Stack(
+            width, config.vision_layers, config.vision_heads, False, config.activation
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, config.embedding))
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, 3, H, W] -> [b, e]
+        x = rearrange(self.conv1(x), "b w rows columns -> b (rows columns) w")
+        first = self.class_embedding.expand(x.shape[0], 1, -1)
+        x = torch.cat([first, x], dim=1) + self.positional_embedding
+        x = self.transformer(self.ln_pre(x))
+        y: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        return y
+
+
+class CLIP(nn.Module):
+    """Image and text encoders into one space; the cosine there is the score."""
+
+    def __init__(self, config: CLIPConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or CLIPConfig()
+        self.tokenizer: Captions | None = None  # set by those who know it, see `ids`
+        self.visual = VisionTransformer(c)
+        self.transformer = Stack(c.text_width, c.text_layers, c.text_heads, True, c.activation)
+        self.token_embedding = nn.Embedding(c.text_vocab, c.text_width)
+        self.positional_embedding = nn.Parameter(torch.empty(c.text_length, c.text_width))
+        self.ln_final = nn.LayerNorm(c.text_width)
+        self.text_projection = nn.Parameter(torch.empty(c.text_width, c.embedding))
+        # One number, as a vector: DeepSpeed 0.19 cannot train a parameter without dimensions.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The published initialisation."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.config.text_width**-0.5)
+        for stack in (self.visual.transformer, self.transformer):
+            residual = stack.width**-0.5 * (2 * stack.layers) ** -0.5
+            for block in stack.resblocks:
+                assert isinstance(block, ResidualAttentionBlock)
+                nn.init.normal_(block.attn.in_proj_weight, std=stack.width**-0.5)
+                nn.init.normal_(block.attn.out_proj.weight, std=residual)
+                nn.init.normal_(block.mlp.c_fc.weight, std=(2 * stack.width) ** -0.5)  # type: ignore[union-attr, arg-type]
+                nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
+
+    def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalised.
+
+        images: pixels [b, 3, H, W] in [0, 1], or PIL pictures of any mode and size. As published:
+        bicubic to the shorter side, centre crop, mean and standard deviation of the config.
+        """
+        size = self.config.image_size
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+                raise ValueError(
+                    f"images: expected floats [b, 3, H, W] in [0, 1], got {images.dtype} "
+                    f"{list(images.shape)}"
+                )
+            height, width = _resized(images.shape[2], images.shape[3], size)
+            if (height, width) != tuple(images.shape[2:]):
+                shape = [height, width]
+                images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
+            images = _centre(images, size)
+        else:
+            if isinstance(images, Image.Image) or len(images) == 0:
+                raise ValueError("images: expected a list of at least one picture, or a tensor")
+            pixels = []
+            for picture in map(to_rgb, images):
+                height, width = _resized(picture.height, picture.width, size)
+                scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+                whole = torch.from_numpy(np.array(scaled))
+                whole = rearrange(whole, "h w c -> 1 c h w").float() / 255
+                pixels.append(_centre(whole, size))
+            images = torch.cat(pixels).to(self.logit_scale.device)
+        mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.config.std, device=images.device)[:, None, None]
+        return (images - mean) / std
+
+    def ids(self, captions: str | Sequence[str]) -> Tensor:
+        """Captions as `encode_text` reads them: int64 [b, text_length], on the weights' device.
+
+        Raises ValueError when the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "this CLIP has no tokenizer: give load_released the published vocabulary file, or "
+                "set clip.tokenizer"
+            )
+        ids = self.tokenizer.encode_for_clip(captions, self.config.text_length)
+        return ids.to(self.logit_scale.device)
+
+    def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1], or of PIL pictures."""
+        return F.normalize(self.visual(self.preprocess(images)).float(), dim=-1)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Unit embeddings [b, e] of ids, int64 [b, t] with t <= text_length.
+
+        The feature is read at the end of text, the highest id.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.text_length:
+            raise ValueError(
+                f"text tokens: expected int64 [b, at most {self.config.text_length}], got "
+                f"{list(tokens.shape)}"
+            )
+        if tokens.is_floating_point() or (
+            tokens.device.type == "cpu"
+            and tokens.numel()
+            and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.text_vocab
+        ):
+            raise ValueError(
+                f"text tokens: expected int64 in [0, {self.config.text_vocab - 1}], got "
+                f"{tokens.dtype} in [{tokens.min()}, {tokens.max()}]"
+            )
+        if tokens.device.type == "cpu" and tokens.numel():
+            # Behind the captions' ends nothing is read: attention is causal.
+            tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.ln_final(self.transformer(x))
+        end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+        return F.normalize((end @ self.text_projection).float(), dim=-1)
+
+    def forward(self, images: Tensor | Sequence[Image.Image], tokens: Tensor) -> Tensor:
+        """Cosine similarities [images, texts]."""
+        image, text = self.encode_image(images), self.encode_text(tokens)
+        with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
+            return image @ text.t()
+
+    @torch.inference_mode()
+    def classify(
+        self, images: Tensor | Sequence[Image.Image], prompts: Sequence[str] | Tensor
+    ) -> Tensor:
+        """Zero-shot classification: float32 [b, classes], each row a probability of each prompt.
+
+        images: as for `preprocess`; prompts: a caption of each class, or its ids int64 [classes,
+        t]. The likeliest class is the one with the nearest prompt (Radford et al. 2021, 3.1).
+        """
+        if len(prompts) == 0:
+            raise ValueError("prompts: expected at least one")
+        tokens = prompts if isinstance(prompts, Tensor) else self.ids(list(prompts))
+        probabilities: Tensor = (self.scale() * self(images, tokens)).softmax(dim=1)
+        return probabilities
+
+    def scale(self) -> Tensor:
+        """The factor on the cosines in the loss, clipped at 100."""
+        return self.logit_scale[0].exp().clamp(max=MAX_SCALE)
+
+    def loss(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        first: int = 0,
+    ) -> Tensor:
+        """Symmetric cross-entropy over the batch: pair i is right for row and column i.
+
+        With the batch spread over ranks, `gather` makes this rank's rows [b, e] those of all ranks,
+        among which its own begin at `first`; the mean of the ranks' losses is the batch's loss.
+        """
+        image, text = self.encode_image(images), self.encode_text(tokens)
+        with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
+            of_images = self.scale() * image @ gather(text).t()
+            of_texts = self.scale() * text @ gather(image).t()
+            target = torch.arange(first, first + len(image), device=image.device)
+            return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
+
+
+def _resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width whose shorter one is `size`, the other cut to whole pixels."""
+    short = min(height, width)
+    return height * size // short, width * size // short
+
+
+def _centre(images: Tensor, size: int) -> Tensor:
+    top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
+    return images[:, :, top : top + size, left : left + size]

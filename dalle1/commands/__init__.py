@@ -1,0 +1,1 @@
+"""The command `dalle1 VERB`: one module a verb, each with a `main` that returns an exit status."""

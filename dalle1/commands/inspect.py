@@ -1,0 +1,63 @@
+"""Says what a data set holds and what is wrong with it: `python launch/inspect_data.py DATA`.
+
+DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
+tars, or a folder of pictures with a .txt of the same name beside each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dalle1.commands.command_line import exit_status, make_parser
+from dalle1.common.files import write_text
+from dalle1.data.curation.inspect import describe, draw_sheet, inspect
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
+    parser = make_parser("inspect", __doc__)
+    parser.add_argument("data", help="shards, a folder of tars, or a folder of pairs")
+    parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
+    parser.add_argument("--samples", type=int, default=1000, help="read and decoded (1000)")
+    parser.add_argument("--all", action="store_true", help="reads and decodes all of them")
+    parser.add_argument("--sheet", type=Path, help="where to draw some samples: sheet.png")
+    parser.add_argument("--count", type=int, default=24, help="samples on the sheet (24)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _inspect(options))
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    sheet: Path | None = options.sheet
+    if sheet and sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"sheet: {str(sheet)!r} must end in .png, .jpg or the like")
+    if sheet and options.count < 1:
+        raise ValueError(f"count must be 1 or more, not {options.count}")
+    report = inspect(
+        options.data,
+        options.caption_key,
+        None if options.all else options.samples,
+        options.seed,
+        options.count if sheet else 0,
+        progress=sys.stderr.isatty(),
+    )
+    print(describe(report))
+    if sheet:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet(report.pictures).save(sheet)
+        # The sheet shortens long captions, and its font has the letters of English alone. The file
+        # has another stem, or the two would be a pair to a reader of their folder.
+        captions = sheet.with_name(f"{sheet.stem}_captions.txt")
+        texts = (" ".join(text.split()) for _, text in report.pictures)
+        write_text(captions, "".join(f"{i}: {text}\n" for i, text in enumerate(texts, 1)))
+        print(f"\n{sheet}, captions in full in {captions}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

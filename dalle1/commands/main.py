@@ -1,0 +1,51 @@
+"""`dalle1 VERB ...`: finds the verb's module and hands the other arguments on.
+
+A verb is imported when it is asked for, so that `dalle1 sample` never waits for DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from dalle1.commands.command_line import MISTAKE
+
+VERBS = {
+    "sample": "draw images for captions and keep the best",
+    "rank": "score images against a caption",
+    "train": "train a codec, a ranker or a prior",
+    "tokenize": "encode shards of images as token shards, once",
+    "evaluate": "draw, rank and report over many captions",
+    "shard": "write WebDataset shards from a folder or a table",
+    "inspect": "say what a data set holds and what is wrong with it",
+    "filter": "drop samples that are not worth training on",
+    "plan": "say what a run asks of a cluster",
+    "benchmark": "measure speed and memory",
+    "demo": "train all parts on built-in images, draw, rank, report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; its exit status, or 2 for a verb that does not exist."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if given else MISTAKE
+    verb, rest = given[0], given[1:]
+    if verb not in VERBS:
+        print(f"error: VERB: expected {', '.join(VERBS)}, got {verb!r}", file=sys.stderr)
+        return MISTAKE
+    status: int = import_module(f"dalle1.commands.{verb}").main(rest)
+    return status
+
+
+def usage() -> str:
+    """The verbs, a line each."""
+    lines = ["usage: dalle1 VERB ...", ""]
+    lines += [f"  {verb:10} {text}" for verb, text in VERBS.items()]
+    return "\n".join([*lines, "", "dalle1 VERB --help says more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Scores images against a caption, best first.
+
+dalle1 rank "a yellow cross" out/*.png --model runs/shapes/dalle/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dalle1.commands.command_line import (
+    add_model,
+    exit_status,
+    make_parser,
+    open_image,
+    open_model,
+)
+from dalle1.sampling import rank
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
+    parser = make_parser("rank", __doc__)
+    parser.add_argument("caption")
+    parser.add_argument("images", nargs="+", type=Path, metavar="image")
+    add_model(parser)
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _rank(options))
+
+
+def _rank(options: argparse.Namespace) -> int:
+    images = [open_image(path) for path in options.images]
+    scores = rank(options.caption, images, open_model(options))
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        print(f"{scores[i]:.4f}  {options.images[i]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Packs pictures and captions as WebDataset shards: `python launch/shard.py SOURCE OUT`.
+
+SOURCE is a folder of pictures with a .txt beside each, or a .csv, .tsv or .parquet of paths and
+captions. Rows that cannot be used are left out, counted by cause and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dalle1.commands.command_line import exit_status, make_parser
+from dalle1.data.curation.write_shards import pack
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
+    parser = make_parser("shard", __doc__)
+    parser.add_argument("source", help="folder of pictures and .txt, or .csv, .tsv, .parquet")
+    parser.add_argument("out", help="folder for the shards; must not hold any")
+    parser.add_argument("--shard-size", type=int, default=1000, help="most samples of a shard")
+    parser.add_argument(
+        "--max-bytes", type=_whole, default=10**9, help="most bytes of a shard (1e9)"
+    )
+    parser.add_argument("--image-column", default="path", help="of a table (path)")
+    parser.add_argument("--caption-column", default="caption", help="of a table (caption)")
+    parser.add_argument("--seed", type=int, help="shuffles; without, the order of the source")
+    parser.add_argument("--workers", type=int, default=4, help="threads that read (4)")
+    options = parser.parse_args(arguments)
+    return exit_status(
+        lambda: _shard(options),
+        f"stopped; the finished shards stay in {options.out}: delete them before the next try",
+    )
+
+
+def _whole(text: str) -> int:
+    return int(float(text))
+
+
+def _shard(options: argparse.Namespace) -> int:
+    packed = pack(**vars(options), progress=sys.stderr.isatty())
+    shards = len(packed.shards)
+    print(
+        f"{packed.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "
+        f"{packed.bytes / 1e6:,.1f} MB: data={options.out}"
+    )
+    if packed.skipped:
+        print(f"left out {packed.skipped.total():,} of {packed.skipped.total() + packed.samples:,}")
+        for line in packed.faults():
+            print(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,375 @@
+"""Shards without the samples that are not worth training on (paper, appendix C).
+
+    out/0000.tar                 of 0000.tar the samples that stay, all their files as they were
+    out/filtering/settings.json  what was filtered by
+    out/filtering/0000.npz       a shard's counts and examples, and the hashes of what stays
+
+A shard counts as done when its record is there, which is written last. Of equal samples the first
+in the order of the shards stays, so what is done to a shard hangs on those before it: a run that
+goes on takes their hashes from their records, and its shards are those of a run without a stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dalle1.common.files import flush, replacing, saying_what_is_missing, write_text
+from dalle1.data.curation.dedup import DIGEST, Seen
+from dalle1.data.curation.filters import (
+    CAUSES,
+    CUT,
+    NO_CAPTION,
+    NO_PICTURE,
+    OVERSIZED,
+    FilterSettings,
+    Verdict,
+    judge,
+    packages,
+)
+from dalle1.data.shards.index import find_shards
+from dalle1.data.shards.tar import Shard
+from dalle1.data.shards.workers import ignore_signals
+
+RECORDS = "filtering"
+EXAMPLES = 3  # of each cause
+FEW, SPREAD = 64, 8  # of so many samples, of so many shards, one that is not dirt is asked for
+
+
+@dataclass
+class Report:
+    """What was dropped and why; the same whether or not the run was stopped in between."""
+
+    settings: dict[str, Any]
+    shards: int = 0
+    samples: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, str] = field(default_factory=dict)  # shards of which the rest is lost
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The whole as a file's content."""
+        content = asdict(self) | {"dropped": {c: self.dropped[c] for c in CAUSES}}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    def table(self) -> str:
+        """The counts by cause, an example beside each, for people."""
+        rows = [("samples", self.samples, ""), ("kept", self.kept, "")]
+        for cause in CAUSES:
+            if self.dropped[cause]:
+                example = self.examples[cause][0]
+                text = example["caption"] or f"{example['key']} of {example['shard']}"
+                rows.append((cause, self.dropped[cause], repr(text[:60])))
+        lines = [
+            f"{name:<20}{count:>13,}{count / max(1, self.samples):>8.1%}  {example}".rstrip()
+            for name, count, example in rows
+        ]
+        lines += [f"damaged, the rest is lost: {name}: {why}" for name, why in self.damaged.items()]
+        return "\n".join(lines)
+
+
+def filter_shards(
+    data: str,
+    out: str | Path,
+    settings: FilterSettings,
+    workers: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Writes of each shard of `data` one of the same name to `out`, which is made, with the samples
+    that stay; goes on with what a run that was stopped has done.
+
+    workers: processes that read and judge; what is written does not hang on their number.
+
+    Raises:
+        ValueError: data that is missing or holds nothing usable, an `out` with other shards or with
+            those of other settings or data, a package that a filter needs and is not there.
+    """
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
+    paths, out = [Path(path) for path in find_shards(data)], Path(out)
+    _check_paths(data, paths, out)
+    versions = packages(settings)
+    _check_usable(data, paths, settings)
+    _claim(out, asdict(settings) | versions, {path.name for path in paths})
+    sources = _sources(paths, settings)
+    records = [_read_record(out, source) for source in sources]
+    missing = [path for path, record in zip(paths, records, strict=True) if record is None]
+    judged = _judge_all(missing, settings, workers)
+    seen = Seen(settings.duplicates != "off", settings.near_duplicates)
+    report = Report(asdict(settings) | versions)
+    bar = tqdm(total=len(paths), unit="shard", desc="filtering", disable=not progress)
+    with bar:
+        for path, source, record in zip(paths, sources, records, strict=True):
+            if record is None:
+                record = _filter(path, out, source, next(judged), seen)
+            else:
+                seen.take(*_hashes(out, path.name))
+            _add(report, path.name, record)
+            bar.update()
+    if not report.kept:
+        found = ", ".join(f"{n:,} x {cause}" for cause, n in report.dropped.most_common())
+        raise ValueError(
+            f"data: not a sample of {data!r} is left ({found or 'none read'}); before another try "
+            f"remove {str(out)!r}"
+        )
+    return report
+
+
+# What a shard holds.
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A shard's samples, judged each by itself."""
+
+    verdicts: list[Verdict]
+    damage: str
+    cut: str
+
+
+class _Judging(Dataset[Judged]):
+    def __init__(self, paths: Sequence[Path], settings: FilterSettings) -> None:
+        self.paths, self.settings = paths, settings
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Judged:
+        shard = Shard(str(self.paths[i]))
+        verdicts = [
+            Verdict(sample.key, cause=OVERSIZED)  # it was not read
+            if sample.too_large
+            else judge(sample.raw(), self.settings)
+            for sample in shard
+        ]
+        return Judged(verdicts, shard.damage, shard.cut)
+
+
+def _judge_all(paths: Sequence[Path], settings: FilterSettings, workers: int) -> Iterator[Judged]:
+    """Shards in order, each judged by one of so many processes (0: by this one)."""
+    return iter(
+        DataLoader(
+            _Judging(paths, settings),
+            batch_size=None,
+            num_workers=min(workers, len(paths)),
+            collate_fn=_unchanged,
+            worker_init_fn=ignore_signals,
+        )
+    )
+
+
+def _unchanged(judged: Any) -> Any:
+    return judged
+
+
+# What is on disk.
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard to be filtered, and all that its outcome hangs on."""
+
+    path: str
+    history: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was done to a shard."""
+
+    source: str
+    history: str
+    bytes: int  # of the shard written
+    samples: int
+    kept: int
+    dropped: dict[str, int]
+    examples: dict[str, list[dict[str, str]]]
+    damage: str
+
+
+def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
+    if not paths:
+        raise ValueError(
+            f"data: {data!r} holds no .tar shards; a folder of pictures with captions is packed by "
+            "launch/shard.py first"
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
+    names: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix != ".tar":
+            raise ValueError(f"data: {path} must end in .tar and be unpacked if it is compressed")
+        if path.parent.resolve() == out.resolve():
+            raise ValueError(f"out: {str(out)!r} is where {path} is; give another folder")
+        if path.name in names:
+            raise ValueError(
+                f"data: {names[path.name]} and {path} have one name, and so would what is made of "
+                "them; filter them one after the other into different folders"
+            )
+        names[path.name] = path
+
+
+def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) -> None:
+    """ValueError for a wrong caption_key or the like, before `out` holds anything."""
+    causes: Counter[str | None] = Counter()
+    plain = FilterSettings(settings.caption_key)
+    some = paths[:: -(-len(paths) // SPREAD)]  # a shard may be bad from its beginning to its end
+    each = FEW // len(some)
+    for sample in (sample for path in some for sample in islice(Shard(str(path)), each)):
+        cause = judge(sample.raw(), plain).cause
+        if cause not in (NO_CAPTION, NO_PICTURE):
+            return
+        causes[cause] += 1
+    found = ", ".join(f"{n} x {cause}" for cause, n in causes.most_common()) or "none read"
+    raise ValueError(
+        f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
+        f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
+        "key of the json)"
+    )
+
+
+def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
+    """Says in `out` what its shards are filtered by; ValueError where it holds others."""
+    path = out / RECORDS / "settings.json"
+    there = {tar.name for tar in out.glob("*.tar")}
+    if not path.exists() and there:
+        raise ValueError(f"out: {str(out)!r} already holds {min(there)}: give another folder")
+    if there - names:
+        raise ValueError(
+            f"out: {str(out)!r} holds {min(there - names)}, which is not among the shards to be "
+            "filtered: a reader would mix two data sets; give another folder"
+        )
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{name} was {held.get(name)!r} and is {content.get(name)!r}"
+            for name in dict.fromkeys([*content, *held])
+            if held.get(name) != content.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"out: {str(out)!r} holds shards filtered with other settings: "
+                f"{'; '.join(differing)}. Give another folder, or remove it"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _sources(paths: Sequence[Path], settings: FilterSettings) -> list[Source]:
+    compared = settings.duplicates != "off" or settings.near_duplicates is not None
+    history, sources = "", []
+    for path in paths:
+        status = path.stat()
+        # Where samples are compared, what a shard comes to hangs on all those before it.
+        line = f"{history if compared else ''} {path.name} {status.st_size} {status.st_mtime_ns}"
+        history = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
+        # The name of a link, not of what it leads to: the shard written is called so.
+        sources.append(Source(str(path.parent.resolve() / path.name), history))
+    return sources
+
+
+def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -> Record:
+    """Writes a shard and then its record."""
+    causes = [v.cause or seen.cause(v.digest, v.look) for v in judged.verdicts]
+    target = out / path.name
+    with (
+        saying_what_is_missing(out, target.name, path.stat().st_size),
+        replacing(target) as beside,
+        beside.open("wb") as file,
+    ):
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
+            tar: Any = opened
+            for sample, cause in zip(Shard(str(path)), causes, strict=True):
+                for member, data in sample.files if cause is None else ():
+                    # Of a sparse file the data are here in full.
+                    member.type, member.size = tarfile.REGTYPE, len(data)
+                    tar.addfile(member, io.BytesIO(data))
+                tar.members = []
+        flush(file)
+    kept = [v for v, cause in zip(judged.verdicts, causes, strict=True) if cause is None]
+    dropped = [
+        (cause, v) for v, cause in zip(judged.verdicts, causes, strict=True) if cause is not None
+    ]
+    if judged.cut:
+        dropped.append((CUT, Verdict(judged.cut)))
+    examples: dict[str, list[dict[str, str]]] = {}
+    for cause, v in dropped:
+        if len(examples.setdefault(cause, [])) < EXAMPLES:
+            text = {"shard": path.name, "key": v.key, "caption": v.caption[:200]}
+            # Names and captions need not be valid Unicode; a report must be.
+            valid = {k: s.encode(errors="replace").decode() for k, s in text.items()}
+            examples[cause].append(valid)
+    record = Record(
+        source.path,
+        source.history,
+        target.stat().st_size,
+        len(kept) + len(dropped),
+        len(kept),
+        dict(Counter(cause for cause, _ in dropped)),
+        examples,
+        judged.damage,
+    )
+    with replacing(_record_path(out, path.name)) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            record=np.frombuffer(json.dumps(asdict(record)).encode(), np.uint8),
+            digests=np.frombuffer(b"".join(v.digest for v in kept), np.uint8),
+            looks=np.array([v.look for v in kept], np.uint64),
+        )
+        flush(file)
+    return record
+
+
+def _record_path(out: Path, name: str) -> Path:
+    return out / RECORDS / Path(name).with_suffix(".npz")
+
+
+def _read_record(out: Path, source: Source) -> Record | None:
+    """The record of a shard that is done; None: it must be done (again)."""
+    name = Path(source.path).name
+    try:
+        with np.load(_record_path(out, name)) as file:
+            record = Record(**json.loads(file["record"].tobytes()))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    if record.source != source.path:
+        raise ValueError(
+            f"out: {out / name} was made of {record.source}, which is not {source.path}: give "
+            "another folder, or remove it"
+        )
+    made = out / name
+    if record.history != source.history or not made.is_file():
+        return None
+    return record if made.stat().st_size == record.bytes else None
+
+
+def _hashes(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(_record_path(out, name)) as file:
+        return file["digests"].reshape(-1, DIGEST), file["looks"]
+
+
+def _add(report: Report, name: str, record: Record) -> None:
+    report.shards += 1
+    report.samples += record.samples
+    report.kept += record.kept
+    report.dropped.update(record.dropped)
+    if record.damage:
+        report.damaged[name] = record.damage
+    for cause, examples in record.examples.items():
+        held = report.examples.setdefault(cause, [])
+        held.extend(examples[: EXAMPLES - len(held)])

@@ -1,0 +1,376 @@
+"""Raw shards to token shards: a frozen dVAE encodes every picture once (paper section 2).
+
+    out/00012.safetensors   of 00012.tar the good samples: tokens, keys and all captions
+    out/00012_stats.json    how many they are, and the bad ones by cause
+
+A shard is done when its file is there, and files are whole or not there: a run that was stopped
+goes on. Neither ranks nor workers change what is written, nor does batch_size but for rounding.
+
+Dimensions: b samples, v views of each, R side of a picture in pixels, m tokens of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
+from dalle1.data.samples import CAUSES
+from dalle1.data.shards.index import (
+    PAIRS,
+    TARS,
+    TOKENS,
+    Index,
+    check_readable,
+    find_shards,
+    kind_of,
+    no_good,
+    stats_path,
+    write_stats,
+)
+from dalle1.data.shards.tar import is_stream
+from dalle1.data.shards.token_shard import END, Source, TokenSettings, TokenShard, write_token_shard
+from dalle1.data.shards.workers import ending_workers, ignore_signals
+from dvae import DVAE
+from dvae import load as load_dvae
+
+LARGEST_CODEBOOK = 2**16
+# Of what a token shard keeps, the settings that are called otherwise.
+NAMES = {"dvae": "dvae_model", "augmented": "augment", "codebook_size": "dvae_model"}
+
+
+class TokeniseSettings(ViewSettings):
+    """Everything that token shards depend on, and how they are made."""
+
+    data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
+    out: str = Field(description="folder of the token shards; on several machines, a shared one")
+    dvae_model: str = Field(description="model folder of stage one")
+    grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
+    batch_size: int = Field(64, ge=1, description="pictures encoded at once")
+    workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
+
+
+@dataclass
+class Report:
+    """What became of a rank's shards; those passed over are in the counts of samples too."""
+
+    done: int = 0  # shards
+    passed_over: int = 0  # shards that a former run has done
+    samples: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # by cause
+    damaged: dict[str, str] = field(default_factory=dict)  # shards of which the rest is lost
+
+    def table(self) -> str:
+        """The counts, for people."""
+        rows = [("shards done", self.done), ("passed over", self.passed_over)]
+        rows += [("samples", self.samples), ("kept", self.kept)]
+        rows += [(cause, self.dropped[cause]) for cause in CAUSES if self.dropped[cause]]
+        lines = [f"{name:<28}{count:>13,}" for name, count in rows]
+        lines += [f"damaged, the rest is lost: {name}: {why}" for name, why in self.damaged.items()]
+        return "\n".join(lines)
+
+
+def tokenise(
+    settings: TokeniseSettings,
+    rank: int = 0,
+    ranks: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Report:
+    """Writes the token shards of every `ranks`-th raw shard from number `rank` on; those that are
+    done are passed over. Ranks need not know of each other.
+
+    Raises:
+        ValueError: data that is missing or of another kind, a dVAE that does not fit, an `out` with
+            other shards or with those of other settings, not one usable sample.
+        OSError: a shard cannot be read; the disk is full, and how much is missing.
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank {rank} of {ranks} ranks: RANK and WORLD_SIZE do not fit")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    codec = _load(settings)
+    side = settings.grid * codec.config.stride
+    made_with = _made_with(settings, codec)
+    addresses, out = _raw_shards(settings.data), Path(settings.out)
+    targets = _targets(addresses, out)
+    own = range(rank, len(addresses), ranks)
+    _check_others(out, targets, own, made_with)
+    report, there = Report(), Counter[str]()
+    missing = []
+    for i in own:
+        shard = _opened(targets[i], made_with)
+        if (
+            shard is None
+            or shard.source.bytes != size_of(addresses[i])
+            or (shard.source.damage and is_stream(addresses[i]))  # it may be whole today
+        ):
+            missing.append(i)
+            continue
+        report.passed_over += 1
+        _add(report, shard.count, shard.source)
+        if not stats_path(targets[i]).is_file():  # stopped between the two
+            _write_stats(targets[i], shard.count, shard.source)
+    if missing:
+        _check_captions(settings, addresses)
+        out.mkdir(parents=True, exist_ok=True)
+        codec.to(device)
+    bar = tqdm(total=len(own), initial=report.passed_over, unit="shard", disable=not progress)
+    with bar:
+        for number, made, end in _encoded(codec, settings, [addresses[i] for i in missing], side):
+            i = missing[number]
+            source = Source(_source_name(targets[i]), end.bytes, dict(+end.dropped), end.damage)
+            write_token_shard(
+                targets[i], made.keys, made.captions, made.all_tokens(made_with), made_with, source
+            )
+            _write_stats(targets[i], len(made.keys), source)
+            _add(report, len(made.keys), source)
+            there.update(end.there)
+            report.done += 1
+            bar.update()
+    if own and not report.kept:
+        keys = ", ".join(key for key, _ in there.most_common())
+        raise ValueError(
+            no_good(settings.data, settings.caption_key, report.dropped)
+            + (f"; keys that are there: {keys}" if keys else "")
+            + f". Before another try remove {settings.out!r}"
+        )
+    return report
+
+
+def fingerprint(codec: DVAE) -> str:
+    """The same for the same config and weights, wherever they lie."""
+    sha = hashlib.sha256(json.dumps(codec.config.model_dump(), sort_keys=True).encode())
+    for name, weight in sorted(codec.state_dict().items()):
+        sha.update(f"{name} {list(weight.shape)}".encode())
+        sha.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+# Before work.
+
+
+def _load(settings: TokeniseSettings) -> DVAE:
+    codec = load_dvae(settings.dvae_model)
+    config = codec.config
+    window = config.encoder_window or 1
+    if config.codebook_size > LARGEST_CODEBOOK:
+        raise ValueError(
+            f"dvae_model: {settings.dvae_model!r} has {config.codebook_size:,} codes, and token "
+            f"shards hold 16 bits: at most {LARGEST_CODEBOOK:,}"
+        )
+    if config.channels != 3:
+        raise ValueError(
+            f"dvae_model: {settings.dvae_model!r} encodes {config.channels} channels; pictures "
+            "have 3"
+        )
+    if settings.grid % window:
+        raise ValueError(
+            f"grid: {settings.grid} rows of tokens are no multiple of {window}, the encoder_window "
+            f"of {settings.dvae_model!r}"
+        )
+    for name, weight in codec.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"dvae_model: the weight {name} of {settings.dvae_model!r} is not finite; take an "
+                "earlier checkpoint, the training has diverged"
+            )
+    return codec
+
+
+def _made_with(settings: TokeniseSettings, codec: DVAE) -> TokenSettings:
+    return TokenSettings(
+        codebook_size=codec.config.codebook_size,
+        grid=settings.grid,
+        views=settings.views,
+        augmented=settings.augment,
+        dvae=fingerprint(codec),
+        precision=settings.precision,
+        seed=settings.seed,
+        caption_key=settings.caption_key,
+        caption_lines=settings.caption_lines,
+        max_aspect=settings.max_aspect,
+        max_pixels=settings.max_pixels,
+    )
+
+
+def _raw_shards(data: str) -> list[str]:
+    addresses = find_shards(data)
+    kind = kind_of(data, addresses)
+    if kind == PAIRS:
+        raise ValueError(
+            f"data: {data!r} holds no .tar shards; a folder of pictures with captions is packed by "
+            "launch/shard.py first"
+        )
+    if kind == TOKENS:
+        raise ValueError(f"data: {data!r} holds token shards already; give the raw ones")
+    return addresses
+
+
+def shard_name(address: str) -> str:
+    """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
+    nothing ends in .tar."""
+    if is_stream(address):
+        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address)
+        return str(found[-1]) if found else ""
+    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name)
+
+
+def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
+    """Where the token shard of each raw one goes."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
+    targets: dict[Path, str] = {}
+    for i, address in enumerate(addresses):
+        if not is_stream(address) and Path(address).parent.resolve() == out.resolve():
+            raise ValueError(f"out: {str(out)!r} is where {address} is; give another folder")
+        target = out / f"{shard_name(address) or f'{i:05d}'}{END}"
+        if target in targets:
+            raise ValueError(
+                f"data: {targets[target]} and {address} have one name, and so would what is made "
+                "of them; tokenise them one after the other into different folders"
+            )
+        targets[target] = address
+    return list(targets)
+
+
+def _check_others(
+    out: Path, targets: Sequence[Path], own: Sequence[int], made_with: TokenSettings
+) -> None:
+    """ValueError where `out` holds what is not of this data, or other ranks' shards of other
+    settings: this rank may have none yet."""
+    there = sorted(out.glob(f"*{END}"))
+    if foreign := set(there) - set(targets):
+        raise ValueError(
+            f"out: {str(out)!r} holds {min(foreign).name}, which is of none of the shards of data: "
+            "a reader would mix two data sets; give another folder"
+        )
+    mine = {targets[i] for i in own}
+    for path in islice((path for path in there if path not in mine), 1):
+        _opened(path, made_with)
+
+
+def _opened(path: Path, made_with: TokenSettings) -> TokenShard | None:
+    """A token shard of an earlier run, None where there is no whole one; ValueError for one of
+    other settings."""
+    if not path.is_file():
+        return None
+    try:
+        shard = TokenShard(path)
+    except ValueError:
+        return None
+    held = shard.settings
+    differing = [
+        f"{NAMES.get(f.name, f.name)} was {getattr(held, f.name)!r} and is "
+        f"{getattr(made_with, f.name)!r}"
+        for f in fields(TokenSettings)
+        if getattr(held, f.name) != getattr(made_with, f.name)
+    ]
+    if differing:
+        raise ValueError(
+            f"out: {path} was made with other settings: {'; '.join(differing)}. Give another "
+            "folder, or remove it"
+        )
+    return shard
+
+
+def _source_name(target: Path) -> str:
+    # Not the address, which may hold a password.
+    return target.name.removesuffix(END) + ".tar"
+
+
+def _check_captions(settings: TokeniseSettings, addresses: list[str]) -> None:
+    try:
+        check_readable(Index(settings.data, TARS, addresses, []), settings.caption_key)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("reader.")) from error
+
+
+# Encoding.
+
+
+@dataclass
+class _Made:
+    """What there is of a token shard."""
+
+    keys: list[str] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    tokens: list[np.ndarray] = field(default_factory=list)  # uint16 [b, v, m]
+
+    def all_tokens(self, s: TokenSettings) -> np.ndarray:
+        """uint16 [b, v, m]."""
+        return np.concatenate([np.empty((0, s.views, s.grid**2), np.uint16), *self.tokens])
+
+
+def _encoded(
+    codec: DVAE, settings: TokeniseSettings, addresses: Sequence[str], side: int
+) -> Iterator[tuple[int, _Made, End]]:
+    """Shards by number, each when it is done: with several workers, several are in work."""
+    chunks = DataLoader(
+        Decoding(addresses, settings, settings.batch_size, side),
+        batch_size=None,
+        num_workers=min(settings.workers, len(addresses)),
+        collate_fn=_unchanged,
+        worker_init_fn=ignore_signals,
+    )
+    in_work: dict[int, _Made] = {}
+    for chunk in ending_workers(iter(chunks)):
+        made = in_work.setdefault(chunk.shard, _Made())
+        if chunk.keys:
+            tokens = _encode(codec, chunk.pictures, settings)
+            made.tokens.append(rearrange(tokens, "(b v) m -> b v m", v=settings.views))
+            made.keys += chunk.keys
+            made.captions += chunk.captions
+        if chunk.end is not None:
+            if chunk.end.failure:
+                raise OSError(chunk.end.failure)
+            yield chunk.shard, in_work.pop(chunk.shard), chunk.end
+
+
+def _unchanged(chunk: Any) -> Any:
+    return chunk
+
+
+def _encode(codec: DVAE, pictures: Tensor, settings: TokeniseSettings) -> np.ndarray:
+    """uint16 [n, m] of uint8 [n, 3, R, R]."""
+    device = next(codec.parameters()).device
+    found = []
+    for some in pictures.split(settings.batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            tokens = codec.encode(some.to(device).float() / 255)
+        rows = rearrange(tokens, "n r c -> n (r c)")
+        found.append(rows.to("cpu", torch.int32).numpy().astype(np.uint16))
+    return np.concatenate(found)
+
+
+# After a shard.
+
+
+def _add(report: Report, kept: int, source: Source) -> None:
+    report.kept += kept
+    report.samples += kept + sum(source.dropped.values())
+    report.dropped.update(source.dropped)
+    if source.damage:
+        report.damaged[source.name] = source.damage
+
+
+def _write_stats(target: Path, kept: int, source: Source) -> None:
+    write_stats(target, Counter({"success": kept}) + Counter(source.dropped))

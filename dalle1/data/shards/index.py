@@ -1,0 +1,346 @@
+"""Where samples come from: tars, token shards, folders of pairs; how many each holds.
+
+A shard is a tar (on a disk, or of a `pipe:` or http(s) address), a token shard, or, in a folder of
+pairs, a single picture. Counts come from img2dataset's `_stats.json` beside each, from an index, or
+from reading the headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import urllib.request
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from dalle1.common.files import write_text
+from dalle1.data.samples import IMAGE_KEYS, Bad, caption_keys, caption_of, captions_of
+from dalle1.data.shards import token_shard as tokens
+from dalle1.data.shards.tar import Raw, Shard, is_stream
+
+TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
+HTTP_TIMEOUT = 30.0  # seconds
+NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
+
+
+def find_shards(data: str) -> list[str]:
+    """Shards of a brace pattern, or of a folder that holds some; ValueError if one is missing."""
+    if not is_stream(data) and Path(data).is_dir():
+        found = {end: sorted(map(str, Path(data).glob(f"*{end}"))) for end in (".tar", tokens.END)}
+        if all(found.values()):
+            raise ValueError(
+                f"data: {data!r} holds tars and token shards; give one kind by a pattern such as "
+                f"'{data}/{{00000..00009}}{tokens.END}'"
+            )
+        return found[".tar"] or found[tokens.END]
+    try:
+        addresses = list(braceexpand(data))
+    except ValueError as error:
+        raise ValueError(f"data: {data!r} is not a valid brace pattern: {error}") from error
+    missing = [a for a in addresses if not is_stream(a) and not Path(a).is_file()]
+    if missing:
+        raise ValueError(
+            f"data: {missing[0]} does not exist ({len(missing)} of {len(addresses)} shards of "
+            f"{data!r} are missing); give shards such as 'path/{{0000..0009}}.tar', a folder of "
+            "tars, a folder of pictures with a .txt of the same name beside each, or pipe: and "
+            "http(s) addresses"
+        )
+    return addresses
+
+
+def find_pairs(folder: str | Path) -> list[str]:
+    """Pictures of a folder, at any depth, that have a .txt of the same name beside them."""
+    images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
+    return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
+
+
+def _some_pairs(data: str) -> list[str]:
+    pairs = find_pairs(data)
+    if not pairs:
+        raise ValueError(f"data: {data!r} has neither .tar shards nor pictures with .txt captions")
+    return pairs
+
+
+def read_pair(picture: str | Path) -> Raw:
+    """A sample of a folder of pairs."""
+    path = Path(picture)
+    caption = path.with_suffix(".txt").read_bytes()
+    return {"__key__": path.stem, path.suffix[1:].lower(): path.read_bytes(), "txt": caption}
+
+
+def kind_of(data: str, shards: Sequence[str]) -> str:
+    """TARS, TOKENS or PAIRS; `shards` are those that `find_shards` found."""
+    ends = {tokens.END if shard.endswith(tokens.END) else ".tar" for shard in shards}
+    if len(ends) > 1:
+        raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
+    return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
+
+
+def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator[Raw]:
+    """All undecoded samples in the order of the files; of damaged tars those before the damage.
+
+    extensions: files with others may be empty, which saves reading them.
+    """
+    shards = find_shards(data)
+    if kind_of(data, shards) == TOKENS:
+        raise ValueError(f"data: {data!r} holds token shards, where pictures are asked for")
+    if not shards:
+        for pair in _some_pairs(data):
+            yield from _pair(pair)
+    for address in shards:
+        shard = Shard(address, extensions=extensions)
+        yield from (sample.raw() for sample in shard)
+        if shard.damage:
+            warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
+
+
+def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -> list[str]:
+    """The first `most` captions in the order of the files; bad samples are left out.
+
+    caption_key, lines: as in `dirt.captions_of`.
+    """
+    shards = find_shards(data)
+    captions: list[str] = []
+    if kind_of(data, shards) == TOKENS:
+        for path in shards:
+            for texts in tokens.TokenShard(path).captions(most):
+                captions += texts
+            if len(captions) >= most:
+                break
+        return captions[:most]
+    bad: Counter[str] = Counter()
+    for sample in raw_samples(data, frozenset({"txt", "json"})):
+        try:
+            captions += captions_of(sample, caption_key, lines)
+        except Bad as error:
+            bad[error.cause] += 1
+            continue
+        if len(captions) >= most:
+            break
+    if not captions:
+        raise ValueError(no_good(data, caption_key, bad))
+    return captions[:most]
+
+
+def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
+    """What to say where hardly a sample can be used."""
+    found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
+    return (
+        f"data: hardly a usable sample in {data!r} ({found}); pictures must be "
+        f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
+        "(caption_key: txt, or the name of a key of the json)"
+    )
+
+
+@dataclass(frozen=True)
+class Index:
+    """The shards of a data set in order, and how many samples each is said to hold."""
+
+    data: str
+    kind: str
+    shards: list[str]
+    counts: list[int]
+
+    @property
+    def samples(self) -> int:
+        return sum(self.counts)
+
+    def fingerprint(self) -> str:
+        """The same for the same names and counts, wherever the shards lie."""
+        lines = [f"{Path(s).name} {n}" for s, n in zip(self.shards, self.counts, strict=True)]
+        text = "\n".join([self.kind, *lines]).encode(errors="surrogateescape")
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    def is_of(self, data: str) -> bool:
+        """Whether `data` names these shards, or the folder that they are in, which may hold more.
+
+        An index is a file that others may have written, and a pipe's address runs a command.
+        """
+        if self.data != data:
+            return False
+        if is_stream(data) or not Path(data).is_dir():
+            return self.shards == list(braceexpand(data))
+        shards = [Path(shard) for shard in self.shards if not is_stream(shard)]
+        below = [s.relative_to(data) for s in shards if Path(data) in s.parents]
+        return len(below) == len(self.shards) and all(".." not in s.parts for s in below)
+
+    def as_json(self) -> str:
+        """For a file."""
+        return json.dumps(self.__dict__) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Index:
+        """What `as_json` gave; see `is_of` for what it may say."""
+        return Index(**json.loads(text))
+
+
+def make_index(
+    data: str,
+    counts: str | Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    largest: Callable[[list[float]], list[float]] = list,
+) -> Index:
+    """Finds the shards and their counts.
+
+    counts: a JSON of webdataset's index format ({"shardlist": [{"url": ..., "nsamples": ...}]}),
+        whose shards have the names of those found, in any order.
+    rank, ranks, largest: each of so many ranks counts its part; largest([...]) gives each value's
+        largest over the ranks.
+
+    Raises ValueError for data that is missing, holds nothing or cannot be counted.
+    """
+    shards = find_shards(data)
+    kind = kind_of(data, shards)
+    if kind == PAIRS:
+        pairs = _some_pairs(data)
+        return Index(data, kind, pairs, [1] * len(pairs))
+    given = _given_counts(shards, counts) if counts is not None else None
+    # What all token shards must have been made with.
+    made_with = tokens.TokenShard(shards[0]).settings if kind == TOKENS else None
+    # One more than the count, so that 0 is a shard that no rank could count.
+    found = [0.0] * len(shards)
+    why = ""
+    for i in range(rank, len(shards), ranks):
+        try:
+            if made_with is not None:
+                held = tokens.TokenShard(shards[i])
+                if held.settings != made_with:
+                    raise ValueError(
+                        f"it was made with {held.settings}, {shards[0]} with {made_with}"
+                    )
+                count = held.count
+            elif given is not None:
+                count = given[i]
+            else:
+                count = count_samples(shards[i])
+            found[i] = 1.0 + count
+        except (OSError, ValueError) as error:
+            why = f": {error}"
+    found = largest(found)
+    if 0.0 in found:
+        raise ValueError(f"data: {shards[found.index(0.0)]} cannot be read{why}")
+    index = Index(data, kind, shards, [int(n) - 1 for n in found])
+    if not index.samples:
+        raise ValueError(f"data: not one sample in the {len(shards)} shards of {data!r}")
+    return index
+
+
+def count_samples(address: str) -> int:
+    """How many samples a tar holds, by the `_stats.json` beside it, or by the names in it. Raises
+    OSError."""
+    stats = _stats(address)
+    if stats is not None:
+        return stats
+    shard = Shard(address, headers_alone=True)
+    count = sum(1 for _ in shard)
+    if shard.damage:
+        if is_stream(address) and not count:
+            raise OSError(shard.damage)
+        warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
+    return count
+
+
+def stats_path(shard: Path) -> Path:
+    """Where a shard's statistics stand."""
+    return shard.with_name(f"{shard.stem}_stats.json")
+
+
+def write_stats(shard: Path, status: Counter[str]) -> None:
+    """Writes img2dataset's statistics beside a shard: `success`es, and failures by cause."""
+    stats = {
+        "count": status.total(),
+        "successes": status["success"],
+        "failed": status.total() - status["success"],
+        "status_dict": dict(status.most_common()),
+    }
+    write_text(stats_path(shard), json.dumps(stats, indent=2) + "\n")
+
+
+def _stats(address: str) -> int | None:
+    """`successes` of img2dataset's statistics."""
+    if address.startswith("pipe:") or not address.endswith(".tar"):
+        return None
+    beside = address.removesuffix(".tar") + "_stats.json"
+    try:
+        if is_stream(address):
+            with urllib.request.urlopen(beside, timeout=HTTP_TIMEOUT) as answer:
+                text = answer.read(2**20)
+        else:
+            text = Path(beside).read_bytes()
+        count: object = json.loads(text)["successes"]
+    except (OSError, ValueError, KeyError, TypeError, HTTPException):
+        return None
+    return int(count) if isinstance(count, int) and count >= 0 else None
+
+
+def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))["shardlist"]
+        pairs = [(Path(str(entry["url"])).name, int(entry["nsamples"])) for entry in listed]
+        counts = dict(pairs)
+        if len(counts) != len(pairs) or any(n < 0 for n in counts.values()):
+            raise ValueError("a name that comes twice, or a count below 0")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'reader.counts: {str(path)!r} is no index {{"shardlist": [{{"url": ..., "nsamples": '
+            f"...}}]}}: {error!r}"
+        ) from error
+    found = []
+    for shard in shards:
+        # Of `pipe:cat a/0000.tar | tee x` no end is the name: a shard's is the one it mentions.
+        names = {name for name in NAMES.findall(shard) if name in counts}
+        if len(names) != 1:
+            raise ValueError(
+                f"reader.counts: {str(path)!r} names {len(names)} shards for {shard}: expected one"
+            )
+        found.append(counts[names.pop()])
+    return found
+
+
+def check_readable(index: Index, caption_key: str, samples: int = 64, shards: int = 8) -> None:
+    """ValueError where none of some samples has a caption under the key: lists what is there."""
+    if index.kind == TOKENS:
+        return
+    bad: Counter[str] = Counter()
+    there: Counter[str] = Counter()
+    some = index.shards[:: -(-len(index.shards) // shards)]
+    for shard in some:
+        for raw in _first(index.kind, shard, max(1, samples // len(some))):
+            try:
+                caption_of(raw, caption_key)
+                return
+            except Bad as error:
+                bad[error.cause] += 1
+                there.update(caption_keys(raw))
+    if not bad:
+        return  # nothing read at all: the reader says why
+    keys = ", ".join(key for key, _ in there.most_common()) or "none that hold text"
+    found = ", ".join(f"{count} x {cause}" for cause, count in bad.most_common())
+    raise ValueError(
+        f"reader.caption_key: {caption_key!r} gives no caption of any of {bad.total()} samples of "
+        f"{index.data!r} ({found}); keys that are there: {keys}"
+    )
+
+
+def _pair(picture: str) -> Iterator[Raw]:
+    with suppress(OSError):  # gone, or not to be read
+        yield read_pair(picture)
+
+
+def _first(kind: str, shard: str, most: int) -> Iterator[Raw]:
+    if kind == PAIRS:
+        yield from _pair(shard)
+        return
+    for i, sample in enumerate(Shard(shard)):
+        if i == most:
+            return
+        yield sample.raw()

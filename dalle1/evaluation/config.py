@@ -1,0 +1,65 @@
+"""The settings of a ranking benchmark: one YAML file an experiment."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dalle1.common.config import SHAPES, Section
+from dalle1.generation.options import Options
+
+
+class RankSettings(Section):
+    """Everything that a ranking benchmark depends on (paper section 3, figures 6 and 9)."""
+
+    model: str = Field(description="model folder, with CLIP")
+    run: str = Field(description="folder of the benchmark; on several machines, a shared one")
+    data: str = Field(
+        description="captions with their true pictures: shards, a folder of pairs or 'shapes'; or "
+        "a .txt of captions, one a line, and then no FID"
+    )
+    caption_key: str = Field("txt", description="txt, or the name of a key of the json")
+    captions: int = Field(128, ge=1, description="how many, from the first on")
+    candidates: int = Field(512, ge=1, description="drawn for each caption")
+    seed: int = Field(0, ge=0)
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    batch_size: int | None = Field(None, ge=1, description="drawn at once; none: what memory holds")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the transformer that draws"
+    )
+    blur: list[float] = Field([0, 1, 2, 4, 8], min_length=1, description="radii, pixels")
+    features: str | None = Field(
+        None, description="'module:function' that returns a network for FID; none: CLIP"
+    )
+    reference_pictures: int = Field(
+        30_000, ge=2, description="true pictures that the drawn ones are compared with, at most"
+    )
+    inception_splits: int = Field(10, ge=1, description="parts that the score is averaged over")
+    bootstrap: int = Field(1000, ge=1, description="resamples behind each interval")
+    shown: int = Field(8, ge=1, description="captions on the contact sheet")
+    # Of data=shapes alone.
+    heldout_captions: int | None = Field(
+        None, ge=1, description="captions with (colour, shape) pairs that never occur in training"
+    )
+    training_captions: int | None = Field(
+        None, ge=1, description="captions of so many first training samples are left out"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RankSettings:
+        self.options()  # raises ValueError for what does not fit
+        own = {"heldout_captions", "training_captions"}
+        for name in sorted(own):
+            if self.data != SHAPES and getattr(self, name) is not None:
+                raise ValueError(f"{name} is read with data=shapes alone: take it out")
+        if min(self.blur) < 0 or len(set(self.blur)) < len(self.blur):
+            raise ValueError(f"blur: expected different radii >= 0, got {self.blur}")
+        return self
+
+    def options(self) -> Options:
+        """How tokens are drawn."""
+        return Options(self.temperature, self.top_k, self.top_p, self.guidance)

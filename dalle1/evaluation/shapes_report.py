@@ -1,0 +1,49 @@
+"""What the demo shows of a model trained on the built-in shapes, beside its ranking benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dalle1.common.images import contact_sheet
+from dalle1.data.shapes import dataset as shapes
+from dalle1.evaluation.candidates import verdict
+from dalle1.evaluation.plots import Figure
+from dalle1.evaluation.prompts import Prompt
+from dalle1.model import Model
+from dalle1.sampling import sample, to_tensor
+
+SHOWN = 4  # unranked draws beside the best
+
+
+def reconstructed(model: Model, prompts: Sequence[Prompt]) -> float:
+    """Share of true pictures that still show their caption after encoding and decoding."""
+    scenes = [p.scene for p in prompts if p.scene is not None]
+    true = [Image.fromarray(shapes.render(scene, model.image_size)) for scene in scenes]
+    decoded = model.dvae.decode(model.dvae.encode(torch.stack([to_tensor(t) for t in true])))
+    right = [all(verdict(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
+    return sum(right) / len(right)
+
+
+def sheet(model: Model, captions: list[str], candidates: int, keep: int) -> Image.Image:
+    """A row for each caption: a few unranked draws, then the best by CLIP."""
+    best = sample(captions, model, candidates=candidates, keep=keep)
+    plain = sample(captions, model, candidates=SHOWN, keep=SHOWN, progress=False)
+    rows = [[*p, *b] for p, b in zip(plain.images, best.images, strict=True)]
+    titles = ("unranked draws", f"best {keep} of {candidates} by CLIP")
+    return contact_sheet(rows, captions, titles, columns_before_gap=SHOWN)
+
+
+def plot_losses(metrics: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The training loss of each run against its updates."""
+    with Figure(path, len(metrics)) as panels:
+        for axes, (name, lines) in zip(panels, metrics.items(), strict=True):
+            # The warm start of the dVAE minimises another loss, which would squash the curve.
+            points = [x for x in lines if "loss" in x and "squared_error" not in x]
+            axes.plot([x["step"] for x in points], [x["loss"] for x in points])
+            axes.set(title=name, xlabel="updates", ylabel="loss, nats")
+            axes.grid(alpha=0.3)

@@ -1,0 +1,73 @@
+"""How a token is drawn from its logits, and the random numbers that it is drawn with.
+
+Dimensions: b rows, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a token is drawn from its logits; the paper's are the defaults (section 2.6).
+
+    temperature: divides the logits; 0 takes the likeliest token.
+    top_k: keeps the k likeliest tokens. top_p: keeps the smallest set of total mass >= p.
+    guidance: unconditional + guidance * (conditional - unconditional) logits; 1 is none.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < float("inf")):
+            raise ValueError(f"temperature: expected a number >= 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k: expected at least 1 or None, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a number in (0, 1] or None, got {self.top_p}")
+        if not (0 <= self.guidance < float("inf")):
+            raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
+
+
+def choose(logits: Tensor, uniforms: Tensor, options: Options) -> Tensor:
+    """Tokens [b] by inverse transform of uniforms [b] under the options: logits [b, v]."""
+    if options.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / options.temperature
+    if options.top_k is not None and options.top_k < logits.shape[-1]:
+        least = logits.topk(options.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if options.top_p is not None and options.top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token goes when those before it already hold the mass; the likeliest always stays.
+        surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
+        logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
+    # Probabilities in 32 bits, their sums in 64: thousands of terms.
+    cumulative = F.softmax(logits, dim=-1).double().cumsum(dim=-1)
+    # Against the actual total, so that rounding never points behind the last token.
+    point = uniforms.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, point, right=True)[:, 0]
+
+
+def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: int) -> Tensor:
+    """Uniform numbers of candidates first ... first + count - 1: float64 [count, length].
+
+    Row i is a function of (seed, caption, first + i) alone: a counter-based generator for each.
+    """
+    digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
+    key = int.from_bytes(digest[:8], "little")
+    rows = []
+    for i in range(first, first + count):
+        bits = np.random.Philox(key=np.array([key, i], dtype=np.uint64))
+        rows.append(np.random.Generator(bits).random(length))
+    return torch.from_numpy(np.stack(rows))

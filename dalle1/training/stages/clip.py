@@ -1,0 +1,86 @@
+"""CLIP, which ranks what is drawn (section 2.6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dalle1.clip.model import CLIP
+from dalle1.common.images import contact_sheet
+from dalle1.data.shards.loader import Batch
+from dalle1.data.transforms import Augmentation, augment_dalle
+from dalle1.model import save_clip
+from dalle1.sampling import to_pil
+from dalle1.training import distributed
+from dalle1.training.config import RunConfig
+from dalle1.training.stages.base import (
+    SHEET_COLUMNS,
+    Metrics,
+    Stage,
+    autocast,
+    device_of,
+    pixels_of,
+)
+from dalle1.training.stages.text_tokenizer import train_tokenizer
+
+
+class CLIPStage(Stage):
+    """CLIP, by the symmetric cross-entropy over the whole batch; it also trains the tokenizer."""
+
+    model: CLIP
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        assert config.clip is not None and config.tokenizer is not None
+        if config.reader.image_size < config.clip.image_size:
+            raise ValueError(
+                f"reader.image_size {config.reader.image_size} must be at least clip.image_size "
+                f"{config.clip.image_size}"
+            )
+        self.tokenizer = train_tokenizer(
+            config, config.tokenizer, config.clip.text_vocab - 2, config.clip.text_length - 1
+        )
+        self.model = CLIP(config.clip)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augment_dalle
+
+    def blank(self) -> CLIP:
+        with torch.device("meta"):
+            return CLIP(self.model.config)
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        ids = self.tokenizer.encode_for_clip(captions, self.model.config.text_length)
+        return ids.to(device_of(self.model))
+
+    def forward(self, part: Batch, step: int) -> tuple[Tensor, Metrics]:
+        images = pixels_of(part, device_of(self.model))
+        tokens = self._tokens(part.captions)
+        first = distributed.rank() * len(images)
+        with autocast(self.settings, images.device):
+            loss = self.model.loss(images, tokens, distributed.gathered, first)
+        return loss, {"logit_scale": self.model.scale().detach()}
+
+    @torch.no_grad()
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+        """The batch's captions, each with its own picture and then those that fit it best."""
+        assert isinstance(model, CLIP)
+        images = pixels_of(batch, device_of(model))
+        scores = model(images, self._tokens(batch.captions)).t()  # [texts, images]
+        hits = (scores.argmax(dim=1).cpu() == torch.arange(len(scores))).float().mean()
+        best = scores.argsort(dim=1, descending=True).cpu()
+        rows = [
+            [to_pil(images[j].cpu()) for j in (i, *best[i, : SHEET_COLUMNS - 1].tolist())]
+            for i in range(min(SHEET_COLUMNS, len(images)))
+        ]
+        titles = ("its own", "best by CLIP")
+        sheet = contact_sheet(rows, batch.captions[: len(rows)], titles, columns_before_gap=1)
+        return sheet, {"retrieval": float(hits)}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, CLIP)
+        save_clip(model, self.tokenizer, folder)

@@ -1,0 +1,187 @@
+"""Stage two: the transformer over captions and image tokens (section 2.2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+import dvae
+from dalle1.common.images import contact_sheet
+from dalle1.data.precompute.encode import fingerprint
+from dalle1.data.shards.index import TOKENS, Index
+from dalle1.data.shards.loader import Batch
+from dalle1.data.shards.token_shard import TokenShard
+from dalle1.data.transforms import Augmentation, augment_dalle
+from dalle1.generation.batches import draw_captions
+from dalle1.model import Model, load_clip
+from dalle1.sampling import decode, to_pil
+from dalle1.training import distributed
+from dalle1.training.config import RunConfig
+from dalle1.training.stages.base import (
+    SHEET_COLUMNS,
+    Metrics,
+    Sharding,
+    Stage,
+    device_of,
+    pixels_of,
+)
+from dalle1.training.stages.text_tokenizer import train_tokenizer
+from dalle1.transformer.layers import Layer
+from dalle1.transformer.model import Transformer, count_text_targets
+from dalle1.transformer.sequence import padding_id
+
+
+@dataclass
+class Streams:
+    """A pass of stage two: captions as tokens, and the pictures that the dVAE will encode."""
+
+    text: Tensor  # int64 [b, text_length]
+    pictures: Batch  # or their tokens
+    text_count: float  # text targets of a pass, mean over the passes of all ranks
+
+
+class DALLEStage(Stage):
+    """Stage two: the transformer over captions and the frozen dVAE's tokens (section 2.2)."""
+
+    model: Transformer
+
+    def __init__(self, config: RunConfig, sharding: Sharding | None = None) -> None:
+        """sharding: given, weights are spread over the ranks as they are made."""
+        super().__init__(config)
+        assert config.transformer is not None and config.dvae_model is not None
+        clip = None
+        if config.clip_model is not None:
+            clip, tokenizer = load_clip(config.clip_model)
+        else:
+            assert config.tokenizer is not None
+            t = config.transformer
+            tokenizer = train_tokenizer(config, config.tokenizer, t.text_vocab, t.text_length)
+        codec = dvae.load(config.dvae_model).requires_grad_(False)
+        side = config.transformer.grid * codec.config.stride
+        if side != config.reader.image_size:
+            raise ValueError(
+                f"reader.image_size is {config.reader.image_size}, but a grid of "
+                f"{config.transformer.grid} tokens of the dVAE {config.dvae_model} is {side} pixels"
+            )
+        # In a tuple, where neither DeepSpeed nor the checkpoint takes them for trained weights.
+        self._frozen = (codec, clip)
+        self.tokenizer = tokenizer.resized(config.transformer.text_length)
+        self._shape = config.transformer
+        self._whole(self.blank())  # refuses parts of different runs before the first step
+        if sharding is None:
+            self.model = Transformer(config.transformer, config.execution, config.seed)
+        else:
+            with sharding.building():
+                self.model = Transformer(config.transformer, config.execution, config.seed)
+            self.model.initialise(config.seed, sharding.whole)
+        self._set_precision(config.parallel.precision)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return augment_dalle
+
+    def _set_precision(self, precision: str) -> None:
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            if precision == "bf16":
+                layer.narrow = torch.bfloat16
+            elif precision == "fp16":
+                self.gradient_scales += layer.scale_gradients(distributed.ranks())
+
+    def blank(self) -> Transformer:
+        with torch.device("meta"):
+            return Transformer(self._shape)
+
+    def sharded_apart(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
+
+    def _whole(self, transformer: nn.Module) -> Model:
+        assert isinstance(transformer, Transformer)
+        codec, clip = self._frozen
+        return Model(self.tokenizer, transformer, codec, clip)
+
+    def _text(self, batch: Batch) -> Tensor:
+        rows = []
+        length, vocab = self.tokenizer.text_length, self.tokenizer.vocab_size
+        empty = torch.tensor([padding_id(vocab, p) for p in range(length)])
+        dropout = self.settings.caption_dropout if self.training else 0.0
+        for caption, seed in zip(batch.captions, batch.seeds, strict=True):
+            rng = random.Random(seed)
+            row = self.tokenizer.encode(caption, rng if self.training else None)[0]
+            rows.append(empty if dropout and rng.random() < dropout else row)
+        return torch.stack(rows)
+
+    def parts(self, batch: Batch, size: int) -> Sequence[Streams]:
+        text, pictures = self._text(batch), batch.split(size)
+        count = count_text_targets(text, self._shape.text_vocab) / len(pictures)
+        # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
+        mean = distributed.mean_over_ranks({"count": count})["count"]
+        return [Streams(*pair, mean) for pair in zip(text.split(size), pictures, strict=True)]
+
+    def _image_tokens(self, batch: Batch, device: torch.device) -> Tensor:
+        """int64 [b, grid²]: those of token shards, or what the dVAE makes of the pictures."""
+        if batch.tokens is not None:
+            return batch.tokens.to(device, torch.int64)
+        codec = self._frozen[0].to(device)
+        return rearrange(codec.encode(pixels_of(batch, device)), "b r c -> b (r c)")
+
+    def forward(self, part: Streams, step: int) -> tuple[Tensor, Metrics]:
+        device = device_of(self.model)
+        image_tokens = self._image_tokens(part.pictures, device)
+        losses = self.model.loss(part.text.to(device), image_tokens, part.text_count)
+        return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
+
+    @torch.no_grad()
+    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+        """Captions of the batch, each with its own picture and a few draws, unranked."""
+        whole = self._whole(model).to(device_of(self.model))
+        rows, captions = [], batch.captions[:SHEET_COLUMNS]
+        drawn = draw_captions(whole, captions, SHEET_COLUMNS - 1, self.settings.seed)
+        for own, tokens in zip(self._own(whole, batch), drawn, strict=False):
+            rows.append([to_pil(p) for p in (own, *decode(whole, tokens))])
+        return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
+
+    def _own(self, whole: Model, batch: Batch) -> Tensor:
+        """The batch's own pictures [b, 3, h, w] in [0, 1], decoded where there are tokens alone."""
+        if batch.images is not None:
+            return batch.images / 255
+        assert batch.tokens is not None
+        return decode(whole, batch.tokens[:SHEET_COLUMNS].to(torch.int64))
+
+    def check_data(self, index: Index) -> None:
+        """Token shards must be of this dVAE, or at least of its grid and vocabulary."""
+        if index.kind != TOKENS:
+            return
+        made, c = TokenShard(index.shards[0]).settings, self._shape
+        for name, theirs, ours in (
+            ("a grid", made.grid, c.grid),
+            ("a vocabulary", made.codebook_size, c.image_vocab),
+        ):
+            if theirs != ours:
+                raise ValueError(
+                    f"data: the token shards {index.data!r} have {name} of {theirs}, the "
+                    f"transformer one of {ours}: make them anew with launch/tokenize.py and "
+                    f"dvae_model {self.settings.dvae_model}"
+                )
+        key = self.settings.reader.caption_key
+        if made.caption_key != key:
+            raise ValueError(
+                f"reader.caption_key is {key!r}, but the token shards {index.data!r} were made "
+                f"with {made.caption_key!r}: set it to that, or make them anew"
+            )
+        mine = fingerprint(self._frozen[0])
+        if made.dvae != mine:
+            raise ValueError(
+                f"data: the token shards {index.data!r} are of the dVAE {made.dvae}, dvae_model "
+                f"{self.settings.dvae_model} is {mine}: what their tokens mean differs"
+            )
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        self._whole(model).save(folder)

@@ -1,0 +1,87 @@
+"""How fast a run goes, and what it waits for: samples, tokens, MFU, data, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dalle1.training.config import RunConfig
+from dalle1.training.parallel import Layout
+from dalle1.training.planning.flops import pass_work
+
+# TFLOP/s of dense 16-bit products, from the makers' data sheets, by a part of the device's name.
+PEAKS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
+
+
+def known_peak(device: torch.device) -> float | None:
+    """FLOP/s of a GPU's 16-bit products, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+
+
+class Speed:
+    """Means over the updates since the last report, of this rank's own clock."""
+
+    def __init__(self, config: RunConfig, ranks: int, peak: float | None = None) -> None:
+        """peak: FLOP/s of a rank's device in the run's precision; None: MFU is not reported."""
+        self._batch, self._peak = config.batch_size, peak
+        self._tokens = 0
+        if config.transformer is not None:
+            self._tokens = config.batch_size * config.transformer.stream.length
+        self._flops = 0.0  # of an update, on one rank; those of the model, not done again
+        if peak is not None:
+            layout = Layout(config.batch_size, config.parallel, ranks)
+            self._flops = layout.passes * pass_work(config, layout.micro_batch, ranks).flops
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._updates, self._waited, self._aside = time.monotonic(), 0, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no training: sheets, validation, checkpoints; not in the speed."""
+        start = time.monotonic()
+        yield
+        self._aside += time.monotonic() - start
+
+    def update(self) -> None:
+        """One update is done."""
+        self._updates += 1
+
+    def report(self) -> dict[str, float]:
+        """The means, which begin anew."""
+        spent = max(time.monotonic() - self._since - self._aside, 1e-9)
+        rate = self._updates / spent
+        values = {
+            "images_per_second": rate * self._batch,
+            "seconds_per_update": spent / max(self._updates, 1),
+            "data_wait": self._waited / spent,  # share of the time
+            "memory_gb": _memory() / 1e9,  # at its peak, of this rank
+        }
+        if self._tokens:
+            values["tokens_per_second"] = rate * self._tokens
+        if self._peak is not None:
+            values["mfu"] = rate * self._flops / self._peak
+        self._begin()
+        return values
+
+
+def _memory() -> float:
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)

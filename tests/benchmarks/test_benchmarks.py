@@ -1,0 +1,129 @@
+"""What the benchmarks count, against counts by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dalle1 import TransformerConfig
+from dalle1.benchmarks import dataloading as data
+from dalle1.benchmarks import float16 as half
+from dalle1.benchmarks import generation as sampling
+from dalle1.benchmarks import training
+from dalle1.commands import benchmark
+from dalle1.data.transforms import augment_dalle, read_image
+from dalle1.transformer.masks import allowed
+from dalle1.transformer.sequence import layer_pattern
+from dvae import DVAEConfig
+
+CONFIG = TransformerConfig(
+    width=16, heads=2, head_size=8, layers=2, grid=6, text_length=8, text_vocab=50,
+    image_vocab=60, conv_kernel=3,
+)  # fmt: skip
+
+
+def pairs() -> list[int]:
+    """Allowed (query, key) pairs of each layer."""
+    return [int(allowed(layer_pattern(i, 2), 8, 6, 3).sum()) for i in (1, 2)]
+
+
+def test_flops_of_a_training_step() -> None:
+    """FLOPs against the count of every matrix product of a training step."""
+    n, products = 44, 0
+    for allowed_pairs in pairs():
+        products += n * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 2 * allowed_pairs * 16
+    products += 8 * 16 * 50 + 36 * 16 * 60
+    assert training.step_flops(CONFIG) == 3 * 2 * products
+
+
+def test_roofline_of_a_decoding_step() -> None:
+    """A roofline of other work than a step does: text counted for each candidate, or not at all."""
+    weights = 2 * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 16 * 60
+    # Of the stream's pairs those of the text with itself are no step's; a mean over 36 steps.
+    read = [(total - 8 * 9 / 2) / 36 for total in pairs()]
+    flops = 2 * 5 * (weights + 2 * 16 * sum(read))
+    assert abs(sampling.decoding_flops(CONFIG, 5) / flops - 1) < 1e-12
+    # The first layer, row, holds keys and values, the last, conv, states; the text is read once.
+    image = 2 * 16 * (read[0] - 8) + 16 * (read[1] - 8)
+    values = weights + 2 * 2 * 16 * 8 + 5 * image
+    assert abs(sampling.read_bytes(CONFIG, 5, torch.bfloat16) / (2 * values) - 1) < 1e-12
+
+
+def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ways that train other models or on other batches; a planted span that 32 bits notice."""
+    figure, out = tmp_path / "half.png", tmp_path / "half.json"
+    sizes = ["--layers", "3", "--width", "16", "--updates", "12", "--figure", str(figure)]
+    assert benchmark.main(["half", *sizes, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"  {way} ") == 2 for way in half.WAYS)
+    with Image.open(figure) as picture:
+        assert picture.width > 1000
+    without, planted = json.loads(out.read_text())["results"].values()
+    wide = without[half.FLOAT32]
+    for name in ("losses", "sizes"):
+        assert planted[half.FLOAT32][name] == pytest.approx(wide[name], rel=0.02)
+    for runs in (without, planted):
+        assert runs[half.BLOCKS]["losses"] == pytest.approx(wide["losses"], rel=0.05)
+        assert runs[half.BLOCKS]["losses"] != wide["losses"]
+        assert {len(run["losses"]) for run in runs.values()} == {12}
+        assert {len(shares) for run in runs.values() for shares in run["zeros"]} == {6}
+    # One scale begins at 2^16, where the first blocks overflow.
+    assert planted[half.STREAM32]["skipped"] >= 1 and planted[half.BLOCKS]["skipped"] == 0
+    assert without[half.STREAM16]["losses"] == pytest.approx(wide["losses"], rel=0.05)
+    assert benchmark.main(["half", "--width", "24"]) == 2
+    assert "multiple of 16" in capsys.readouterr().err
+
+
+def test_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ways that read other pictures than the loop by hand, or a ratio of other rates."""
+    small = {"GRID": 4, "SIDE": 32, "BATCH": 8, "DIFFERENT": 4}
+    for name, value in small.items():
+        monkeypatch.setattr(data, name, value)
+    codec = DVAEConfig(width=4, groups=4, blocks_per_group=1, codebook_size=8192)
+    monkeypatch.setattr(data, "CODEC", codec)
+    transformer = CONFIG.model_copy(update={"grid": 4, "image_vocab": 8192})
+    monkeypatch.setattr(data, "TRANSFORMER", transformer)
+    out = tmp_path / "data.json"
+    options = ["--samples", "24", "--workers", "0,1", "--repeats", "2", "--out", str(out)]
+    assert benchmark.main(["data", *options]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())["results"]
+    rates = found["samples_per_second"]
+    assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in rates.values())
+    hand = statistics.median(rates[data.BARE])
+    for count in (0, 1):
+        pictures, tokens = (
+            statistics.median(rates[f"{what}, {count} workers"])
+            for what in ("pictures", "token shards")
+        )
+        assert found["ratios"][f"pictures, {count} workers / {data.BARE}"] == pictures / hand
+        name = f"token shards / pictures, {count} workers"
+        assert found["ratios"][name] == tokens / pictures and name in printed
+    assert len(found["waiting"]) == 4
+    assert all(0 <= values["waits"] <= 1 for values in found["waiting"].values())
+    assert benchmark.main(["data", "configs/shapes/dalle.yaml"]) == 2
+    assert benchmark.main(["data", "--samples", "7"]) == 2
+
+
+def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:
+    """A loop that is easier than what it is compared with: no crop, no resize, another size."""
+    photograph = data.photograph(np.random.default_rng(0))
+    assert 25_000 < len(photograph) < 80_000
+    with Image.open(io.BytesIO(photograph)) as picture:
+        assert picture.size == (500, 375)
+    ours = augment_dalle(read_image(photograph), 256, np.random.default_rng(1)).transpose(2, 0, 1)
+    hand = data.bare(photograph, np.random.default_rng(1)).numpy()
+    assert hand.shape == ours.shape and hand.dtype == ours.dtype
+    # The same means, and the same large shapes; the crops may be a few pixels apart.
+    assert abs(hand.astype(float).mean() - ours.astype(float).mean()) < 5
+    coarse = [x.reshape(3, 8, 32, 8, 32).astype(float).mean((2, 4)) for x in (hand, ours)]
+    assert np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1] > 0.98

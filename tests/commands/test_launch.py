@@ -1,0 +1,218 @@
+"""The scripts behind the README's commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dalle1 import Model
+from dalle1.commands import benchmark
+from dalle1.commands import main as cli
+from dalle1.evaluation.run import FILES
+from dalle1.training.metrics_logger import read_metrics
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_demo_from_shards_to_report(tmp_path: Path) -> None:
+    """`make demo` broken in a step that no other test runs; a few updates through DeepSpeed."""
+    done = launch("launch/demo.py", "--quick", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    report = tmp_path / "runs" / "report"
+    numbers = json.loads((report / "report.json").read_text())
+    for split in ("test", "heldout"):
+        assert set(numbers[split]["best_of_n"]) == {"1", "2", "4"}
+        assert 0 <= numbers[split]["single_draw"] <= numbers[split]["oracle_best"] <= 1
+    for name in ("sheet.png", "losses.png"):
+        with Image.open(report / name) as picture:
+            assert picture.width > 300
+        assert name in done.stdout
+    ranking = tmp_path / "runs" / "ranking"
+    assert all((ranking / name).is_file() for name in FILES)
+    results = json.loads((ranking / "ranking.json").read_text())
+    assert set(results["groups"]) == {"unseen captions", "held-out pairs"}
+    for group in results["groups"].values():
+        claimed = [name for name, curve in group["curves"]["attributes"].items() if curve]
+        assert {"count", "colour", "shape"} <= set(claimed)
+        assert 0 <= group["pictures"]["0"]["4"]["accuracy"]["mean"] <= 1
+    # What the demo's last line tells the user to try.
+    out = tmp_path / "out"
+    model = str(tmp_path / "runs" / "dalle" / "model")
+    flags = ["--model", model, "--candidates", "4", "--keep", "2", "--out", str(out)]
+    assert cli.main(["sample", "a big red cross", *flags]) == 0
+    pictures = sorted(str(path) for path in out.glob("000-*.png"))
+    assert len(pictures) == 2 and (out / "sheet.png").is_file()
+    assert cli.main(["rank", "a big red cross", *pictures, "--model", model]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 0, 2)],
+    ids=["Ctrl-C", "the scheduler's warning"],
+)
+def test_signal_saves_and_resume_goes_on(
+    number: signal.Signals, status: int, workers: int, tmp_path: Path
+) -> None:
+    """Work lost at a signal, or a message that does not say how to go on; a scheduler that takes
+    the stop for a failure; data workers that die of the signal before the rank has saved."""
+    command = [
+        *("launch/train.py", "configs/shapes/dvae.yaml", "steps=80", "log_every=1"),
+        *("dvae_training.warm_start_steps=40", "dvae.codebook_size=32", "dvae.width=8"),
+        *("reader.shapes_count=64", f"reader.shapes_folder={tmp_path / 'data'}"),
+        *(f"run={tmp_path / 'run'}", f"reader.workers={workers}"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do: all processes at once
+    _, errors = process.communicate()
+    assert process.returncode == status, errors[-2000:]
+    assert "--resume" in errors
+    again = launch(*command, "--resume")
+    assert again.returncode == 0, again.stderr[-2000:]
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert steps == list(range(1, 81))
+
+
+def test_train_names_mistakes_without_a_traceback(tmp_path: Path) -> None:
+    """A wall of text in which the one line that matters drowns."""
+    run = f"run={tmp_path / 'run'}"  # the default folder may hold the demo's
+    done = launch("launch/train.py", "configs/shapes/dvae.yaml", "data=none/{0..3}.tar", run)
+    assert done.returncode == 2
+    assert "error: data: none/0.tar does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cli_names_a_missing_device(
+    capsys: pytest.CaptureFixture[str], model: Model, tmp_path: Path
+) -> None:
+    """A traceback, or the CPU without a word, where a device is asked for that is not there."""
+    model.save(tmp_path)
+    command = ["sample", "a cat", "--model", str(tmp_path), "--candidates", "1", "--keep", "1"]
+    assert cli.main([*command, "--device", "cuda:99", "--out", str(tmp_path / "out")]) == 2
+    assert "--device cuda:99" in capsys.readouterr().err
+    half = ["--dtype", "bfloat16", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, *half]) == 0
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_cli_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A traceback for a folder that is no model."""
+    assert cli.main(["sample", "a circle", "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+PAGES = ("README.md", "docs/training.md", "docs/data.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_what_exists(page: str) -> None:
+    """Commands and links that lead nowhere; flags that a script does not know."""
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"(?:launch|configs|docs|dalle1)/[\w./-]+\.(?:py|yaml|md|png|slurm)", text)
+    assert len(paths) >= 3
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    for script, rest in re.findall(r"(launch/\w+\.py)([^`#\n]*)", text):
+        verb = re.search(r"dalle1\.commands\.(\w+)", (ROOT / script).read_text())
+        assert verb is not None
+        source = (ROOT / "dalle1" / "commands" / f"{verb.group(1)}.py").read_text()
+        source += (ROOT / "dalle1" / "commands" / "command_line.py").read_text()
+        for flag in re.findall(r"--([a-z][\w-]*)", rest):
+            known = f'"--{flag}"' in source or re.search(rf"\b{flag.replace('-', '_')}\b", source)
+            assert known or script == "launch/plan.py", f"{script} --{flag}"
+
+
+def test_readme_names_targets_that_exist() -> None:
+    """`make` targets in the README that are not there."""
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"make (\w+)", text)) <= {*targets}
+
+
+def test_paper_table_names_what_exists() -> None:
+    """A row of docs/paper.md that points to code or a test which is not, or no longer, there."""
+    text = (ROOT / "docs" / "paper.md").read_text()
+    references = re.findall(r"`([\w./-]+\.(?:py|yaml))(?:::(\w+))?`", text)
+    assert len(references) > 60
+    for path, name in references:
+        source = (ROOT / path).read_text()  # a missing file is an error of its own
+        defined = re.search(rf"^\s*(?:def|class) {name}\b", source, re.M) if name else True
+        assert defined, f"{path} does not define {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["attention", "train", "sample"])
+def test_benchmark(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A benchmark that fails, measures one variant twice, or counts FLOPs of another model."""
+    out = tmp_path / "figures.json"
+    command = [what, "configs/paper/250m.yaml", "--batch", "1", "--repeats", "2", "--out", str(out)]
+    sizes = {"width": 16, "heads": 2, "head_size": 8, "layers": 2, "grid": 6, "text_length": 8}
+    command += [f"transformer.{name}={value}" for name, value in sizes.items()]
+    command += ["transformer.text_vocab=50", "transformer.image_vocab=60"]
+    if what == "sample":
+        command += ["--candidates", "3"]
+    assert benchmark.main([*command, "execution.compile=false"]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(out.read_text())["results"]
+    if what == "attention":
+        assert results.keys() == {"row", "column", "conv"}
+        assert all(ways.keys() == {"causal", "dense mask", "ours"} for ways in results.values())
+        assert all(len(w["seconds"]) == 2 for ways in results.values() for w in ways.values())
+    elif what == "sample":
+        assert "100.0% of the tokens are equal" in printed and "of the roofline" in printed
+        assert all(len(results["3"][w]["seconds"]) == 6 for w in ("ours", "plain cache"))
+        assert results["3"]["ours"]["memory"] < results["3"]["plain cache"]["memory"]
+    else:
+        assert results.keys() == {"dense mask", "ours"} and "MFU = FLOPs" in printed
+        assert all(w["memory"] > 0 and w["tokens_per_second"] > 0 for w in results.values())
+
+
+def test_benchmark_names_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback for a config without a transformer, or for no config."""
+    assert benchmark.main(["train", "configs/paper/dvae.yaml"]) == 2
+    assert "has no transformer" in capsys.readouterr().err
+    assert benchmark.main(["train"]) == 2
+    assert "needs a config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").glob("*.py")))
+def test_scripts_do_not_hide_modules_of_python(script: str) -> None:
+    """launch/tokenize.py imported in place of Python's own, by whatever reads source files."""
+    code = (
+        "import runpy, sys; folder, script = sys.argv[1:]; sys.path.insert(0, folder)\n"
+        "runpy.run_path(f'{folder}/{script}')\n"
+        "sys.modules.pop('tokenize', None)\n"  # whatever an environment loads at the start
+        "import tokenize; print(tokenize.__file__)"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "launch"), script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == Path(os.__file__).parent

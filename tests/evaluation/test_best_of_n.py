@@ -1,0 +1,67 @@
+"""Ranking: the exact curves against enumeration, the scores against CLIP itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from dalle1 import Model
+from dalle1.clip.ranker import score
+from dalle1.evaluation.best_of_n import best_of_n, oracle_of_n
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_curves_against_enumeration(seed: int) -> None:
+    """A curve that draws with replacement, ranks upside down or forgets an order."""
+    g = torch.Generator().manual_seed(seed)
+    scores, correct = torch.rand(7, generator=g), torch.rand(7, generator=g) < 0.4
+    for n in range(1, 8):
+        subsets = list(itertools.combinations(range(7), n))
+        best = [bool(correct[max(s, key=lambda i: float(scores[i]))]) for s in subsets]
+        some = [any(bool(correct[i]) for i in s) for s in subsets]
+        assert best_of_n(scores, correct, n) == pytest.approx(sum(best) / len(subsets))
+        assert oracle_of_n(correct, n) == pytest.approx(sum(some) / len(subsets))
+
+
+def test_curve_ends() -> None:
+    """A curve off by one: at n = 1 the mean, at n = m the best-scored alone."""
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.2])
+    correct = torch.tensor([True, False, True, True])
+    assert best_of_n(scores, correct, 1) == pytest.approx(0.75)
+    assert best_of_n(scores, correct, 4) == 0
+    assert oracle_of_n(correct, 1) == pytest.approx(0.75)
+    assert oracle_of_n(correct, 2) == 1
+    assert oracle_of_n(torch.tensor([False] * 3), 3) == 0
+    # At the paper's 512 candidates the binomials are beyond a float; their ratios are not.
+    scores = torch.arange(512.0)
+    assert best_of_n(scores, scores >= 256, 256) == pytest.approx(1)
+    assert best_of_n(scores, scores % 2 == 0, 512) == 0
+    assert best_of_n(scores, scores == 511, 32) == pytest.approx(32 / 512)
+    assert oracle_of_n(scores == 3, 32) == pytest.approx(32 / 512)
+
+
+@pytest.mark.parametrize("n", [0, -1, 5])
+def test_curve_errors(n: int) -> None:
+    """More candidates asked for than there are, answered with a division by zero or a 0."""
+    correct = torch.tensor([True, False, True, True])
+    with pytest.raises(ValueError, match=f"1 to 4 candidates, got {n}"):
+        best_of_n(torch.rand(4), correct, n)
+    with pytest.raises(ValueError, match=f"1 to 4 candidates, got {n}"):
+        oracle_of_n(correct, n)
+
+
+def test_scores_do_not_depend_on_the_batch(model: Model) -> None:
+    """Scores scaled by the logit scale, not cosines; parts that are joined in another order."""
+    assert model.clip is not None
+    images = torch.rand(5, 3, 8, 8)
+    text = model.tokenizer.encode_for_clip("a red cat", 10)
+    with torch.no_grad():
+        expected = model.clip(images, text)[:, 0]
+        a, b = model.clip.encode_image(images), model.clip.encode_text(text)
+    torch.testing.assert_close(expected, torch.cosine_similarity(a, b, dim=1))
+    for batch in (1, 2, 256):
+        got = score(model.clip, text, images, batch)
+        assert got.shape == (5,) and got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
