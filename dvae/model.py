@@ -28,7 +28,7 @@ class DVAEConfig(BaseModel):
     channels: int = Field(3, ge=1, description="picture channels")
     width: int = Field(256, ge=4, multiple_of=4, description="n_hid: width of the outermost group")
     bottleneck: int = Field(128, ge=1, description="n_init: width of the decoder's first map")
-    groups: int = Field(4, ge=1, description="groups of blocks; a factor 2 between neighbours")
+    groups: int = Field(4, ge=1, description="groups of blocks; a factor 2 between neighbors")
     blocks_per_group: int = Field(2, ge=1, description="residual blocks in a group")
     codebook_size: int = Field(8192, ge=2, description="k: number of image tokens")
     residual_gain: float | None = Field(

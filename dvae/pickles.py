@@ -39,7 +39,7 @@ _STORAGES = {
 
 
 class Node:
-    """Stands for a module of the file: its attributes and its class' name, no behaviour."""
+    """Stands for a module of the file: its attributes and its class' name, no behavior."""
 
     name = ""
 

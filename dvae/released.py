@@ -14,7 +14,7 @@ from torch import Tensor
 from dvae.model import DVAE, DVAEConfig
 from dvae.pickles import check_fits, read_tensors
 
-MOST_GROUPS = 8  # the published have 4
+MAX_GROUPS = 8  # the published have 4
 
 # The classes of the two published trees.
 _CLASSES = {
@@ -81,7 +81,7 @@ def _config(
         )
     blocks = {tuple(key.split(".")[1:3]) for key in parts["encoder"] if ".block_" in key}
     groups = max(1, len({group for group, _ in blocks}))
-    if groups > MOST_GROUPS:
+    if groups > MAX_GROUPS:
         raise ValueError(f"{encoder}: {groups} groups, of which each doubles the width")
     return DVAEConfig(
         channels=first.shape[1],

@@ -3,11 +3,11 @@
 Scaled down to flat 32x32 pictures, the paper's schedules collapse to a handful of codes within a
 hundred steps: nearly every position shows the same background (see docs/dvae.md). So the first
 steps train the same blocks without tokens: the two 1x1 convolutions next to the relaxation are
-replaced by one linear bottleneck, the loss is the squared error of the means. Then k-means centres
+replaced by one linear bottleneck, the loss is the squared error of the means. Then k-means centers
 c_j of the bottleneck go into the two convolutions, exactly:
 
-    encoder: logit_j(h) = s (2 c_j . A h - |c_j|^2), whose argmax is the nearest centre;
-    decoder: row j = B c_j, what the bottleneck's map gives for that centre.
+    encoder: logit_j(h) = s (2 c_j . A h - |c_j|^2), whose argmax is the nearest center;
+    decoder: row j = B c_j, what the bottleneck's map gives for that center.
 
 Architecture, keys and the loss that follows stay the paper's.
 
@@ -43,29 +43,29 @@ class ContinuousBottleneck(nn.Module):
         """Mean squared error of the decoder's means, in mapped pixels, without tokens."""
         z = self.features(codec, images)
         if noise:
-            # A decoder that has seen small errors in z bears the rounding to centres better.
+            # A decoder that has seen small errors in z bears the rounding to centers better.
             z = z + noise * z.detach().std() * torch.randn_like(z)
         maps = codec.decoder.blocks[1:](self.up(z))
         mean = maps[:, : codec.config.channels]
         return F.mse_loss(torch.sigmoid(mean), map_pixels(images))
 
     @torch.no_grad()
-    def install(self, codec: DVAE, centres: Tensor, logit_scale: float) -> None:
-        """Writes centres [k, d] into the codec's two 1x1 convolutions."""
+    def install(self, codec: DVAE, centers: Tensor, logit_scale: float) -> None:
+        """Writes centers [k, d] into the codec's two 1x1 convolutions."""
         last, first = _parts(codec)
         a, a_bias = self.down.weight[:, :, 0, 0], self.down.bias  # [d, features], [d]
         b, b_bias = self.up.weight[:, :, 0, 0], self.up.bias  # [bottleneck, d], [bottleneck]
         assert a_bias is not None and b_bias is not None
-        # Distances in units of the centres' own spacing, so that the scale means the same always.
-        spacing = torch.cdist(centres, centres).fill_diagonal_(math.inf).amin(1).median()
+        # Distances in units of the centers' own spacing, so that the scale means the same always.
+        spacing = torch.cdist(centers, centers).fill_diagonal_(math.inf).amin(1).median()
         s = logit_scale / spacing.clamp(min=1e-6) ** 2
-        last.w.copy_((2 * s * centres @ a)[:, :, None, None])
-        last.b.copy_(s * (2 * centres @ a_bias - centres.square().sum(1)))
-        first.w.copy_((b @ centres.t())[:, :, None, None])
+        last.w.copy_((2 * s * centers @ a)[:, :, None, None])
+        last.b.copy_(s * (2 * centers @ a_bias - centers.square().sum(1)))
+        first.w.copy_((b @ centers.t())[:, :, None, None])
         first.b.copy_(b_bias)
 
     @torch.no_grad()
-    def install_centres(
+    def install_centers(
         self,
         codec: DVAE,
         images: Tensor,
@@ -79,8 +79,8 @@ class ContinuousBottleneck(nn.Module):
         """
         z = torch.cat([self.features(codec, part) for part in images.split(64)])
         samples = z.movedim(1, -1).reshape(-1, z.shape[1])
-        centres = k_means(samples, codec.config.codebook_size, 20, generator)
-        self.install(codec, centres, logit_scale)
+        centers = k_means(samples, codec.config.codebook_size, 20, generator)
+        self.install(codec, centers, logit_scale)
         output: Conv2d = codec.decoder.blocks.output.conv  # type: ignore[union-attr, assignment]
         c = codec.config.channels
         error = torch.zeros(c, device=images.device)
@@ -103,30 +103,30 @@ def _parts(codec: DVAE) -> tuple[Conv2d, Conv2d]:
 def k_means(
     samples: Tensor, k: int, iterations: int = 20, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Centres [k, d] of samples [n, d], n >= k, by Lloyd's rounds from a k-means++-like start.
+    """Centers [k, d] of samples [n, d], n >= k, by Lloyd's rounds from a k-means++-like start.
 
-    Starting centres are drawn with probability proportional to the squared distance from those
+    Starting centers are drawn with probability proportional to the squared distance from those
     already drawn, in a few batches: drawn uniformly, most would be background.
     """
     n = samples.shape[0]
     if n < k:
-        raise ValueError(f"k_means: {n} samples are fewer than k = {k} centres")
-    centres = samples[torch.randint(n, (1,), generator=generator)]
-    distance = (samples - centres).square().sum(1)
-    while len(centres) < k:
-        count = min(k - len(centres), max(1, len(centres) // 2))
+        raise ValueError(f"k_means: {n} samples are fewer than k = {k} centers")
+    centers = samples[torch.randint(n, (1,), generator=generator)]
+    distance = (samples - centers).square().sum(1)
+    while len(centers) < k:
+        count = min(k - len(centers), max(1, len(centers) // 2))
         weights = distance + 1e-12
         picked = torch.multinomial(weights, count, generator=generator)
-        centres = torch.cat([centres, samples[picked]])
+        centers = torch.cat([centers, samples[picked]])
         distance = torch.minimum(distance, torch.cdist(samples, samples[picked]).square().amin(1))
     for _ in range(iterations):
-        gap, nearest = torch.cdist(samples, centres).min(1)
+        gap, nearest = torch.cdist(samples, centers).min(1)
         ones = samples.new_ones(n)
         members = samples.new_zeros(k).index_add_(0, nearest, ones)  # [k]
-        total = torch.zeros_like(centres).index_add_(0, nearest, samples)
+        total = torch.zeros_like(centers).index_add_(0, nearest, samples)
         mean = total / members[:, None].clamp(min=1)
-        centres = torch.where(members[:, None] > 0, mean, centres)
+        centers = torch.where(members[:, None] > 0, mean, centers)
         empty = (members == 0).nonzero()[:, 0]
         if len(empty):
-            centres[empty] = samples[gap.topk(len(empty)).indices]
-    return centres
+            centers[empty] = samples[gap.topk(len(empty)).indices]
+    return centers

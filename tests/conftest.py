@@ -23,7 +23,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def randomise(module: nn.Module, seed: int, std: float = 0.3) -> None:
+def randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
     """Weights far from the initial ones, so that a wrong key, mask or position shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def make_transformer() -> TransformerMaker:
             "conv_kernel": 3,
         }
         transformer = Transformer(TransformerConfig(**{**config, **changes}))
-        randomise(transformer, seed, std)
+        randomize(transformer, seed, std)
         return transformer.eval()
 
     return make

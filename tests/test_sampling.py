@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite(make_model: ModelMaker, part: str, value: f
 
 
 def test_unknown_keyword(model: Model) -> None:
-    """A misspelt keyword that is swallowed silently."""
+    """A misspelled keyword that is swallowed silently."""
     with pytest.raises(TypeError, match="temprature"):
         sample(model, temprature=0.5)
     with pytest.raises(TypeError, match="candidates"):

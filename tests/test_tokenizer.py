@@ -65,7 +65,7 @@ def test_lower_case(wide: Tokenizer) -> None:
     assert wide.tokens("A RED Cat") == wide.tokens("a red cat") == wide.tokens("  a red cat ")
 
 
-def test_merges_are_learnt(tokenizer: Tokenizer) -> None:
+def test_merges_are_learned(tokenizer: Tokenizer) -> None:
     """A tokenizer of bytes alone, or one that ignores vocab_size."""
     assert tokenizer.vocab_size == 280
     assert sum(len(tokenizer.tokens(c)) for c in CAPTIONS) < sum(map(len, CAPTIONS)) / 2

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvae
-from dalle1.data.precompute.encode import TokeniseSettings, tokenise
+from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.loader import Batch, Batches
 from dalle1.data.shards.token_shard import TokenSettings, write_token_shard
@@ -187,7 +187,7 @@ def measure_reading(
     return rates
 
 
-def measure_tokenising(
+def measure_tokenizing(
     folder: Path, codec: dvae.DVAE, samples: int, workers: list[int], repeats: int
 ) -> dict[str, Rates]:
     """Rates of launch/tokenize.py, its start and its end left out by measuring a longer run too."""
@@ -195,14 +195,14 @@ def measure_tokenising(
     few, many = folder / "few", folder / "many"
     write_photographs(few, samples, shards=2)
     write_photographs(many, 3 * samples, shards=2)
-    rates = {f"tokenising, {count} workers": Rates() for count in workers}
+    rates = {f"tokenizing, {count} workers": Rates() for count in workers}
     number = 0
     for _ in range(repeats):
         for count in workers:
             seconds = []
             for data in (few, many):
                 number += 1
-                settings = TokeniseSettings(
+                settings = TokenizeSettings(
                     data=str(data),
                     out=str(folder / f"made-{number}"),
                     dvae_model=str(folder / "codec"),
@@ -211,10 +211,10 @@ def measure_tokenising(
                     workers=count,
                 )
                 start = time.perf_counter()
-                tokenise(settings, device=_device())
+                tokenize(settings, device=_device())
                 seconds.append(time.perf_counter() - start)
             spent = max(seconds[1] - seconds[0], 1e-9)
-            rates[f"tokenising, {count} workers"].rounds.append(2 * samples / spent)
+            rates[f"tokenizing, {count} workers"].rounds.append(2 * samples / spent)
     return rates
 
 
@@ -226,7 +226,7 @@ def measure_waiting(
     found: dict[str, Any] = {}
     model = Transformer(TRANSFORMER).to(device)
     codec = codec.to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     for kind in ("photographs", "tokens"):
         for count in workers:
             data = str(folder / kind)
@@ -238,7 +238,7 @@ def measure_waiting(
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
-                _train_step(model, codec, optimiser, batch)
+                _train_step(model, codec, optimizer, batch)
             spent = time.perf_counter() - start
             found[f"{kind}, {count} workers"] = {
                 "seconds_per_step": spent / steps,
@@ -248,7 +248,7 @@ def measure_waiting(
 
 
 def _train_step(
-    model: Transformer, codec: dvae.DVAE, optimiser: torch.optim.Optimizer, batch: Batch
+    model: Transformer, codec: dvae.DVAE, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> None:
     device = next(model.parameters()).device
     if batch.tokens is not None:
@@ -258,8 +258,8 @@ def _train_step(
         tokens = rearrange(codec.encode(batch.images.to(device) / 255), "b r c -> b (r c)")
     text = torch.ones(len(tokens), TRANSFORMER.text_length, dtype=torch.int64, device=device)
     model.loss(text, tokens).loss.backward()
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -280,7 +280,7 @@ def report_data(samples: int, workers: list[int], repeats: int) -> dict[str, Any
         hand = rates[BARE].median
         for way, found in rates.items():
             print(f"  {way:<28}{found.text()}  {found.median / hand:8.2f} x by hand", flush=True)
-        made = measure_tokenising(folder, codec, BATCH, workers, min(repeats, 3))
+        made = measure_tokenizing(folder, codec, BATCH, workers, min(repeats, 3))
         for way, found in made.items():
             print(f"  {way:<28}{found.text()}", flush=True)
         waits = measure_waiting(folder, codec, workers, steps=6)

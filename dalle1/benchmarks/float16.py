@@ -132,27 +132,27 @@ def train(way: str, c: TransformerConfig, updates: int, span: float) -> Run:
             layer.narrow = torch.float16
         one = torch.amp.GradScaler("cpu", init_scale=FIRST, growth_interval=INTERVAL // CLOCK)
     # No decay and no clipping, which would weigh gradients of one block against another's.
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, (0.9, 0.96), EPSILON, weight_decay=0.0
     )
     begun = time.perf_counter()
     for update in range(updates):
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (update + 1) / WARM_UP)
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (update + 1) / WARM_UP)
+        optimizer.zero_grad()
         losses = model.loss(*draw_batch(c, 1 + update))
         run.losses.append(float(losses.image.detach()))
         values = [one.get_scale()] if one else [scale.value for scale in scales]
         run.scales.append([math.log2(value) for value in values])
         if one is not None:
             one.scale(losses.loss).backward()
-            one.step(optimiser)
+            one.step(optimizer)
             one.update()
             broken = one.get_scale() < values[0]
         else:
             losses.loss.backward()
             broken = _move(scales)
             if not broken:
-                optimiser.step()
+                optimizer.step()
         run.skipped += broken
         if not broken:  # infinities are no measure
             run.zeros = [*run.zeros[1 - COUNTS :], _zeros(layers)]
@@ -241,10 +241,10 @@ def _row(run: Run) -> str:
 def plot(runs: dict[str, Run], span: float, path: Path) -> None:
     """Losses, zeros by block, and scales, of one span."""
     with Figure(path, 3) as (losses, zeros, scales):
-        for way, colour in WAYS.items():
-            losses.plot(_smooth(runs[way].losses), color=colour, label=way)
+        for way, color in WAYS.items():
+            losses.plot(_smooth(runs[way].losses), color=color, label=way)
             shares = [100 * share for share in runs[way].underflow()]
-            zeros.plot(range(1, len(shares) + 1), shares, color=colour, label=way)
+            zeros.plot(range(1, len(shares) + 1), shares, color=color, label=way)
         title = f"image loss, gradients over 2^{span:g}"
         losses.set(title=title, xlabel="update", ylabel="nats a token")
         losses.set_ylim(bottom=0)

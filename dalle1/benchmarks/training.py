@@ -102,7 +102,7 @@ def _train_worker(
         transformer = Transformer(c, Execution(**execution))
         text = torch.randint(1, c.text_vocab, (batch, c.text_length))
         image = torch.randint(c.image_vocab, (batch, c.stream.image_length))
-    optimiser = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
     mixed = torch.autocast(kind, DTYPES[dtype]) if dtype != "float32" else contextlib.nullcontext()
 
     def step() -> None:
@@ -110,8 +110,8 @@ def _train_worker(
             loss = transformer.loss(text, image).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 4.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     turns = 0
     while pipe.recv() == "step":

@@ -170,10 +170,10 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(c.text_width, c.embedding))
         # One number, as a vector: DeepSpeed 0.19 cannot train a parameter without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """The published initialisation."""
+    def _initialize(self) -> None:
+        """The published initialization."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.config.text_width**-0.5)
@@ -187,10 +187,10 @@ class CLIP(nn.Module):
                 nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
 
     def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalised.
+        """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
         images: pixels [b, 3, H, W] in [0, 1], or PIL pictures of any mode and size. As published:
-        bicubic to the shorter side, centre crop, mean and standard deviation of the config.
+        bicubic to the shorter side, center crop, mean and standard deviation of the config.
         """
         size = self.config.image_size
         if isinstance(images, Tensor):
@@ -203,7 +203,7 @@ class CLIP(nn.Module):
             if (height, width) != tuple(images.shape[2:]):
                 shape = [height, width]
                 images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-            images = _centre(images, size)
+            images = _center(images, size)
         else:
             if isinstance(images, Image.Image) or len(images) == 0:
                 raise ValueError("images: expected a list of at least one picture, or a tensor")
@@ -213,7 +213,7 @@ class CLIP(nn.Module):
                 scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
                 whole = torch.from_numpy(np.array(scaled))
                 whole = rearrange(whole, "h w c -> 1 c h w").float() / 255
-                pixels.append(_centre(whole, size))
+                pixels.append(_center(whole, size))
             images = torch.cat(pixels).to(self.logit_scale.device)
         mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.config.std, device=images.device)[:, None, None]
@@ -314,6 +314,6 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
     return height * size // short, width * size // short
 
 
-def _centre(images: Tensor, size: int) -> Tensor:
+def _center(images: Tensor, size: int) -> Tensor:
     top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
     return images[:, :, top : top + size, left : left + size]

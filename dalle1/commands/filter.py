@@ -15,7 +15,7 @@ from typing import Any
 
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
-from dalle1.data.curation.dedup import MOST_DISTANCE
+from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import DUPLICATES, ENGLISH, FilterSettings
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "english": {
         "choices": ENGLISH,
-        "help": "script: no other letters than Latin ones; language: also py3langid's judgement",
+        "help": "script: no other letters than Latin ones; language: also py3langid's judgment",
     },
     "min_english": {"type": float, "help": "least probability, of --english language"},
     "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": int,
         "metavar": "BITS",
         "help": f"drops pictures whose hashes differ in at most so many of 64 bits, 0 to "
-        f"{MOST_DISTANCE}; needs imagehash",
+        f"{MAX_DISTANCE}; needs imagehash",
     },
 }
 

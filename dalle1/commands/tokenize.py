@@ -17,7 +17,7 @@ import torch
 
 from dalle1.commands.command_line import add_config, exit_status, make_parser
 from dalle1.common.config import load_settings
-from dalle1.data.precompute.encode import TokeniseSettings, tokenise
+from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,18 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config(parser, "configs/shapes/tokens.yaml")
     options = parser.parse_args(arguments)
     again = "the same command goes on"
-    return exit_status(lambda: _tokenise(options), f"stopped; {again}", f"; {again}")
+    return exit_status(lambda: _tokenize(options), f"stopped; {again}", f"; {again}")
 
 
-def _tokenise(options: argparse.Namespace) -> int:
-    settings = load_settings(TokeniseSettings, options.config, options.overrides)
+def _tokenize(options: argparse.Namespace) -> int:
+    settings = load_settings(TokenizeSettings, options.config, options.overrides)
     # The ranks have nothing to tell each other: no group of processes is made.
     rank, ranks = _number("RANK", 0), _number("WORLD_SIZE", 1)
     device = "cpu"
     if torch.cuda.is_available():
         device = f"cuda:{_number('LOCAL_RANK', 0) % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
-    report = tokenise(settings, rank, ranks, device, progress=rank == 0 and sys.stderr.isatty())
+    report = tokenize(settings, rank, ranks, device, progress=rank == 0 and sys.stderr.isatty())
     head = f"rank {rank} of {ranks}:\n" if ranks > 1 else ""
     print(f"{head}{report.table()}\ndata={settings.out}", flush=True)  # at once: ranks share it
     return 0

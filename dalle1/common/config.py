@@ -6,12 +6,13 @@ anything is built. `extends: other.yaml` starts from another file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dalle1.common.files import write_text
 
@@ -19,25 +20,68 @@ SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
 
 
 class Section(BaseModel):
-    """A part of a file of settings; an unknown key is an error."""
+    """A part of a file of settings; an unknown key is an error.
+
+    `renamed` holds settings that were called otherwise in the release before: old names still work
+    and warn, in files, in overrides and as keyword arguments.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_names(cls, values: Any) -> Any:
+        return with_new_names(cls, values) if isinstance(values, dict) else values
 
 
 S = TypeVar("S", bound=Section)
 
 
+def with_new_names(kind: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a section under the names of today, those of its own sections included.
+
+    Warns of each former name; ValueError where a setting is given under both.
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        new = kind.renamed.get(name, name)
+        if new in result or (new != name and new in values):
+            raise ValueError(f"{name}: this setting is called {new} now, and both are given")
+        if new != name:
+            warnings.warn(
+                f"setting {name!r} is called {new!r} now; the former name works for one more "
+                "release",
+                FutureWarning,
+                stacklevel=2,
+            )
+        section = _section(kind, new)
+        nested = section is not None and isinstance(value, dict)
+        result[new] = with_new_names(section, value) if section and nested else value
+    return result
+
+
+def _section(kind: type[Section], name: str) -> type[Section] | None:
+    """The class of a setting that is a section itself, or may be one."""
+    field = kind.model_fields.get(name)
+    if field is None:
+        return None
+    choices = (field.annotation, *get_args(field.annotation))
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, Section)), None)
+
+
 def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
-    """The settings of a YAML file with overrides such as `optimiser.learning_rate=1e-3`.
+    """The settings of a YAML file with overrides such as `optimizer.learning_rate=1e-3`.
 
     Raises ValueError that names the file and each setting that is unknown, missing or wrong.
     """
-    content = _read(Path(path))
+    content = _read(Path(path), kind)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r}: expected key=value")
-        _lay(content, key.split("."), _value(text), override)
+        new = with_new_names(kind, _nested(key.split("."), _value(text)))
+        content = _merged(content, new, override)
     try:
         return kind(**content)
     except ValidationError as error:
@@ -61,7 +105,7 @@ def save_settings(settings: Section, path: Path) -> None:
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: type[Section]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -71,23 +115,31 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"config {path}: expected settings as 'key: value'")
     parent = content.pop("extends", None)
-    return content if parent is None else _merged(_read(path.parent / parent), content)
+    try:
+        content = with_new_names(kind, content)
+    except ValueError as error:
+        raise ValueError(f"config {path}: {error}") from error
+    return content if parent is None else _merged(_read(path.parent / parent, kind), content)
 
 
-def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _merged(base: dict[str, Any], top: dict[str, Any], override: str = "") -> dict[str, Any]:
+    """`top` laid over `base`; override: for a key that goes into what is no section."""
     result = dict(base)
     for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        held = result.get(key)
+        if override and isinstance(value, dict) and held is not None and not isinstance(held, dict):
+            raise ValueError(f"override {override!r}: {key} is no section")
+        both = isinstance(value, dict) and isinstance(held, dict)
+        result[key] = _merged(held, value, override) if both and held is not None else value
     return result
 
 
-def _lay(content: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
-            raise ValueError(f"override {override!r}: {key} is no section")
-    content[keys[-1]] = value
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    """{a: {b: value}} of the keys a, b."""
+    for key in reversed(keys):
+        value = {key: value}
+    result: dict[str, Any] = value
+    return result
 
 
 def _value(text: str) -> Any:

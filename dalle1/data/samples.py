@@ -13,8 +13,8 @@ from typing import Any
 from dalle1.data.shards.tar import Raw
 
 IMAGE_KEYS = ("png", "jpg", "jpeg", "webp")
-MOST_PIXELS = 50_000_000  # a decompression bomb, or a map
-MOST_TEXT = 2**20  # bytes of a txt or json; more would stop the tokenizer for seconds
+MAX_PIXELS = 50_000_000  # a decompression bomb, or a map
+MAX_TEXT = 2**20  # bytes of a txt or json; more would stop the tokenizer for seconds
 
 NO_PICTURE, UNREADABLE = "no picture", "unreadable picture"
 TOO_LARGE, ASPECT = "picture too large", "absurd aspect ratio"
@@ -55,7 +55,7 @@ def captions_of(sample: Raw, caption_key: str, lines: bool = False) -> list[str]
     source: bytes | None = sample.get("txt" if caption_key == "txt" else "json")
     if source is None:
         raise Bad(NO_CAPTION)
-    if len(source) > MOST_TEXT:
+    if len(source) > MAX_TEXT:
         raise Bad(TOO_LONG)
     found: Any
     try:

@@ -26,11 +26,11 @@ BAND = 16  # new rows at a time; each is a mix of a few old ones that lie beside
 
 
 def read_image(
-    data: bytes, most_pixels: int | None = None, most_aspect: float | None = None
+    data: bytes, max_pixels: int | None = None, max_aspect: float | None = None
 ) -> Pixels:
     """Pixels of an encoded picture of any mode, see `to_rgb`.
 
-    most_pixels, most_aspect (longer side / shorter side): larger ones are not decoded.
+    max_pixels, max_aspect (longer side / shorter side): larger ones are not decoded.
 
     Raises Bad.
     """
@@ -39,9 +39,9 @@ def read_image(
             warnings.simplefilter("ignore")  # PIL's own limits and guesses; ours are counted
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 w, h = image.size
-                if most_pixels is not None and w * h > most_pixels:
+                if max_pixels is not None and w * h > max_pixels:
                     raise Bad(TOO_LARGE)
-                if most_aspect is not None and max(w, h) > most_aspect * min(w, h):
+                if max_aspect is not None and max(w, h) > max_aspect * min(w, h):
                     raise Bad(ASPECT)
                 return np.asarray(to_rgb(image))
     except Bad:
@@ -101,7 +101,7 @@ def resize_area(
     if (h, w) == (height, width):
         return image[top:bottom, left:right]
     down, across = _within(_bands(h, height), top, bottom), _within(_bands(w, width), left, right)
-    # Only what the window covers, and each colour by itself: products of small dense matrices.
+    # Only what the window covers, and each color by itself: products of small dense matrices.
     low, high = across[0][2], max(band[3] for band in across)
     planes = np.ascontiguousarray(rearrange(image[:, low:high], "h w c -> c h w"))
     source = planes.astype(np.float32)  # faster than both at once

@@ -37,7 +37,7 @@ from dalle1.model import Model
 from dalle1.sampling import clip_ids, decode, to_pil
 
 # What the checker of the built-in data may judge, in the order of `Draws.verdicts`.
-ATTRIBUTES = ("count", "colour", "shape", "size", "relation", "background")
+ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
 NOT_CLAIMED = -1
 # Tokenizers that read it alike are taken for the same.
 ALPHABET = "the quick brown fox jumps over a lazy dog; 0123456789 red green blue"

@@ -43,7 +43,7 @@ class RankSettings(Section):
     shown: int = Field(8, ge=1, description="captions on the contact sheet")
     # Of data=shapes alone.
     heldout_captions: int | None = Field(
-        None, ge=1, description="captions with (colour, shape) pairs that never occur in training"
+        None, ge=1, description="captions with (color, shape) pairs that never occur in training"
     )
     training_captions: int | None = Field(
         None, ge=1, description="captions of so many first training samples are left out"

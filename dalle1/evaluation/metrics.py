@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dalle1.clip.model import CLIP
 
 BATCH = 64
-MOST_CLASSES = 1000
+MAX_CLASSES = 1000
 # Pictures [n, 3, H, W] in [0, 1] to features [n, f] and, if there are classes, logits [n, k].
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -41,7 +41,7 @@ def blurred(images: Tensor, radius: float) -> Tensor:
 def clip_network(clip: CLIP, captions: Sequence[str]) -> Network:
     """CLIP's image embeddings as features, and as classes the first of the captions: how plainly a
     picture shows one of them."""
-    classes = list(dict.fromkeys(captions))[:MOST_CLASSES]
+    classes = list(dict.fromkeys(captions))[:MAX_CLASSES]
 
     @torch.inference_mode()
     def network(images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 Results = dict[str, Any]
 TITLES = {"fid": "FID", "inception_score": "Inception Score", "clip_score": "CLIP score"}
-COLOURS = ("tab:blue", "tab:orange", "tab:green")
+COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def plot_counts(results: Results, path: Path) -> None:
@@ -18,15 +18,15 @@ def plot_counts(results: Results, path: Path) -> None:
     judged = all("accuracy" in g["curves"] for g in groups.values())
     with Figure(path, 1 + judged * (1 + len(groups))) as panels:
         score, *rest = panels
-        for (name, group), colour in zip(groups.items(), COLOURS, strict=False):
-            _line(score, group["curves"]["clip_score"], name, colour)
+        for (name, group), color in zip(groups.items(), COLORS, strict=False):
+            _line(score, group["curves"]["clip_score"], name, color)
         _name(score, "CLIP score of the first", "cosine similarity")
         if not judged:
             return
         accuracy, *by_group = rest
-        for (name, group), colour in zip(groups.items(), COLOURS, strict=False):
-            _line(accuracy, group["curves"]["accuracy"], f"{name}, CLIP's first", colour, 100)
-            _line(accuracy, group["curves"]["oracle"], f"{name}, any", colour, 100, "--")
+        for (name, group), color in zip(groups.items(), COLORS, strict=False):
+            _line(accuracy, group["curves"]["accuracy"], f"{name}, CLIP's first", color, 100)
+            _line(accuracy, group["curves"]["oracle"], f"{name}, any", color, 100, "--")
         _name(accuracy, "captions shown exactly", "%")
         for (name, group), axes in zip(groups.items(), by_group, strict=True):
             for attribute, curve in group["curves"]["attributes"].items():
@@ -43,17 +43,17 @@ def plot_blur(results: Results, path: Path) -> None:
     with Figure(path, 2 * len(TITLES), columns=len(TITLES)) as panels:
         for i, key in enumerate(TITLES):
             by_blur, by_count = panels[i], panels[i + len(TITLES)]
-            for (name, group), colour in zip(groups.items(), COLOURS, strict=False):
+            for (name, group), color in zip(groups.items(), COLORS, strict=False):
                 table = group["pictures"]
                 for n, style in zip(some, (":", "--", "-")[-len(some) :], strict=True):
                     values = [_mean(table[f"{r:g}"][n][key]) for r in radii]
                     if None not in values:
-                        by_blur.plot(radii, values, style, color=colour, label=f"{name}, N = {n}")
+                        by_blur.plot(radii, values, style, color=color, label=f"{name}, N = {n}")
                 for r, style in zip((radii[0], radii[-1]), ("-", ":"), strict=True):
                     values = [_mean(table[f"{r:g}"][n][key]) for n in counts]
                     if None not in values:
                         by_count.plot(
-                            counts, values, style, color=colour, label=f"{name}, r = {r:g}"
+                            counts, values, style, color=color, label=f"{name}, r = {r:g}"
                         )
             title = TITLES[key]
             by_blur.set(title=title, xlabel="blur radius, pixels")
@@ -87,11 +87,11 @@ class Figure:
 
 
 def _line(
-    axes: Any, curve: Results, label: str, colour: str | None, scale: float = 1, style: str = "o-"
+    axes: Any, curve: Results, label: str, color: str | None, scale: float = 1, style: str = "o-"
 ) -> None:
     counts = [int(n) for n in curve]
     means = [scale * point["mean"] for point in curve.values()]
-    (drawn,) = axes.plot(counts, means, style, color=colour, label=label, markersize=3)
+    (drawn,) = axes.plot(counts, means, style, color=color, label=label, markersize=3)
     low, high = zip(*(point["interval"] for point in curve.values()), strict=True)
     band = [scale * x for x in low], [scale * x for x in high]
     axes.fill_between(counts, *band, color=drawn.get_color(), alpha=0.12, linewidth=0)

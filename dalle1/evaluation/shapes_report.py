@@ -42,7 +42,7 @@ def plot_losses(metrics: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """The training loss of each run against its updates."""
     with Figure(path, len(metrics)) as panels:
         for axes, (name, lines) in zip(panels, metrics.items(), strict=True):
-            # The warm start of the dVAE minimises another loss, which would squash the curve.
+            # The warm start of the dVAE minimizes another loss, which would squash the curve.
             points = [x for x in lines if "loss" in x and "squared_error" not in x]
             axes.plot([x["step"] for x in points], [x["loss"] for x in points])
             axes.set(title=name, xlabel="updates", ylabel="loss, nats")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dalle1.clip.model import CLIPConfig
 from dalle1.common.config import Section, load_settings
-from dalle1.data.samples import MOST_PIXELS
-from dalle1.data.shards.loader import MOST_BAD
+from dalle1.data.samples import MAX_PIXELS
+from dalle1.data.shards.loader import MAX_BAD
 from dalle1.transformer.config import Execution, TransformerConfig
 from dvae import DVAEConfig
 
 
 class DataSettings(Section):
     """Where pictures and captions come from, and the size they are brought to."""
+
+    renamed: ClassVar = {"lanes": "streams", "most_bad": "max_bad"}
 
     caption_key: str = Field(
         "txt",
@@ -34,7 +36,7 @@ class DataSettings(Section):
     shuffle_buffer: int = Field(
         4096, ge=1, description="undecoded samples that are shuffled at a time, over all ranks"
     )
-    lanes: int | None = Field(
+    streams: int | None = Field(
         None,
         ge=1,
         description="parts of the data that are read side by side; a divisor of batch_size and a "
@@ -45,13 +47,13 @@ class DataSettings(Section):
         description="a JSON that says how many samples each shard holds (webdataset's index), for "
         "pipe: addresses; without, and without _stats.json, they are counted",
     )
-    most_bad: float = Field(
-        MOST_BAD, gt=0, le=1, description="a larger share of bad samples stops the run"
+    max_bad: float = Field(
+        MAX_BAD, gt=0, le=1, description="a larger share of bad samples stops the run"
     )
     max_aspect: float | None = Field(
         20.0, ge=1, description="longer side / shorter side of a picture that is used at most"
     )
-    max_pixels: int = Field(MOST_PIXELS, ge=1, description="larger pictures are not decoded")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger pictures are not decoded")
     workers: int = Field(0, ge=0, description="processes that decode ahead, for each rank")
     shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
@@ -66,8 +68,10 @@ class DataSettings(Section):
         return self
 
 
-class OptimiserSettings(Section):
+class OptimizerSettings(Section):
     """AdamW and its step size; the defaults are the transformer's (appendix B.2)."""
+
+    renamed: ClassVar = {"warm_up": "warmup_steps"}
 
     learning_rate: float = Field(4.5e-4, gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -76,7 +80,7 @@ class OptimiserSettings(Section):
     weight_decay: float = Field(4.5e-2, ge=0)
     clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; none: no clip")
     clip_variance: float | None = Field(None, gt=0, description="bound on the running variance")
-    warm_up: int = Field(5000, ge=0, description="updates of linear warm-up")
+    warmup_steps: int = Field(5000, ge=0, description="updates of linear warmup")
     schedule: Literal["constant", "cosine", "plateau"] = "plateau"
     cosine_end: float = Field(0.0, ge=0, description="step size at the end of a cosine")
     cosine_steps: int | None = Field(None, ge=1, description="its length; none: the whole run")
@@ -93,6 +97,8 @@ class EMASettings(Section):
 class DVAESettings(Section):
     """The relaxed ELB's schedules (appendix A.2) and the warm start (ours, docs/dvae.md)."""
 
+    renamed: ClassVar = {"warm_start_pictures": "warm_start_images"}
+
     kl_weight: float = Field(6.6, ge=0, description="beta at the end of its rise")
     kl_steps: int = Field(5000, ge=0, description="updates over which beta rises from 0")
     temperature_start: float = Field(1.0, gt=0)
@@ -106,23 +112,25 @@ class DVAESettings(Section):
     warm_start_learning_rate: float = Field(4e-3, gt=0)
     warm_start_bottleneck: int = Field(32, ge=1, description="width of the linear bottleneck")
     warm_start_logit_scale: float = Field(12.0, gt=0, description="s of the k-means logits")
-    warm_start_pictures: int = Field(2048, ge=1, description="pictures given to k-means")
+    warm_start_images: int = Field(2048, ge=1, description="pictures given to k-means")
 
 
 class TokenizerSettings(Section):
     """Byte-level BPE (section 2.2)."""
 
     dropout: float = Field(0.1, ge=0, lt=1)
-    captions: int = Field(1_000_000, ge=1, description="captions that the merges are learnt from")
+    captions: int = Field(1_000_000, ge=1, description="captions that the merges are learned from")
 
 
 class ParallelSettings(Section):
     """How a run is spread over devices, and the precision of its arithmetic."""
 
+    renamed: ClassVar = {"shard_ranks": "dp_shard"}
+
     zero_stage: int = Field(
         0, ge=0, le=3, description="ZeRO: 1 shards moments, 2 gradients too, 3 weights too"
     )
-    shard_ranks: int | None = Field(
+    dp_shard: int | None = Field(
         None,
         ge=1,
         description="ranks that share one copy of the state, such as those of a machine; the "
@@ -134,22 +142,27 @@ class ParallelSettings(Section):
         description="most samples of one pass of a rank, whose share of the batch takes as many "
         "passes as it must; none: one pass",
     )
-    offload: Literal["none", "optimiser", "weights"] = Field(
+    offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of products and activations; weights, moments and logits are fp32"
     )
 
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _new_name(cls, value: object) -> object:
+        return "optimizer" if value == "optimiser" else value  # as the release before wrote it
+
     @model_validator(mode="after")
     def _check(self) -> ParallelSettings:
-        if self.offload == "optimiser" and self.zero_stage == 0:
-            raise ValueError("offload: 'optimiser' needs zero_stage 1, 2 or 3, got 0")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: 'optimizer' needs zero_stage 1, 2 or 3, got 0")
         if self.offload == "weights" and self.zero_stage != 3:
             raise ValueError(f"offload: 'weights' needs zero_stage 3, got {self.zero_stage}")
-        if self.shard_ranks is not None and self.shard_ranks > 1 and self.zero_stage == 0:
+        if self.dp_shard is not None and self.dp_shard > 1 and self.zero_stage == 0:
             raise ValueError(
-                f"shard_ranks {self.shard_ranks} needs zero_stage 1, 2 or 3: stage 0 shards nothing"
+                f"dp_shard {self.dp_shard} needs zero_stage 1, 2 or 3: stage 0 shards nothing"
             )
         return self
 
@@ -157,7 +170,9 @@ class ParallelSettings(Section):
 class CompressionSettings(Section):
     """PowerSGD on the gradients that replicas exchange (section 2.5, appendix E)."""
 
-    rank: int = Field(ge=1, description="rank r of the two factors that are sent")
+    renamed: ClassVar = {"rank": "approximation_rank"}
+
+    approximation_rank: int = Field(ge=1, description="rank r of the two factors that are sent")
     first_step: int = Field(0, ge=0, description="updates before it that are sent whole")
 
 
@@ -172,6 +187,8 @@ class ValidationSettings(Section):
 class FaultSettings(Section):
     """What a run does when a rank, a machine or a number fails."""
 
+    renamed: ClassVar = {"most_skipped": "max_skipped"}
+
     timeout: float = Field(300.0, gt=0, description="seconds that ranks wait for one another")
     start_timeout: float = Field(600.0, gt=0, description="the same until all ranks have started")
     save_timeout: float = Field(
@@ -180,7 +197,7 @@ class FaultSettings(Section):
     bad_update: Literal["stop", "skip"] = Field(
         "stop", description="at a loss or gradient that is not finite, or a spike"
     )
-    most_skipped: int = Field(100, ge=1, description="skipped updates in a row that stop the run")
+    max_skipped: int = Field(100, ge=1, description="skipped updates in a row that stop the run")
     spike: float | None = Field(
         None, gt=1, description="a loss of so many times its running mean is a spike; none: no loss"
     )
@@ -189,6 +206,8 @@ class FaultSettings(Section):
 class RunConfig(Section):
     """Everything a run depends on."""
 
+    renamed: ClassVar = {"optimiser": "optimizer", "sheet_every": "contact_sheet_every"}
+
     stage: Literal["dvae", "clip", "dalle"]
     run: str = Field(description="folder of the run")
     data: str = Field(description="shards, a folder of pairs, or 'shapes'")
@@ -196,7 +215,7 @@ class RunConfig(Section):
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="over all ranks")
     log_every: int = Field(50, ge=1)
-    sheet_every: int | None = Field(
+    contact_sheet_every: int | None = Field(
         1000, ge=1, description="none: no sheets, which take a whole model on the first rank"
     )
     save_every: int = Field(1000, ge=1)
@@ -206,7 +225,7 @@ class RunConfig(Section):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
     reader: DataSettings = DataSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
     ema: EMASettings = EMASettings()
     parallel: ParallelSettings = ParallelSettings()
     compression: CompressionSettings | None = None
@@ -256,18 +275,18 @@ class RunConfig(Section):
         if self.compression is not None and parallel.zero_stage in (1, 2):
             raise ValueError(
                 f"compression: needs whole matrices or rows of them, but parallel.zero_stage "
-                f"{parallel.zero_stage} cuts all weights as one; take 0, or 3 with shard_ranks"
+                f"{parallel.zero_stage} cuts all weights as one; take 0, or 3 with dp_shard"
             )
-        if self.compression is not None and parallel.zero_stage and parallel.shard_ranks is None:
+        if self.compression is not None and parallel.zero_stage and parallel.dp_shard is None:
             raise ValueError(
                 "compression: is for gradients that replicas exchange, and with "
-                "parallel.zero_stage 3 all ranks share one copy; set parallel.shard_ranks to the "
+                "parallel.zero_stage 3 all ranks share one copy; set parallel.dp_shard to the "
                 "ranks of a machine, or zero_stage to 0"
             )
-        if parallel.offload != "none" and parallel.shard_ranks is not None:
+        if parallel.offload != "none" and parallel.dp_shard is not None:
             raise ValueError(
-                f"parallel.offload {parallel.offload!r} does not go with parallel.shard_ranks "
-                f"{parallel.shard_ranks}: take one of the two out"
+                f"parallel.offload {parallel.offload!r} does not go with parallel.dp_shard "
+                f"{parallel.dp_shard}: take one of the two out"
             )
         if self.stage == "clip" and self.parallel.micro_batch is not None:
             raise ValueError(

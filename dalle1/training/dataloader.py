@@ -48,7 +48,7 @@ class Feed:
         if not resuming:
             self._check()
         self._state: Mapping[str, Any] | None = None
-        self._taken = [0] * (config.reader.lanes or config.batch_size)
+        self._taken = [0] * (config.reader.streams or config.batch_size)
         self._epoch, self._done = 0.0, 0  # of this rank; batches since the last report
         self._judged: Counter[str] = Counter()  # samples of late, over all ranks
         self._dropped: Counter[str] = Counter()  # bad samples of the whole run, over all ranks
@@ -125,10 +125,10 @@ class Feed:
             caption_key=r.caption_key,
             caption_lines=r.caption_lines,
             buffer=r.shuffle_buffer,
-            lanes=_few(whole) if whole else r.lanes,
-            most_bad=r.most_bad,
-            most_aspect=r.max_aspect,
-            most_pixels=r.max_pixels,
+            lanes=_few(whole) if whole else r.streams,
+            max_bad=r.max_bad,
+            max_aspect=r.max_aspect,
+            max_pixels=r.max_pixels,
             rank=0 if whole else rank(),
             ranks=1 if whole else ranks(),
             state=state,
@@ -157,7 +157,7 @@ class Feed:
     def report(self) -> dict[str, float]:
         """Epochs done, and bad samples so far by cause.
 
-        Raises ValueError, on all ranks, where a larger share than `reader.most_bad` was bad of
+        Raises ValueError, on all ranks, where a larger share than `reader.max_bad` was bad of
         late.
         """
         dropped = {f"dropped/{cause}": float(n) for cause, n in self._all_dropped().items()}
@@ -165,8 +165,8 @@ class Feed:
         bad = self._judged - Counter({GOOD: seen, DAMAGED: seen})
         if seen >= samples_judged(self.index):
             r = self.config.reader
-            if bad.total() > r.most_bad * seen:
-                raise too_many_bad(self.index, r.caption_key, r.most_bad, bad)
+            if bad.total() > r.max_bad * seen:
+                raise too_many_bad(self.index, r.caption_key, r.max_bad, bad)
             self._judged = Counter({name: n // 2 for name, n in self._judged.items()})
         return {"epoch": self._epoch, **dropped}
 

@@ -1,7 +1,7 @@
-"""DeepSpeed, and the only file that imports it: processes, gradients, optimiser, sharded state.
+"""DeepSpeed, and the only file that imports it: processes, gradients, optimizer, sharded state.
 
 ZeRO shards the moments (stage 1), the gradients (2) and the weights (3) over the ranks of a group,
-`parallel.shard_ranks` of them; groups are replicas of one another and average their shards of the
+`parallel.dp_shard` of them; groups are replicas of one another and average their shards of the
 gradient here, whole or by PowerSGD (paper section 2.5). Whatever the stage, state is read and
 written whole, one tensor after the other, so that a checkpoint fits any number of ranks.
 """
@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from dalle1.training import distributed
 from dalle1.training.config import ParallelSettings, RunConfig
-from dalle1.training.optimizer import MOMENTS, Optimiser
-from dalle1.training.parallel import Layout, ShardGroups
+from dalle1.training.optimizer import MOMENTS, Optimizer
+from dalle1.training.parallel import ParallelDims, ShardGroups
 from dalle1.training.powersgd import PowerSGD, matrices, mean_over
 from dalle1.training.signals import RanksLost
 from dalle1.training.stages.base import Stage
@@ -103,14 +103,14 @@ class Sharding:
     """See `stage.Sharding`."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._layout = Layout(config.batch_size, config.parallel, distributed.ranks())
+        self._dims = ParallelDims(config.batch_size, config.parallel, distributed.ranks())
         self._config = config
 
     def building(self) -> AbstractContextManager[object]:
-        groups = _groups(self._config.parallel, self._layout)
+        groups = _groups(self._config.parallel, self._dims)
         context: AbstractContextManager[object] = deepspeed.zero.Init(
             data_parallel_group=groups.get_data_parallel_group() if groups else None,
-            config_dict_or_path=_deepspeed_config(self._config, self._layout),
+            config_dict_or_path=_deepspeed_config(self._config, self._dims),
             mpu=groups,
         )
         return context
@@ -126,17 +126,17 @@ class Engine:
     """
 
     def __init__(self, stage: Stage, config: RunConfig) -> None:
-        self.settings, self.parallel = config.optimiser, config.parallel
-        self.layout = Layout(config.batch_size, config.parallel, distributed.ranks())
+        self.settings, self.parallel = config.optimizer, config.parallel
+        self.dims = ParallelDims(config.batch_size, config.parallel, distributed.ranks())
         self._stage = stage
         self._parameters = dict(stage.named_parameters())
-        self._groups = _groups(config.parallel, self.layout)
+        self._groups = _groups(config.parallel, self.dims)
         groups = [{"params": [self._parameters[n] for n in g]} for g in stage.parameter_groups()]
-        self._optimiser = Optimiser(groups, config.optimiser)
+        self._optimizer = Optimizer(groups, config.optimizer)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=stage,
-            optimizer=self._optimiser,
-            config=_deepspeed_config(config, self.layout),
+            optimizer=self._optimizer,
+            config=_deepspeed_config(config, self.dims),
             dist_init_required=False,
             mpu=self._groups,
         )
@@ -144,7 +144,7 @@ class Engine:
             stage.placed()
         if config.parallel.zero_stage == 3:
             self._keep_together()
-        self._optimiser.begin(self._updated())
+        self._optimizer.begin(self._updated())
         self._power_sgd = self._make_power_sgd(config)
         self._compress_from = config.compression.first_step if config.compression else 0
         if config.parallel.zero_stage in (1, 2):
@@ -178,7 +178,7 @@ class Engine:
         accept: why the update must not be done, of the whole batch's loss; None if it may.
         """
         factors = self._stage.rate_factors(step)
-        for group, factor in zip(self._optimiser.param_groups, factors, strict=True):
+        for group, factor in zip(self._optimizer.param_groups, factors, strict=True):
             group["lr"] = factor * learning_rate
         values: dict[str, Tensor] = {}
         # With PowerSGD at stage 0, DeepSpeed must not average before.
@@ -206,7 +206,7 @@ class Engine:
         norm = self._norm()
         if norm is not None and not math.isfinite(norm):
             skipped = skipped or NOT_FINITE
-        self._optimiser.skip = skipped is not None
+        self._optimizer.skip = skipped is not None
         self._engine.step()
         if getattr(self._zero, "overflow", False):
             skipped = skipped or NOT_FINITE
@@ -229,11 +229,13 @@ class Engine:
     def _make_power_sgd(self, config: RunConfig) -> PowerSGD | None:
         """What averages gradients over replicas, where it is asked for and there are any."""
         compression = config.compression
-        if compression is None or self.layout.replicas == 1:
+        if compression is None or self.dims.dp_replicate == 1:
             return None  # nothing to exchange: a run for a cluster, tried on fewer ranks
         whole = matrices({n: getattr(p, "ds_shape", p.shape) for n, p in self._parameters.items()})
         if config.parallel.zero_stage == 0:
-            return PowerSGD(whole, compression.rank, config.seed, None, distributed.device())
+            return PowerSGD(
+                whole, compression.approximation_rank, config.seed, None, distributed.device()
+            )
         assert self._groups is not None
         shapes: dict[str, tuple[int, ...]] = {}
         for name, parameter in self._parameters.items():
@@ -242,7 +244,7 @@ class Engine:
             rows = len(whole[name]) == 2 and size % columns == 0  # a shard of whole rows
             shapes[name] = (size // columns, columns) if rows else (size,)
         # The paper's rank is that of all shards of a matrix (see `compression.saving`).
-        rank = max(1, compression.rank // self.layout.shard_ranks)
+        rank = max(1, compression.approximation_rank // self.dims.dp_shard)
         return PowerSGD(shapes, rank, config.seed, self._groups.replicas, distributed.device())
 
     def _pieces(self) -> dict[str, Tensor]:
@@ -277,9 +279,9 @@ class Engine:
         """
         if self._power_sgd is None:
             return {}
-        place = distributed.rank() % self.layout.shard_ranks
+        place = distributed.rank() % self.dims.dp_shard
         state = self._power_sgd.state()
-        first = distributed.rank() < self.layout.shard_ranks
+        first = distributed.rank() < self.dims.dp_shard
         return {f"{place}/{name}": value for name, value in state.items()} if first else {}
 
     def load_compression_state(self, tensors: Mapping[str, Tensor]) -> bool:
@@ -287,7 +289,7 @@ class Engine:
         the buffers begin with zeros."""
         if self._power_sgd is None:
             return True
-        place = distributed.rank() % self.layout.shard_ranks
+        place = distributed.rank() % self.dims.dp_shard
         prefix = f"{place}/"
         mine = {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
         try:
@@ -343,15 +345,15 @@ class Engine:
     def _shard(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's part of a whole value as ZeRO 3 cuts it: flat, zeros behind the end."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        first = distributed.rank() % self.layout.shard_ranks * size
+        first = distributed.rank() % self.dims.dp_shard * size
         shard = torch.zeros(size)
         here = value.flatten()[first : first + size]
         shard[: len(here)] = here
         return shard.to(distributed.device())
 
-    def reset_optimiser(self) -> None:
+    def reset_optimizer(self) -> None:
         """Forgets the moments, after weights were set from outside."""
-        for state in self._optimiser.state.values():
+        for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
@@ -362,12 +364,12 @@ class Engine:
                 if self.parallel.zero_stage:
                     value = safe_get_full_optimizer_state(parameter, key)
                 else:
-                    value = self._optimiser.state[parameter][key]
+                    value = self._optimizer.state[parameter][key]
                 yield f"{name}/{key}", value.detach()
 
     def updates_done(self) -> int:
         """AdamW's own count, which its bias correction reads."""
-        return int(next(iter(self._optimiser.state.values()))["step"])
+        return int(next(iter(self._optimizer.state.values()))["step"])
 
     @torch.no_grad()
     def load_moments(self, moments: Mapping[str, Tensor], updates: int) -> None:
@@ -381,15 +383,15 @@ class Engine:
                 elif self.parallel.zero_stage:
                     safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
                 else:
-                    self._optimiser.state[parameter][key].copy_(value)
-        for state in self._optimiser.state.values():
+                    self._optimizer.state[parameter][key].copy_(value)
+        for state in self._optimizer.state.values():
             state["step"].fill_(updates)
 
 
-def _groups(settings: ParallelSettings, layout: Layout) -> ShardGroups | None:
-    if settings.zero_stage == 0 or layout.replicas == 1:
+def _groups(settings: ParallelSettings, dims: ParallelDims) -> ShardGroups | None:
+    if settings.zero_stage == 0 or dims.dp_replicate == 1:
         return None
-    return ShardGroups(layout.shard_ranks)
+    return ShardGroups(dims.dp_shard)
 
 
 def _whole(
@@ -402,7 +404,7 @@ def _whole(
     return context
 
 
-def _deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
+def _deepspeed_config(config: RunConfig, dims: ParallelDims) -> dict[str, Any]:
     parallel = config.parallel
     zero: dict[str, Any] = {"stage": parallel.zero_stage}
     if parallel.zero_stage == 3:
@@ -412,12 +414,12 @@ def _deepspeed_config(config: RunConfig, layout: Layout) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.offload == "weights":
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    replicas = layout.replicas if parallel.zero_stage else 1  # that DeepSpeed knows nothing of
+    replicas = dims.dp_replicate if parallel.zero_stage else 1  # that DeepSpeed knows nothing of
     return {
         "train_batch_size": config.batch_size // replicas,
-        "train_micro_batch_size_per_gpu": layout.micro_batch,
-        "gradient_accumulation_steps": layout.passes,
-        "gradient_clipping": config.optimiser.clip_norm or 0.0,
+        "train_micro_batch_size_per_gpu": dims.micro_batch,
+        "gradient_accumulation_steps": dims.grad_accum_steps,
+        "gradient_clipping": config.optimizer.clip_norm or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # a subclass of AdamW, whose update is AdamW's
         "zero_force_ds_cpu_optimizer": False,

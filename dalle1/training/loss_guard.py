@@ -46,7 +46,7 @@ class Watch:
         self.in_a_row += 1
         self.skipped += 1
         advice = (
-            "lower optimiser.learning_rate or optimiser.clip_norm and go on with --resume from the "
+            "lower optimizer.learning_rate or optimizer.clip_norm and go on with --resume from the "
             "newest checkpoint"
         )
         if self.settings.bad_update == "stop":
@@ -54,10 +54,10 @@ class Watch:
                 f"update {step} would spoil the weights: {reason}. Set faults.bad_update=skip to "
                 f"leave such updates out, or {advice}"
             )
-        if self.in_a_row >= self.settings.most_skipped:
+        if self.in_a_row >= self.settings.max_skipped:
             raise ValueError(
                 f"the last {self.in_a_row} updates, up to {step}, were left out (faults."
-                f"most_skipped {self.settings.most_skipped}); the last one: {reason}. {advice}"
+                f"max_skipped {self.settings.max_skipped}); the last one: {reason}. {advice}"
             )
 
     def state_dict(self) -> dict[str, Any]:

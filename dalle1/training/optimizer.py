@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle1.training.config import OptimiserSettings
+from dalle1.training.config import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Optimiser(torch.optim.AdamW):
+class Optimizer(torch.optim.AdamW):
     """AdamW that leaves updates out when told so, and bounds the running variance (B.2)."""
 
     skip = False
 
-    def __init__(self, groups: list[dict[str, Any]], settings: OptimiserSettings) -> None:
+    def __init__(self, groups: list[dict[str, Any]], settings: OptimizerSettings) -> None:
         self.bound = settings.clip_variance
         super().__init__(
             groups,

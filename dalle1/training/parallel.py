@@ -10,12 +10,12 @@ from dalle1.training import distributed
 from dalle1.training.config import ParallelSettings
 
 
-def shard_ranks(settings: ParallelSettings, ranks: int) -> int:
+def dp_shard_of(settings: ParallelSettings, ranks: int) -> int:
     """How many ranks share one copy of the state; fewer ranks than a group are one group."""
-    return min(settings.shard_ranks or ranks, ranks) if settings.zero_stage else 1
+    return min(settings.dp_shard or ranks, ranks) if settings.zero_stage else 1
 
 
-class Layout:
+class ParallelDims:
     """How a batch and the state are spread; refuses what does not divide.
 
     Raises ValueError that names the setting.
@@ -33,14 +33,14 @@ class Layout:
         most = min(settings.micro_batch or share, share)
         # Samples of a rank's pass, and passes of an update: the fewest that are all alike.
         self.micro_batch = next(size for size in range(most, 0, -1) if share % size == 0)
-        self.passes = share // self.micro_batch
-        self.shard_ranks = shard_ranks(settings, ranks)
-        if ranks % self.shard_ranks:
+        self.grad_accum_steps = share // self.micro_batch
+        self.dp_shard = dp_shard_of(settings, ranks)
+        if ranks % self.dp_shard:
             raise ValueError(
-                f"parallel.shard_ranks {self.shard_ranks} must divide the {ranks} ranks: groups of "
-                f"{self.shard_ranks} leave {ranks % self.shard_ranks} over"
+                f"parallel.dp_shard {self.dp_shard} must divide the {ranks} ranks: groups of "
+                f"{self.dp_shard} leave {ranks % self.dp_shard} over"
             )
-        self.replicas = ranks // self.shard_ranks  # copies of the state
+        self.dp_replicate = ranks // self.dp_shard  # copies of the state
 
 
 class ShardGroups:

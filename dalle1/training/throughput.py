@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from dalle1.training.config import RunConfig
-from dalle1.training.parallel import Layout
+from dalle1.training.parallel import ParallelDims
 from dalle1.training.planning.flops import pass_work
 
 # TFLOP/s of dense 16-bit products, from the makers' data sheets, by a part of the device's name.
@@ -37,8 +37,8 @@ class Speed:
             self._tokens = config.batch_size * config.transformer.stream.length
         self._flops = 0.0  # of an update, on one rank; those of the model, not done again
         if peak is not None:
-            layout = Layout(config.batch_size, config.parallel, ranks)
-            self._flops = layout.passes * pass_work(config, layout.micro_batch, ranks).flops
+            dims = ParallelDims(config.batch_size, config.parallel, ranks)
+            self._flops = dims.grad_accum_steps * pass_work(config, dims.micro_batch, ranks).flops
         self._begin()
 
     def _begin(self) -> None:

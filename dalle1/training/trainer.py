@@ -73,7 +73,7 @@ class Trainer:
         self.feed = Feed(config, self.folder, latest is not None, self._meet)
         if latest is None and self.rank == 0:  # of a start that failed
             (self.folder / TOKENIZER).unlink(missing_ok=True)
-        torch.manual_seed(config.seed)  # initialisation
+        torch.manual_seed(config.seed)  # initialization
         self.stage: Stage = make_stage(config, make_sharding(config))
         self.feed.set_stage(self.stage)
         self.engine = Engine(self.stage, config)
@@ -84,7 +84,7 @@ class Trainer:
             if owner == self.rank and name.startswith(MODEL)
         ]
         self.ema = EMA(self.engine.weights(MODEL), mine, config.ema.decay, config.ema.every)
-        self.plateau = PlateauHalving(config.optimiser.plateau_patience)
+        self.plateau = PlateauHalving(config.optimizer.plateau_patience)
         self.watch = Watch(config.faults)
         self._shown: Batch | None = None  # what sheets are drawn of
         self.step = 0
@@ -132,14 +132,14 @@ class Trainer:
                 if stage.sets_weights(self.step):
                     self._set_weights()
                 rate = self._learning_rate()
-                parts = stage.parts(batch, engine.layout.micro_batch)
+                parts = stage.parts(batch, engine.dims.micro_batch)
                 update = engine.step(parts, self.step, rate, self.watch.accept)
                 if update.skipped != OVERFLOW:
                     self.watch.after(self.step + 1, update.loss, update.skipped)
                 if update.skipped is None:
                     if self.ema.due(self.step):
                         self.ema.update(engine.weights(MODEL))
-                    if config.optimiser.schedule == "plateau":
+                    if config.optimizer.schedule == "plateau":
                         self.plateau.update(update.loss)
                 self.step += 1
                 last = self.step == config.steps
@@ -153,7 +153,7 @@ class Trainer:
                     values["gradient_norm"] = update.gradient_norm
                     if self.watch.skipped:
                         values["updates_skipped"] = self.watch.skipped
-                    if config.optimiser.schedule == "plateau":
+                    if config.optimizer.schedule == "plateau":
                         values["plateau_factor"] = self.plateau.factor
                     values |= speed.report() | stage.counts() | self.feed.report()
                     for i, scale in enumerate(stage.gradient_scales):
@@ -165,7 +165,9 @@ class Trainer:
                     if config.validation and (self.step % config.validation.every == 0 or last):
                         self._beat.next_within(config.faults.save_timeout)
                         self._validate(log)
-                    if config.sheet_every and (self.step % config.sheet_every == 0 or last):
+                    if config.contact_sheet_every and (
+                        self.step % config.contact_sheet_every == 0 or last
+                    ):
                         self._beat.next_within(config.faults.save_timeout)
                         self._sheet(log)
                     if stop or last or self.step % config.save_every == 0:
@@ -181,11 +183,11 @@ class Trainer:
     def _set_weights(self) -> None:
         weights = {name: weight.clone() for name, weight in self.engine.weights()}
         self.engine.load_weights(self.stage.new_weights(weights, self.feed.first_pictures))
-        self.engine.reset_optimiser()
+        self.engine.reset_optimizer()
         self.ema.reset(self.engine.weights(MODEL))
 
     def _learning_rate(self) -> float:
-        o, phase = self.config.optimiser, self.stage.phase(self.step)
+        o, phase = self.config.optimizer, self.stage.phase(self.step)
         step, steps = self.step - phase.first, phase.last - phase.first
         rate = phase.learning_rate
         if o.schedule == "cosine":
@@ -193,7 +195,7 @@ class Trainer:
             rate = cosine(step, rate, end, o.cosine_steps or steps)
         elif o.schedule == "plateau":
             rate *= self.plateau.factor
-        return rate * warm_up(step, o.warm_up)
+        return rate * warm_up(step, o.warmup_steps)
 
     def _whole_average(self) -> dict[str, Tensor]:
         """The average of all ranks, on the first one; all take part."""
@@ -213,7 +215,7 @@ class Trainer:
         batches, found = self.feed.held_out_batches(), []
         for _ in range(settings.batches):
             self.stage.eval()
-            parts = self.stage.parts(next(batches), self.engine.layout.micro_batch)
+            parts = self.stage.parts(next(batches), self.engine.dims.micro_batch)
             found.append(self.engine.evaluate(parts, self.step))
         self.stage.train()
         if log:

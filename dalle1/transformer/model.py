@@ -58,10 +58,10 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.text_head = nn.Linear(c.width, c.text_vocab)
         self.image_head = nn.Linear(c.width, c.image_vocab)
-        self.initialise(seed)
+        self.initialize(seed)
 
     @torch.no_grad()
-    def initialise(
+    def initialize(
         self,
         seed: int,
         whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,

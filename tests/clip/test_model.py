@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dalle1 import CLIP, CLIPConfig
 from dalle1.clip.model import SelfAttention
-from tests.conftest import randomise
+from tests.conftest import randomize
 
 TINY: dict[str, Any] = {
     "embedding": 8,
@@ -35,7 +35,7 @@ CAPTIONS = torch.tensor([[18, 3, 4, 19, 0, 0, 0], [18, 5, 6, 7, 8, 19, 0], [18, 
 def clip() -> CLIP:
     clip = CLIP(CLIPConfig(**TINY))
     scale = clip.logit_scale.detach().clone()
-    randomise(clip, 0)
+    randomize(clip, 0)
     with torch.no_grad():
         clip.logit_scale.copy_(scale)
     return clip.eval()
@@ -80,7 +80,7 @@ def test_names_and_counts() -> None:
 def test_attention_against_torch(causal: bool) -> None:
     """Projections split in another order than the published weights were trained for."""
     ours, torchs = SelfAttention(12, 3, causal), nn.MultiheadAttention(12, 3, batch_first=True)
-    randomise(torchs, 0)
+    randomize(torchs, 0)
     ours.load_state_dict(torchs.state_dict())
     x = torch.randn(2, 5, 12)
     mask = torch.ones(5, 5).triu(1).bool() if causal else None
@@ -105,7 +105,7 @@ def test_image_encoder_against_restatement(clip: CLIP) -> None:
 
 
 def test_loss_by_hand(clip: CLIP) -> None:
-    """One direction alone, embeddings that are not normalised, a scale that is not exp'd."""
+    """One direction alone, embeddings that are not normalized, a scale that is not exp'd."""
     images = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         loss = clip.loss(images, CAPTIONS).item()
@@ -154,7 +154,7 @@ def test_feature_is_read_at_the_end(clip: CLIP) -> None:
 
 
 def test_preprocess_of_the_right_size(clip: CLIP) -> None:
-    """Means and deviations exchanged, or pixels that are normalised twice."""
+    """Means and deviations exchanged, or pixels that are normalized twice."""
     images = torch.rand(2, 3, 8, 8)
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])

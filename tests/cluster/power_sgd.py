@@ -66,11 +66,11 @@ def make_config(
         steps=updates,
         batch_size=2 * batch,
         log_every=1,
-        sheet_every=10**6,
+        contact_sheet_every=10**6,
         save_every=10**6,
         threads=1,
         reader={"image_size": 16, "shuffle_buffer": 1000},
-        optimiser={"learning_rate": 4.5e-4, "warm_up": 50, "schedule": "constant"},
+        optimizer={"learning_rate": 4.5e-4, "warmup_steps": 50, "schedule": "constant"},
         transformer=TRANSFORMER,
         tokenizer={"captions": 2000},
         dvae_model=str(folder / "dvae" / "model"),
@@ -83,7 +83,7 @@ def prepare(folder: Path) -> None:
     """The data, and a dVAE whose tokens tell shapes from their background."""
     shapes.write_shards(folder / "data", "train", 2000, side=16)
     data = f"{folder}/data/train-{{00000..00001}}.tar"
-    Trainer(tiny("dvae", data, folder / "dvae", folder, steps=300, sheet_every=10**6)).run()
+    Trainer(tiny("dvae", data, folder / "dvae", folder, steps=300, contact_sheet_every=10**6)).run()
 
 
 def measure(folder: Path, config: RunConfig, name: str, rate: str, slow: int) -> Measured:
@@ -117,14 +117,14 @@ def draw(runs: list[Measured], rate: str, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (curves, times, sizes) = pyplot.subplots(
-        1, 3, figsize=(11, 3.6), width_ratios=[2.4, 1, 1], layout="constrained"
+        1, 3, figsize=(11, 3.6), width_ratios=[2.4, 1, 1], dims="constrained"
     )
-    colours, widths = ["silver", "tab:blue"], [5, 1.5]
-    for run, colour, width in zip(runs, colours, widths, strict=True):
+    colors, widths = ["silver", "tab:blue"], [5, 1.5]
+    for run, color, width in zip(runs, colors, widths, strict=True):
         smooth = np.convolve(run.losses, np.ones(20) / 20, "valid")
-        curves.plot(range(1, len(run.losses) + 1), run.losses, color=colour, alpha=0.25, lw=0.8)
+        curves.plot(range(1, len(run.losses) + 1), run.losses, color=color, alpha=0.25, lw=0.8)
         label = f"{run.name}: {run.final():.3f} over the last {SMOOTH}"
-        curves.plot(range(20, len(run.losses) + 1), smooth, color=colour, lw=width, label=label)
+        curves.plot(range(20, len(run.losses) + 1), smooth, color=color, lw=width, label=label)
     curves.set(xlabel="update", ylabel="loss (nats a token, weighted)")
     curves.legend(frameon=False)
     for axes, values, unit, title in (
@@ -136,7 +136,7 @@ def draw(runs: list[Measured], rate: str, path: Path) -> None:
         ),
         (sizes, [run.sent / 1e6 for run in runs], "MB", "sent by a host per update"),
     ):
-        bars = axes.bar([run.name.replace(" ", "\n", 1) for run in runs], values, color=colours)
+        bars = axes.bar([run.name.replace(" ", "\n", 1) for run in runs], values, color=colors)
         axes.bar_label(bars, [f"{value:.2f} {unit}" for value in values])
         axes.set_title(f"{title}\n{values[0] / values[1]:.1f} times less", fontsize=10)
         axes.set_ylabel(unit)
@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--updates", type=int, default=360)
     parser.add_argument("--slow", type=int, default=15, help="of them at that rate")
     parser.add_argument("--batch", type=int, default=2, help="samples of a rank")
-    parser.add_argument("--rank", type=int, default=16, help="compression.rank")
+    parser.add_argument("--rank", type=int, default=16, help="compression.approximation_rank")
     parser.add_argument("--first-step", type=int, default=0, help="compression.first_step")
     parser.add_argument("--out", type=Path, help="figure")
     options = parser.parse_args()

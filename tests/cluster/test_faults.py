@@ -67,7 +67,7 @@ def config(shards: str, parts: Path) -> Config:
             "batch_size": 6,
             "steps": STEPS,
             "save_every": SAVE,
-            "sheet_every": 10 * STEPS,
+            "contact_sheet_every": 10 * STEPS,
             "threads": 1,
             "parallel": {"zero_stage": 2},
             "faults": {"timeout": TIMEOUT, "start_timeout": 60.0, "save_timeout": 20.0},
@@ -273,7 +273,7 @@ def test_full_disk(
 def test_loss_that_is_no_number(cluster: Cluster, config: Config, tmp_path: Path, row: Any) -> None:
     """NaN that is trained on, or met again after each restart."""
     run = Run(cluster, config(tmp_path / "run"))
-    run.start("optimiser.learning_rate=1e30", "--restarts", "3")
+    run.start("optimizer.learning_rate=1e30", "--restarts", "3")
     run.wait(lambda: run.says("error: update", "the loss is"), START, "stop")
     assert run.status(60) == 2, run.output()[-6000:]
     assert not run.says("restart 1") and run.step() < 20

@@ -104,7 +104,7 @@ def test_shards_stay_within_a_host(
     """Shard groups that straddle hosts, so that weights are gathered over the network: between
     two hosts there is but the average of each shard, the gradient once in all."""
     losses, weights = alone
-    parallel = {"zero_stage": 3, "shard_ranks": 2}
+    parallel = {"zero_stage": 3, "dp_shard": 2}
     run = Run(cluster, config(tmp_path / "run", parallel=parallel), nodes=2, slots=2)
     found, sent = spread(run, weights)
     assert found == pytest.approx(losses, abs=1e-5)
@@ -117,7 +117,7 @@ def test_compressed_between_hosts(
 ) -> None:
     """PowerSGD that is left out between the replicas of sharded weights, or spoils them."""
     losses, weights = alone
-    parallel = {"zero_stage": 3, "shard_ranks": 2}
+    parallel = {"zero_stage": 3, "dp_shard": 2}
     compressed = config(tmp_path / "run", parallel=parallel, compression={"rank": 4})
     found, sent = spread(Run(cluster, compressed, nodes=2, slots=2), weights)
     assert sent < 0.8

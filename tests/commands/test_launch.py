@@ -50,7 +50,7 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
     assert set(results["groups"]) == {"unseen captions", "held-out pairs"}
     for group in results["groups"].values():
         claimed = [name for name, curve in group["curves"]["attributes"].items() if curve]
-        assert {"count", "colour", "shape"} <= set(claimed)
+        assert {"count", "color", "shape"} <= set(claimed)
         assert 0 <= group["pictures"]["0"]["4"]["accuracy"]["mean"] <= 1
     # What the demo's last line tells the user to try.
     out = tmp_path / "out"

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle1.data.samples import CAUSES, MOST_PIXELS, Bad, captions_of, image_of
+from dalle1.data.samples import CAUSES, MAX_PIXELS, Bad, captions_of, image_of
 from dalle1.data.shards import reader as reading
 from dalle1.data.shards.loader import Batches
 from dalle1.data.shards.tar import Shard
@@ -34,7 +34,7 @@ from dalle1.data.transforms import augment_dalle, read_image
 from tests.data.mutations import Files, mutate, mutated_sample, tar_of
 
 HANGS = 60  # seconds of a round, which takes a few hundredths of one
-MOST_MEMORY = 2**31  # bytes that the process may grow by
+MAX_MEMORY = 2**31  # bytes that the process may grow by
 SIDE = 8
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
@@ -154,7 +154,7 @@ def fuzz(rounds: int, seed: int, folder: Path, first: int = 0, batches: bool = T
     finally:
         reading.RETRIES = waits
     report.grown = _memory() - before
-    assert report.grown < MOST_MEMORY
+    assert report.grown < MAX_MEMORY
     return report
 
 
@@ -216,7 +216,7 @@ def _read_shard(address: str, caption_key: str, report: Report) -> None:
         raw = sample.raw()
         try:
             texts = captions_of(raw, caption_key)
-            pixels = read_image(image_of(raw), MOST_PIXELS)
+            pixels = read_image(image_of(raw), MAX_PIXELS)
         except Bad as error:
             report.bad[error.cause] += 1
             continue
@@ -241,7 +241,7 @@ def _read_batches(
     address: str, wanted: dict[str, str], caption_key: str, seed: int, report: Report
 ) -> None:
     """Two epochs of every lane; both must have all that is wanted, by key."""
-    settings: Any = {"lanes": 2, "buffer": 8, "most_bad": 1.0}
+    settings: Any = {"lanes": 2, "buffer": 8, "max_bad": 1.0}
     try:
         batches = Batches(address, 4, SIDE, augment_dalle, seed, caption_key, **settings)
     except ValueError as error:

@@ -372,9 +372,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def tiny_png(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+def tiny_png(width: int, height: int, depth: int = 8, color: int = 2, rows: bytes = b"") -> bytes:
     """A PNG with the size that its header claims, and whatever pixels."""
-    size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    size = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + pixels + chunk(b"IEND", b"")
 

@@ -24,8 +24,8 @@ from dalle1.data.samples import (
     ASPECT,
     CAUSES,
     EMPTY,
-    MOST_PIXELS,
-    MOST_TEXT,
+    MAX_PIXELS,
+    MAX_TEXT,
     NO_CAPTION,
     NO_PICTURE,
     NOT_JSON,
@@ -106,8 +106,8 @@ BAD = [
     *((NOT_JSON, *with_json(text)) for text in (b"", b"{", b"{'alt': 'x'}", b'{"alt": "x"} {}')),
     (NOT_JSON, *with_json(b"[" * 10**5)),
     (NOT_JSON, *with_json(b'{"alt": ' * 10**5)),
-    (TOO_LONG, *with_txt(b"x" * (MOST_TEXT + 1))),
-    (TOO_LONG, *with_json({"alt": "x", "exif": "x" * MOST_TEXT})),
+    (TOO_LONG, *with_txt(b"x" * (MAX_TEXT + 1))),
+    (TOO_LONG, *with_json({"alt": "x", "exif": "x" * MAX_TEXT})),
 ]
 
 
@@ -116,7 +116,7 @@ def judged(sample: Raw, caption_key: str) -> str:
 
     def read() -> None:
         captions_of(sample, caption_key)
-        read_image(image_of(sample), MOST_PIXELS, most_aspect=10)
+        read_image(image_of(sample), MAX_PIXELS, max_aspect=10)
 
     return refusal(read)
 
@@ -180,7 +180,7 @@ def test_palettes(kind: str) -> None:
     [("PNG", 3), ("GIF", 3), ("PNG", bytes([255, 0, 100, 0, 255]))],
 )
 def test_palettes_with_transparency(kind: str, transparency: int | bytes) -> None:
-    """A transparent background in whatever colour lies under it, black most of the time."""
+    """A transparent background in whatever color lies under it, black most of the time."""
     palette = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
     indices = GREY % 5
     image = Image.fromarray(indices, "L").convert("P")
@@ -206,7 +206,7 @@ def test_transparency(kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1"])
-def test_a_transparent_colour(mode: str) -> None:
+def test_a_transparent_color(mode: str) -> None:
     """PNG's transparency of pictures without alpha overlooked."""
     image = Image.fromarray(NOISE).convert(mode)
     plain = np.asarray(image.convert("RGB"))
@@ -234,8 +234,8 @@ def test_cmyk(ink: tuple[int, int, int, int], adobe: bool) -> None:
 
 
 def test_ycck() -> None:
-    """Adobe's other CMYK: three of the inks as brightness and colour, inverted as well."""
-    # What is stored is 255 - ink, here brightness 200, no colour, 255 - black.
+    """Adobe's other CMYK: three of the inks as brightness and color, inverted as well."""
+    # What is stored is 255 - ink, here brightness 200, no color, 255 - black.
     data = encoded(Image.new("CMYK", (16, 16), (55, 127, 127, 0)), "JPEG", quality=100)
     place = data.index(b"Adobe") + 11
     assert data[place] == 0
@@ -248,25 +248,25 @@ def test_sixteen_bits_of_grey() -> None:
     values = np.linspace(0, 65535, 24 * 20).astype(">u2").reshape(20, 24)
     values[0, :4] = [0, 255, 257, 65535]
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    found = read_image(tiny_png(24, 20, depth=16, colour=0, rows=rows))
+    found = read_image(tiny_png(24, 20, depth=16, color=0, rows=rows))
     assert close(found, np.round(values.astype(float) / 257)[..., None])
     tiff = encoded(Image.fromarray(values.astype(np.uint16)), "TIFF")
     assert close(read_image(tiff), np.round(values.astype(float) / 257)[..., None])
 
 
-def test_sixteen_bits_of_colour() -> None:
+def test_sixteen_bits_of_color() -> None:
     """The low bytes taken for the high ones."""
     values = RNG.integers(0, 65536, (20, 24, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    found = read_image(tiny_png(24, 20, depth=16, colour=2, rows=rows))
+    found = read_image(tiny_png(24, 20, depth=16, color=2, rows=rows))
     assert close(found, values.astype(float) / 257, 1)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_animations(kind: str) -> None:
     """The last frame, a mix of several, or frames stacked."""
-    colours = ("red", "green", "blue")
-    first, *rest = (Image.new("RGB", (16, 12), colour) for colour in colours)
+    colors = ("red", "green", "blue")
+    first, *rest = (Image.new("RGB", (16, 12), color) for color in colors)
     options: Any = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(first, kind, save_all=True, append_images=rest, **options)
     with Image.open(io.BytesIO(data)) as image:
@@ -357,11 +357,11 @@ def test_limits_are_inclusive() -> None:
     """Pictures of exactly the size that is allowed refused, or larger ones let through."""
     data = encoded(NOISE)
     assert read_image(data, 480, 1.2).shape == (20, 24, 3)
-    assert refusal(lambda: read_image(data, most_pixels=479)) == TOO_LARGE
-    assert refusal(lambda: read_image(data, most_aspect=1.19)) == ASPECT
+    assert refusal(lambda: read_image(data, max_pixels=479)) == TOO_LARGE
+    assert refusal(lambda: read_image(data, max_aspect=1.19)) == ASPECT
     tall = encoded(NOISE.transpose(1, 0, 2))
     assert read_image(tall, 480, 1.2).shape == (24, 20, 3)
-    assert refusal(lambda: read_image(tall, most_aspect=1.19)) == ASPECT
+    assert refusal(lambda: read_image(tall, max_aspect=1.19)) == ASPECT
 
 
 def test_limits_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +406,7 @@ def _refused_in_little_memory(data: bytes, causes: set[str]) -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
     try:
-        for limit in (MOST_PIXELS, None):
+        for limit in (MAX_PIXELS, None):
             assert refusal(partial(read_image, data, limit)) in causes
     except BaseException:
         os._exit(1)
@@ -472,7 +472,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("text", SCRIPTS)
 def test_captions_are_kept_exactly(text: str) -> None:
-    """Captions that are normalised, cut at bytes, escaped or turned around."""
+    """Captions that are normalized, cut at bytes, escaped or turned around."""
     for spaced in (text, f" \r\n{text}\t\n", f"\ufeff{text}", f"{text}\0\0"):
         assert captions_of({"txt": spaced.encode()}, "txt") == [text]
     for ascii_alone in (True, False):
@@ -507,7 +507,7 @@ def test_lists_and_lines() -> None:
 
 def test_the_longest_caption() -> None:
     """A limit that is off by one, or that cuts."""
-    assert caption_of({"txt": b"x" * MOST_TEXT}, "txt") == "x" * MOST_TEXT
+    assert caption_of({"txt": b"x" * MAX_TEXT}, "txt") == "x" * MAX_TEXT
 
 
 def test_caption_keys() -> None:

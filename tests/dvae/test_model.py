@@ -265,6 +265,6 @@ def test_tokens_that_do_not_fit(codec: DVAE, tokens: Tensor, message: str) -> No
 
 
 def test_unknown_setting() -> None:
-    """A misspelt setting that is silently swallowed."""
+    """A misspelled setting that is silently swallowed."""
     with pytest.raises(ValueError, match="codebook"):
         DVAEConfig(codebook=12)  # type: ignore[call-arg]

@@ -57,7 +57,7 @@ class Vision(nn.Module):
 
 
 class PublishedCLIP(nn.Module):
-    """Gives the cosines [images, texts] of normalised pixels and ids."""
+    """Gives the cosines [images, texts] of normalized pixels and ids."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def pixels(count: int = 3) -> Tensor:
     return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """The published mean and deviation, written out."""
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     return (images - mean) / torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
@@ -56,7 +56,7 @@ def archive(published: PublishedCLIP, tmp_path_factory: pytest.TempPathFactory) 
     """A TorchScript archive, which is how OpenAI publishes its weights."""
     path = tmp_path_factory.mktemp("clip") / "ViT.pt"
     with torch.no_grad():
-        torch.jit.trace(published, (normalised(pixels()), ids())).save(path)
+        torch.jit.trace(published, (normalized(pixels()), ids())).save(path)
     return path
 
 
@@ -84,7 +84,7 @@ def test_openai(published: PublishedCLIP, archive: Path, tmp_path: Path, form: s
     assert not clip.training and clip.config.image_size == SIDE and clip.config.patch_size == 16
     assert (clip.config.vision_heads, clip.config.text_heads) == (2, 1)
     with torch.no_grad():
-        expected = published(normalised(pixels()), ids())
+        expected = published(normalized(pixels()), ids())
         tolerance = 5e-3 if form == "half" else 1e-4
         assert float((clip(pixels(), ids()) - expected).abs().max()) <= tolerance
     assert clip.logit_scale.item() == pytest.approx(2.659, abs=1e-3)
@@ -115,7 +115,7 @@ def test_hugging_face(tmp_path: Path, activation: str) -> None:
     save_file(state, tmp_path / "model.safetensors")
     clip = dalle1.clip.load_released(tmp_path / "model.safetensors", activation=activation)
     with torch.no_grad():
-        out = model(input_ids=ids(), pixel_values=normalised(pixels()))
+        out = model(input_ids=ids(), pixel_values=normalized(pixels()))
         expected = out.image_embeds @ out.text_embeds.t()
         assert float((clip(pixels(), ids()) - expected).abs().max()) <= 1e-4
         other = "gelu" if activation == "quick_gelu" else "quick_gelu"
@@ -263,7 +263,7 @@ def test_classify(tmp_path: Path) -> None:
     clip = dalle1.clip.load_released(tmp_path / "clip.pt", vocabulary(tmp_path / "bpe"))
     prompts = ["the cat", "the dog", "red"]
     with torch.no_grad():
-        cosines = published(normalised(pixels()), clip.ids(prompts))
+        cosines = published(normalized(pixels()), clip.ids(prompts))
         expected = (torch.tensor(2.659).exp() * cosines).softmax(dim=1)
     torch.testing.assert_close(clip.classify(pixels(), prompts), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(
@@ -284,21 +284,21 @@ def test_classify(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(50, 41), (41, 50), (33, 32), (20, 24), (32, 32)])
 def test_preprocessing(size: tuple[int, int]) -> None:
-    """Nearest or unsmoothed resizing, a crop off the centre, PIL and tensors treated unlike."""
+    """Nearest or unsmoothed resizing, a crop off the center, PIL and tensors treated unlike."""
     clip = CLIP(CLIPConfig(image_size=32, patch_size=16, vision_layers=1, text_layers=1))
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
     picture = coarse.resize(size, Image.Resampling.BICUBIC)
-    # As published: PIL's bicubic to the shorter side, then a centre crop.
+    # As published: PIL's bicubic to the shorter side, then a center crop.
     w, h = size
     short = min(w, h)
     scaled = picture.resize((32 * w // short, 32 * h // short), Image.Resampling.BICUBIC)
     left, top = round((scaled.width - 32) / 2), round((scaled.height - 32) / 2)
     expected = np.asarray(scaled.crop((left, top, left + 32, top + 32))) / 255.0
-    reference = normalised(torch.from_numpy(expected).float().permute(2, 0, 1)[None])
+    reference = normalized(torch.from_numpy(expected).float().permute(2, 0, 1)[None])
     torch.testing.assert_close(clip.preprocess([picture]), reference, rtol=0, atol=1e-5)
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
-    # PIL rounds to 8 bits; that is 1 / 255 / 0.26 at most after the normalisation, twice.
+    # PIL rounds to 8 bits; that is 1 / 255 / 0.26 at most after the normalization, twice.
     assert float((clip.preprocess(tensor) - reference).abs().max()) < 2 / 255 / 0.26
 
 
@@ -314,7 +314,7 @@ def test_model_with_a_published_clip(make_model: ModelMaker, tmp_path: Path) -> 
     again = dalle1.load(tmp_path / "model")
     images = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
-        expected = published(normalised(images), clip.ids("the cat"))[:, 0]
+        expected = published(normalized(images), clip.ids("the cat"))[:, 0]
     for m in (model, again):
         scores = dalle1.rank("the cat", images, model=m)
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)

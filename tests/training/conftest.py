@@ -43,9 +43,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory, shards: str) -> Path:
 
 def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) -> RunConfig:
     """A config of a stage small enough for a few hundred updates in seconds."""
-    optimiser = {
+    optimizer = {
         "learning_rate": 1e-3,
-        "warm_up": 5,
+        "warmup_steps": 5,
         "schedule": "cosine",
         "clip_norm": 1.0,
         "beta2": 0.98,
@@ -58,7 +58,7 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
         "batch_size": 8,
         "log_every": 1,
         "reader": {"image_size": 16, "shuffle_buffer": 20},
-        "optimiser": optimiser,
+        "optimizer": optimizer,
         "ema": {"decay": 0.9, "every": 1},
     }
     own: dict[str, dict[str, object]] = {
@@ -76,7 +76,7 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
                 "temperature_steps": 10,
                 "grain": 0.02,
                 "warm_start_steps": 4,
-                "warm_start_pictures": 32,
+                "warm_start_images": 32,
             },
         },
         "clip": {

@@ -9,7 +9,7 @@ import torch
 
 from dalle1 import Transformer, TransformerConfig
 from dalle1.common.config import load_settings, save_settings
-from dalle1.data.precompute.encode import TokeniseSettings
+from dalle1.data.precompute.encode import TokenizeSettings
 from dalle1.evaluation.config import RankSettings
 from dalle1.training.config import DVAESettings, load_config
 from dvae import DVAEConfig
@@ -24,7 +24,7 @@ def test_every_config_loads(path: Path) -> None:
     if path.stem == "rank":
         assert load_settings(RankSettings, path).candidates == 512
     elif path.stem == "tokens":
-        assert load_settings(TokeniseSettings, path).views >= 1
+        assert load_settings(TokenizeSettings, path).views >= 1
     else:
         assert load_config(path).steps > 0
 
@@ -33,9 +33,9 @@ def test_overrides() -> None:
     """Overrides that are swallowed, typed wrongly or wipe their section."""
     config = load_config(
         SHAPES / "dvae.yaml",
-        ["optimiser.learning_rate=1e-4", "data=a/{0..3}.tar", "steps=5000", "run=x y"],
+        ["optimizer.learning_rate=1e-4", "data=a/{0..3}.tar", "steps=5000", "run=x y"],
     )
-    assert config.optimiser.learning_rate == 1e-4 and config.optimiser.beta2 == 0.98
+    assert config.optimizer.learning_rate == 1e-4 and config.optimizer.beta2 == 0.98
     assert (config.data, config.steps, config.run) == ("a/{0..3}.tar", 5000, "x y")
 
 
@@ -57,10 +57,10 @@ def test_papers_transformers(name: str, billions: float) -> None:
         assert config.batch_size == 1024
     if name == "12b":
         assert 12.0 < count < 12.4 and config.transformer == TransformerConfig()
-    o, ema = config.optimiser, config.ema
+    o, ema = config.optimizer, config.ema
     assert (o.learning_rate, o.beta1, o.beta2, o.epsilon) == (4.5e-4, 0.9, 0.96, 1e-8)
     assert (o.weight_decay, o.clip_norm, o.clip_variance) == (4.5e-2, 4, 5)
-    assert (o.warm_up, o.schedule, config.steps) == (5000, "plateau", 430_000)
+    assert (o.warmup_steps, o.schedule, config.steps) == (5000, "plateau", 430_000)
     assert (ema.decay, ema.every, config.tokenizer.dropout) == (0.99, 25, 0.1)
 
 
@@ -68,7 +68,7 @@ def test_papers_dvae() -> None:
     """A number of appendix A.2 that is another."""
     config = load_config(CONFIGS / "paper" / "dvae.yaml")
     assert config.dvae == DVAEConfig() and config.dvae_training == DVAESettings()
-    s, o = config.dvae_training, config.optimiser
+    s, o = config.dvae_training, config.optimizer
     assert s is not None
     assert (s.kl_weight, s.kl_steps) == (6.6, 5000)
     assert (s.temperature_start, s.temperature_end, s.temperature_steps) == (1, 1 / 16, 150_000)
@@ -76,7 +76,7 @@ def test_papers_dvae() -> None:
     assert (o.learning_rate, o.schedule, o.cosine_end) == (1e-4, "cosine", 1.25e-6)
     assert (o.cosine_steps, config.steps, config.batch_size) == (1_200_000, 3_000_000, 512)
     assert (o.beta1, o.beta2, o.epsilon, o.weight_decay) == (0.9, 0.999, 1e-8, 1e-4)
-    assert (o.clip_norm, o.clip_variance, o.warm_up) == (None, None, 0)
+    assert (o.clip_norm, o.clip_variance, o.warmup_steps) == (None, None, 0)
     assert (config.ema.decay, config.ema.every, config.reader.image_size) == (0.999, 1, 256)
 
 
@@ -91,7 +91,7 @@ def test_saved_config_is_the_same(tmp_path: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["optimiser.lerning_rate=1"], "optimiser.lerning_rate"),
+        (["optimizer.lerning_rate=1"], "optimizer.lerning_rate"),
         (["steps"], "key=value"),
         (["steps.a=3"], "no section"),
         (["steps=0"], "steps"),
@@ -121,7 +121,7 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A traceback for a misspelt path."""
+    """A traceback for a misspelled path."""
     with pytest.raises(ValueError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml")
 
@@ -129,7 +129,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_extends(tmp_path: Path) -> None:
     """A child file that replaces a section where it means to change one setting of it."""
     (tmp_path / "child.yaml").write_text(
-        f"extends: {SHAPES / 'dvae.yaml'}\noptimiser:\n  learning_rate: 1.0e-5\n"
+        f"extends: {SHAPES / 'dvae.yaml'}\noptimizer:\n  learning_rate: 1.0e-5\n"
     )
     config = load_config(tmp_path / "child.yaml")
-    assert config.optimiser.learning_rate == 1e-5 and config.optimiser.clip_norm == 0.1
+    assert config.optimizer.learning_rate == 1e-5 and config.optimizer.clip_norm == 0.1

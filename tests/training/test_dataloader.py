@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle1.data.precompute.encode import TokeniseSettings, tokenise
+from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.token_shard import TokenShard, write_token_shard
 from dalle1.training.metrics_logger import read_metrics
@@ -82,7 +82,7 @@ def test_a_run_keeps_to_its_shards(tmp_path: Path, parts: Path) -> None:
 
 
 def test_a_run_keeps_to_its_tokenizer(tmp_path: Path, parts: Path) -> None:
-    """A vocabulary learnt anew of captions that have arrived, so that tokens change their meaning
+    """A vocabulary learned anew of captions that have arrived, so that tokens change their meaning
     when a run goes on; or one of a start that failed, with other captions."""
     data = tmp_path / "data"
     shapes.write_shards(data, "train", 96, side=16, samples_per_shard=48)
@@ -115,7 +115,7 @@ def test_too_many_bad_samples_end_a_run(tmp_path: Path, parts: Path) -> None:
     run_until(config, 10)
     for i in range(3):
         (data / f"{i:05d}.tar").write_bytes(bytes(10240))
-    with pytest.raises(ValueError, match=r"x missing from its shard.*most_bad is 0.5"):
+    with pytest.raises(ValueError, match=r"x missing from its shard.*max_bad is 0.5"):
         Trainer(config, resume=True).run()
     assert read_metrics(tmp_path / "run")[-1]["step"] < 60
 
@@ -152,7 +152,7 @@ def test_killed_three_times_each_sample_is_trained_on_once(tmp_path: Path) -> No
     config = tiny(
         *("dvae", str(data), tmp_path / "run", tmp_path),
         **{"steps": 168, "batch_size": 120, "save_every": 7, "log_every": 20, "reader": reader},
-        **{"sheet_every": None},
+        **{"contact_sheet_every": None},
     )
     rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
     order = tmp_path / "order-0.txt"
@@ -181,9 +181,9 @@ def test_killed_three_times_each_sample_is_trained_on_once(tmp_path: Path) -> No
     assert done[0] == 167
 
 
-def token_settings(shards: str, parts: Path, out: Path, **settings: object) -> TokeniseSettings:
+def token_settings(shards: str, parts: Path, out: Path, **settings: object) -> TokenizeSettings:
     common = {"data": shards, "out": str(out), "dvae_model": str(parts / "dvae" / "model")}
-    return TokeniseSettings(**(common | {"grid": 4} | settings))  # type: ignore[arg-type]
+    return TokenizeSettings(**(common | {"grid": 4} | settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -191,7 +191,7 @@ def test_token_shards_give_the_losses_of_their_pictures(
     tmp_path: Path, shards: str, parts: Path, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Tokens of another picture, row order or dVAE; captions or an order that differ."""
-    tokenise(token_settings(shards, parts, tmp_path / "tokens"))
+    tokenize(token_settings(shards, parts, tmp_path / "tokens"))
     reader = {"image_size": 16, "augment": False, "workers": workers}
     raw = tiny("dalle", shards, tmp_path / "raw", parts, reader=reader)
     tokens = tiny("dalle", str(tmp_path / "tokens"), tmp_path / "tokens-run", parts, reader=reader)
@@ -207,7 +207,7 @@ def test_token_shards_give_the_losses_of_their_pictures(
 
 def test_views_of_token_shards_are_drawn(tmp_path: Path, shards: str, parts: Path) -> None:
     """The first view alone, or one that is always the same for a picture."""
-    tokenise(token_settings(shards, parts, tmp_path / "tokens", views=3, augment=True))
+    tokenize(token_settings(shards, parts, tmp_path / "tokens", views=3, augment=True))
     trainer = Trainer(tiny("dalle", str(tmp_path / "tokens"), tmp_path / "run", parts))
     seen: dict[str, set[bytes]] = {}
     batches = trainer.feed.batches()
@@ -232,7 +232,7 @@ def test_token_shards_of_another_model_are_refused(
 ) -> None:
     """A grid, vocabulary or dVAE that differs from the model's, trained on without a word."""
     settings = token_settings(shards, parts, tmp_path / "tokens")
-    tokenise(settings)
+    tokenize(settings)
     paths = sorted((tmp_path / "tokens").glob("*.safetensors"))
     held = [TokenShard(path) for path in paths]
 

@@ -49,10 +49,10 @@ def test_spike_is_measured_by_the_mean() -> None:
 
 def test_too_many_skipped_stop() -> None:
     """Skipping for ever; counting those long ago."""
-    watch = Watch(FaultSettings(bad_update="skip", most_skipped=3))
+    watch = Watch(FaultSettings(bad_update="skip", max_skipped=3))
     for reason in ("x", "x", None, "x", "x"):
         watch.after(1, 1.0, reason)
-    with pytest.raises(ValueError, match=r"faults\.most_skipped 3"):
+    with pytest.raises(ValueError, match=r"faults\.max_skipped 3"):
         watch.after(6, 1.0, "x")
 
 

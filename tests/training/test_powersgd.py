@@ -252,7 +252,7 @@ def test_buffers_are_orthogonal_to_q() -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
-def test_shorter_side_is_orthogonalised(shape: tuple[int, int]) -> None:
+def test_shorter_side_is_orthogonalized(shape: tuple[int, int]) -> None:
     """A matrix that lies the other way, whose gradient is then projected on its long side."""
     compressor = PowerSGD({"w": shape}, 3, SEED)
     assert compressor.q["w"].shape == (50, 3)

@@ -13,7 +13,7 @@ import torch
 
 import dalle1
 from dalle1.training.config import ParallelSettings, RunConfig
-from dalle1.training.parallel import Layout
+from dalle1.training.parallel import ParallelDims
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny
@@ -33,7 +33,7 @@ def spread(
 
 
 def calm(stage: str, shards: str, run: Path, parts: Path, **settings: Any) -> RunConfig:
-    """A tiny run without the dVAE's k-means, whose nearest centres may tip over by rounding."""
+    """A tiny run without the dVAE's k-means, whose nearest centers may tip over by rounding."""
     config = tiny(stage, shards, run, parts, **settings)
     if config.dvae_training is None:
         return config
@@ -62,10 +62,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, shards: str, parts: Path) ->
         ("dalle", 2, {"zero_stage": 1}),
         ("dalle", 2, {"zero_stage": 2, "micro_batch": 2}),
         ("dalle", 2, {"zero_stage": 3, "micro_batch": 1}),
-        ("dalle", 2, {"zero_stage": 2, "offload": "optimiser"}),
+        ("dalle", 2, {"zero_stage": 2, "offload": "optimizer"}),
         ("dalle", 2, {"zero_stage": 3, "offload": "weights"}),
-        ("dalle", 4, {"zero_stage": 2, "shard_ranks": 2}),
-        ("dalle", 4, {"zero_stage": 3, "shard_ranks": 2}),
+        ("dalle", 4, {"zero_stage": 2, "dp_shard": 2}),
+        ("dalle", 4, {"zero_stage": 3, "dp_shard": 2}),
     ],
     ids=str,
 )
@@ -132,7 +132,7 @@ def test_resume_on_other_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "parallel"), [(2, {}), (4, {"zero_stage": 3, "shard_ranks": 2})], ids=str
+    ("ranks", "parallel"), [(2, {}), (4, {"zero_stage": 3, "dp_shard": 2})], ids=str
 )
 def test_compressed_run_resumes(
     ranks: int, parallel: dict[str, Any], tmp_path: Path, shards: str, parts: Path
@@ -171,9 +171,9 @@ def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: W
     ("settings", "words"),
     [
         ({"compression": {"rank": 4}, "parallel": {"zero_stage": 2}}, "parallel.zero_stage 2"),
-        ({"compression": {"rank": 4}, "parallel": {"zero_stage": 3}}, "set parallel.shard_ranks"),
+        ({"compression": {"rank": 4}, "parallel": {"zero_stage": 3}}, "set parallel.dp_shard"),
         (
-            {"parallel": {"zero_stage": 3, "shard_ranks": 2, "offload": "weights"}},
+            {"parallel": {"zero_stage": 3, "dp_shard": 2, "offload": "weights"}},
             "offload 'weights' does not go",
         ),
     ],
@@ -192,24 +192,29 @@ def test_what_does_not_fit_is_refused(
     [
         (8, 1, {}, (8, 1, 1, 1)),
         (1024, 8, {"zero_stage": 3, "micro_batch": 8}, (8, 16, 8, 1)),
-        (1024, 1024, {"zero_stage": 3, "micro_batch": 8, "shard_ranks": 8}, (1, 1, 8, 128)),
+        (1024, 1024, {"zero_stage": 3, "micro_batch": 8, "dp_shard": 8}, (1, 1, 8, 128)),
         (36, 2, {"micro_batch": 8}, (6, 3, 1, 2)),  # 18 = 3 x 6, not 2 x 8 + 2
-        (8, 4, {"zero_stage": 2, "shard_ranks": 8}, (2, 1, 4, 1)),
+        (8, 4, {"zero_stage": 2, "dp_shard": 8}, (2, 1, 4, 1)),
     ],
 )
 def test_layout(
     batch: int, ranks: int, parallel: dict[str, Any], expected: tuple[int, int, int, int]
 ) -> None:
     """Passes of different sizes, more samples than were allowed, groups that are not there."""
-    found = Layout(batch, ParallelSettings(**parallel), ranks)
-    assert (found.micro_batch, found.passes, found.shard_ranks, found.replicas) == expected
+    found = ParallelDims(batch, ParallelSettings(**parallel), ranks)
+    assert (
+        found.micro_batch,
+        found.grad_accum_steps,
+        found.dp_shard,
+        found.dp_replicate,
+    ) == expected
 
 
 @pytest.mark.parametrize(
     ("batch", "ranks", "parallel", "words"),
     [
         (9, 2, {}, "batch_size 9 .* 2 ranks: set it to 8 or 10"),
-        (8, 4, {"zero_stage": 3, "shard_ranks": 3}, "shard_ranks 3 must divide the 4 ranks"),
+        (8, 4, {"zero_stage": 3, "dp_shard": 3}, "dp_shard 3 must divide the 4 ranks"),
     ],
 )
 def test_layout_that_does_not_divide(
@@ -217,4 +222,4 @@ def test_layout_that_does_not_divide(
 ) -> None:
     """Samples that are lost, or ranks that wait for a group that never comes."""
     with pytest.raises(ValueError, match=words):
-        Layout(batch, ParallelSettings(**parallel), ranks)
+        ParallelDims(batch, ParallelSettings(**parallel), ranks)

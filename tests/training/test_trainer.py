@@ -54,7 +54,7 @@ def test_resume_is_the_same_run(
 def test_hundred_updates_keep_their_losses(
     stage: str, tmp_path: Path, shards: str, parts: Path
 ) -> None:
-    """A change of a loss, an initialisation, a schedule or the data that nobody meant.
+    """A change of a loss, an initialization, a schedule or the data that nobody meant.
 
     After a change that is meant, write the new losses: python -m tests.training.golden
     """
@@ -70,9 +70,9 @@ def test_running_variance_is_clipped(tmp_path: Path, shards: str, parts: Path) -
     tops = {}
     for bound in (None, 1e-9):
         config = tiny("clip", shards, tmp_path / str(bound), parts)
-        settings = config.optimiser.model_copy(update={"clip_variance": bound})
+        settings = config.optimizer.model_copy(update={"clip_variance": bound})
         run = tmp_path / str(bound)
-        Trainer(config.model_copy(update={"optimiser": settings, "run": str(run)})).run()
+        Trainer(config.model_copy(update={"optimizer": settings, "run": str(run)})).run()
         moments = tensors(run, 20).under("moments/")
         tops[bound] = max(float(x.max()) for name, x in moments.items() if "exp_avg_sq" in name)
     assert tops[1e-9] <= 1.0001e-9 < tops[None]
@@ -81,7 +81,7 @@ def test_running_variance_is_clipped(tmp_path: Path, shards: str, parts: Path) -
 def test_run_folder(tmp_path: Path, shards: str, parts: Path) -> None:
     """A run that cannot be sampled from, or that leaves no trace of its settings."""
     run = tmp_path / "run"
-    Trainer(tiny("dalle", shards, run, parts, steps=4, sheet_every=2, save_every=2)).run()
+    Trainer(tiny("dalle", shards, run, parts, steps=4, contact_sheet_every=2, save_every=2)).run()
     assert {p.name for p in (run / "sheets").iterdir()} == {
         "step-0000002.png",
         "step-0000004.png",
@@ -151,7 +151,7 @@ def test_validation_is_the_same_batches_without_dropout(
     tmp_path: Path, shards: str, parts: Path
 ) -> None:
     """Held-out losses of other batches each time, with captions emptied, or that train."""
-    settings = tiny("dalle", shards, tmp_path / "run", parts).optimiser
+    settings = tiny("dalle", shards, tmp_path / "run", parts).optimizer
     config = tiny(
         "dalle",
         shards,
@@ -159,7 +159,7 @@ def test_validation_is_the_same_batches_without_dropout(
         parts,
         steps=6,
         caption_dropout=0.9,
-        optimiser=settings.model_copy(update={"learning_rate": 1e-12}),
+        optimizer=settings.model_copy(update={"learning_rate": 1e-12}),
         validation={"data": shards, "every": 2, "batches": 2},
     )
     trainer = Trainer(config)
@@ -178,13 +178,13 @@ def test_validation_is_the_same_batches_without_dropout(
     found = [line["validation/loss"] for line in lines]
     assert found == pytest.approx([found[0]] * 3, abs=1e-6)
     again = tiny("dalle", shards, tmp_path / "again", parts, steps=6, caption_dropout=0.9)
-    Trainer(again.model_copy(update={"optimiser": config.optimiser})).run()
+    Trainer(again.model_copy(update={"optimizer": config.optimizer})).run()
     assert losses(tmp_path / "again") == losses(tmp_path / "run")
 
 
 def test_what_a_run_reports(tmp_path: Path, shards: str, parts: Path) -> None:
     """Curves that are promised and not written; scales that are not there for each block."""
-    optimiser = tiny("dalle", shards, tmp_path, parts).optimiser
+    optimizer = tiny("dalle", shards, tmp_path, parts).optimizer
     config = tiny(
         "dalle",
         shards,
@@ -192,7 +192,7 @@ def test_what_a_run_reports(tmp_path: Path, shards: str, parts: Path) -> None:
         parts,
         steps=6,
         parallel={"precision": "fp16"},
-        optimiser=optimiser.model_copy(update={"schedule": "plateau", "plateau_patience": 2}),
+        optimizer=optimizer.model_copy(update={"schedule": "plateau", "plateau_patience": 2}),
     )
     Trainer(config).run()
     line = [x for x in read_metrics(tmp_path / "run") if "loss" in x][-1]

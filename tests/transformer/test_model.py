@@ -91,9 +91,9 @@ def restated(transformer: Transformer, text: Tensor, image: Tensor) -> tuple[Ten
     w = {key: value.double() for key, value in transformer.state_dict().items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        scale = (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
-        return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+        centered = x - x.mean(dim=-1, keepdim=True)
+        scale = (centered.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        return centered / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].t() + w[f"{name}.bias"]
@@ -336,7 +336,7 @@ def test_papers_size() -> None:
     assert 2.7e9 < sum(p.numel() for p in small.parameters()) < 3.0e9
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     """A map that starts at torch's default, or residual maps without 1 / sqrt(2 L)."""
     torch.manual_seed(0)
     config = TransformerConfig(

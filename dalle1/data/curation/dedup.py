@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 DUPLICATE, NEAR_DUPLICATE = "duplicate", "near duplicate"
-MOST_DISTANCE = 7
+MAX_DISTANCE = 7
 DIGEST = 10  # bytes: among 10⁹ samples two different ones are equal with probability 4e-7
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dalle1.common.images import to_rgb
 from dalle1.data.curation import caption_filters as captions
-from dalle1.data.curation.dedup import DIGEST, DUPLICATE, MOST_DISTANCE, NEAR_DUPLICATE
+from dalle1.data.curation.dedup import DIGEST, DUPLICATE, MAX_DISTANCE, NEAR_DUPLICATE
 from dalle1.data.samples import Bad, caption_of, image_of
 from dalle1.data.shards.tar import Raw
 from dalle1.data.transforms import FORMATS
@@ -59,9 +59,9 @@ class FilterSettings:
             raise ValueError(f"min_english: expected a probability, got {self.min_english}")
         if self.max_aspect != 0 and not self.max_aspect >= 1:
             raise ValueError(f"max_aspect: expected 0 (off) or 1 or more, got {self.max_aspect}")
-        if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MOST_DISTANCE:
+        if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MAX_DISTANCE:
             raise ValueError(
-                f"near_duplicates: expected 0 to {MOST_DISTANCE} of 64 bits, "
+                f"near_duplicates: expected 0 to {MAX_DISTANCE} of 64 bits, "
                 f"got {self.near_duplicates}"
             )
 

@@ -147,8 +147,8 @@ def _read_files(key: str, files: dict[str, Path]) -> Raw:
 
 
 def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
-    """Samples as the reader groups them: neighbours of one name, the extension from the first dot
-    on. Of two neighbours with the same key and extension, which the reader merges, each counts."""
+    """Samples as the reader groups them: neighbors of one name, the extension from the first dot
+    on. Of two neighbors with the same key and extension, which the reader merges, each counts."""
     key, usual = "", 1
     parts: dict[str, tarfile.TarInfo] = {}
 

@@ -26,7 +26,7 @@ from dalle1.common.config import Section
 from dalle1.data.samples import (
     DAMAGED,
     DUPLICATE,
-    MOST_PIXELS,
+    MAX_PIXELS,
     NO_CAPTION,
     TOO_LARGE,
     Bad,
@@ -34,7 +34,7 @@ from dalle1.data.samples import (
     captions_of,
     image_of,
 )
-from dalle1.data.shards.tar import MOST_BYTES, RETRIES, Raw, Sample, Shard, is_stream
+from dalle1.data.shards.tar import MAX_BYTES, RETRIES, Raw, Sample, Shard, is_stream
 from dalle1.data.transforms import augment_dalle, no_augmentation, read_image
 
 
@@ -49,7 +49,7 @@ class ViewSettings(Section):
     max_aspect: float = Field(
         20.0, ge=1, allow_inf_nan=False, description="longer side / shorter side; more is dirt"
     )
-    max_pixels: int = Field(MOST_PIXELS, ge=1, description="of a picture; more is dirt")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="of a picture; more is dirt")
 
     @model_validator(mode="after")
     def _check(self) -> ViewSettings:
@@ -108,7 +108,7 @@ class Decoding(IterableDataset[Chunk]):
 def _decode(
     number: int, address: str, settings: ViewSettings, at_once: int, side: int
 ) -> Iterator[Chunk]:
-    shard, end = Shard(address, most_bytes=MOST_BYTES), End()
+    shard, end = Shard(address, max_bytes=MAX_BYTES), End()
     known: set[str] = set()
     held: list[tuple[str, list[str], np.ndarray]] = []
 

@@ -54,7 +54,7 @@ LARGEST_CODEBOOK = 2**16
 NAMES = {"dvae": "dvae_model", "augmented": "augment", "codebook_size": "dvae_model"}
 
 
-class TokeniseSettings(ViewSettings):
+class TokenizeSettings(ViewSettings):
     """Everything that token shards depend on, and how they are made."""
 
     data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
@@ -88,8 +88,8 @@ class Report:
         return "\n".join(lines)
 
 
-def tokenise(
-    settings: TokeniseSettings,
+def tokenize(
+    settings: TokenizeSettings,
     rank: int = 0,
     ranks: int = 1,
     device: str | torch.device = "cpu",
@@ -168,7 +168,7 @@ def fingerprint(codec: DVAE) -> str:
 # Before work.
 
 
-def _load(settings: TokeniseSettings) -> DVAE:
+def _load(settings: TokenizeSettings) -> DVAE:
     codec = load_dvae(settings.dvae_model)
     config = codec.config
     window = config.encoder_window or 1
@@ -196,7 +196,7 @@ def _load(settings: TokeniseSettings) -> DVAE:
     return codec
 
 
-def _made_with(settings: TokeniseSettings, codec: DVAE) -> TokenSettings:
+def _made_with(settings: TokenizeSettings, codec: DVAE) -> TokenSettings:
     return TokenSettings(
         codebook_size=codec.config.codebook_size,
         grid=settings.grid,
@@ -246,7 +246,7 @@ def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
         if target in targets:
             raise ValueError(
                 f"data: {targets[target]} and {address} have one name, and so would what is made "
-                "of them; tokenise them one after the other into different folders"
+                "of them; tokenize them one after the other into different folders"
             )
         targets[target] = address
     return list(targets)
@@ -297,7 +297,7 @@ def _source_name(target: Path) -> str:
     return target.name.removesuffix(END) + ".tar"
 
 
-def _check_captions(settings: TokeniseSettings, addresses: list[str]) -> None:
+def _check_captions(settings: TokenizeSettings, addresses: list[str]) -> None:
     try:
         check_readable(Index(settings.data, TARS, addresses, []), settings.caption_key)
     except ValueError as error:
@@ -321,7 +321,7 @@ class _Made:
 
 
 def _encoded(
-    codec: DVAE, settings: TokeniseSettings, addresses: Sequence[str], side: int
+    codec: DVAE, settings: TokenizeSettings, addresses: Sequence[str], side: int
 ) -> Iterator[tuple[int, _Made, End]]:
     """Shards by number, each when it is done: with several workers, several are in work."""
     chunks = DataLoader(
@@ -349,7 +349,7 @@ def _unchanged(chunk: Any) -> Any:
     return chunk
 
 
-def _encode(codec: DVAE, pictures: Tensor, settings: TokeniseSettings) -> np.ndarray:
+def _encode(codec: DVAE, pictures: Tensor, settings: TokenizeSettings) -> np.ndarray:
     """uint16 [n, m] of uint8 [n, 3, R, R]."""
     device = next(codec.parameters()).device
     found = []

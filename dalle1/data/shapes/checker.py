@@ -1,4 +1,4 @@
-"""Says whether a picture of coloured shapes shows what its caption says.
+"""Says whether a picture of colored shapes shows what its caption says.
 
 The judge of everything that is trained on `dalle1.data.shapes`: `parse` reads the caption,
 `perceive` reads the picture without knowing the caption, `check` compares the two.
@@ -13,7 +13,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from dalle1.data.shapes.dataset import BACKGROUNDS, COLOURS, RELATION_PHRASES, SHAPES, SIZE_WORDS
+from dalle1.data.shapes.dataset import BACKGROUNDS, COLORS, RELATION_PHRASES, SHAPES, SIZE_WORDS
 from dalle1.data.shapes.detector import Perception, SeenThing, perceive
 
 __all__ = [
@@ -35,7 +35,7 @@ PLAINNESS = 1.25  # a relation needs this much more distance along its axis than
 class ObjectClaim:
     """A thing that a caption names; `size` is None where the caption does not say."""
 
-    colour: str
+    color: str
     shape: str
     size: str | None
 
@@ -54,7 +54,7 @@ class Claims:
 class Verdict:
     """Whether a picture shows what its caption says.
 
-    `attributes` tells it for each attribute the caption claims: "count", "colour" and "shape"
+    `attributes` tells it for each attribute the caption claims: "count", "color" and "shape"
     always, "size", "relation" and "background" where claimed. `reason` says what is wrong, and is
     empty when nothing is.
     """
@@ -79,16 +79,16 @@ def parse(caption: str) -> Claims:
         )
     said = match.groupdict()
     objects = tuple(
-        ObjectClaim(said[f"colour{i}"], said[f"shape{i}"], _SIZE_OF.get(said[f"size{i}"] or ""))
+        ObjectClaim(said[f"color{i}"], said[f"shape{i}"], _SIZE_OF.get(said[f"size{i}"] or ""))
         for i in (1, 2)
-        if said[f"colour{i}"] is not None
+        if said[f"color{i}"] is not None
     )
     return Claims(objects, _RELATION_OF.get(said["relation"] or ""), said["background"])
 
 
 def check(image: Image.Image | np.ndarray, caption: str) -> Verdict:
     """Whether the picture shows what the caption says: exactly the objects it names, each with
-    the colour, shape and size it claims, in the relation and on the background it claims.
+    the color, shape and size it claims, in the relation and on the background it claims.
 
     Raises:
         ValueError: a caption outside the language or an image that `perceive` does not take.
@@ -101,7 +101,7 @@ def judge(seen: Perception, claims: Claims) -> Verdict:
     """`check` for a caption and a picture that have been read already."""
     wanted = len(claims.objects)
     # Of the ways to match claimed objects with things seen, the one that fulfils most counts; on
-    # a tie, the one that gets colours right, then shapes. Things beyond four cannot help.
+    # a tie, the one that gets colors right, then shapes. Things beyond four cannot help.
     candidates: list[SeenThing | None] = list(seen.things[:4])
     candidates += [None] * (wanted - len(candidates))
     options = [_compare(claims, order) for order in permutations(candidates, wanted)]
@@ -124,7 +124,7 @@ def _compare(claims: Claims, things: tuple[SeenThing | None, ...]) -> dict[str, 
     """Which attributes hold if the claimed objects are these things."""
     pairs = list(zip(claims.objects, things, strict=True))
     found = {
-        "colour": all(thing is not None and thing.colour == said.colour for said, thing in pairs),
+        "color": all(thing is not None and thing.color == said.color for said, thing in pairs),
         "shape": all(thing is not None and thing.shape == said.shape for said, thing in pairs),
     }
     sized = [(said, thing) for said, thing in pairs if said.size is not None]
@@ -136,7 +136,7 @@ def _compare(claims: Claims, things: tuple[SeenThing | None, ...]) -> dict[str, 
 
 
 def _related(relation: str, first: SeenThing | None, second: SeenThing | None) -> bool:
-    """Whether the first is plainly in this relation to the second, by their centres."""
+    """Whether the first is plainly in this relation to the second, by their centers."""
     if first is None or second is None:
         return False
     across, down = second.x - first.x, second.y - first.y
@@ -155,7 +155,7 @@ def _caption_pattern() -> re.Pattern[str]:
     def thing(number: int) -> str:
         return (
             rf"(?:(?:an?|the) )?(?:(?P<size{number}>{'|'.join(_SIZE_OF)}) )?"
-            rf"(?P<colour{number}>{'|'.join(COLOURS)}) (?P<shape{number}>{'|'.join(SHAPES)})"
+            rf"(?P<color{number}>{'|'.join(COLORS)}) (?P<shape{number}>{'|'.join(SHAPES)})"
         )
 
     return re.compile(

@@ -1,4 +1,4 @@
-"""The built-in data set: pictures of one or two coloured shapes, captioned in everyday English.
+"""The built-in data set: pictures of one or two colored shapes, captioned in everyday English.
 
 It needs no download and makes any number of samples. Every sample is a pure function of
 (seed, split, index), so two machines, or a run and its resumption, see the same pictures.
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # Any two of these, and any of them and a background, are at least 100 apart in RGB, so that a
 # reconstruction which is a little off still has one plain name.
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 25, 35),
     "orange": (250, 120, 0),
     "yellow": (250, 225, 40),
@@ -54,7 +54,7 @@ OPPOSITE: dict[str, str] = {
 }
 SPLITS: tuple[str, ...] = ("train", "test", "heldout")
 
-# Never shown in training: each colour and each shape here is learnt from other pairs, and the
+# Never shown in training: each color and each shape here is learned from other pairs, and the
 # "heldout" split asks whether a model can put the two together.
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
     {("yellow", "circle"), ("pink", "square"), ("green", "triangle"), ("purple", "cross")}
@@ -77,13 +77,13 @@ MIN_SIDE = 16
 MARGIN = 0.02  # between a thing and the picture's edge
 MIN_GAP = 0.07  # between two things: about two pixels at a side of 32
 MAX_GAP = 0.25
-MAX_OFFSET = 0.125  # between two centres, across the relation's axis
-# Centres lie on a lattice of four pixels at a side of 32: edges then fall into few places, which a
+MAX_OFFSET = 0.125  # between two centers, across the relation's axis
+# Centers lie on a lattice of four pixels at a side of 32: edges then fall into few places, which a
 # codebook of demo size can draw sharply and a transformer of demo size can learn in minutes.
 LATTICE = 8
 
 # Proportions in units of the radius. They give the four shapes about the same area, and a
-# bounding box that is centred on (x, y).
+# bounding box that is centered on (x, y).
 CIRCLE_RADIUS = 0.93
 SQUARE_HALF_SIDE = 0.83
 TRIANGLE_HALF_SIDE = 1.05  # half its base and half its height
@@ -96,17 +96,17 @@ EXTENTS: dict[str, float] = {
     "cross": CROSS_HALF_LENGTH,
 }
 
-_ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_ALL_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 _SEEN_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT)
 _HELD_OUT_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair in HELD_OUT)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape; `x`, `y` (of its bounding box's centre) and `radius` are fractions of
-    the side. It reaches `EXTENTS[shape] * radius` from its centre along both axes."""
+    """One colored shape; `x`, `y` (of its bounding box's center) and `radius` are fractions of
+    the side. It reaches `EXTENTS[shape] * radius` from its center along both axes."""
 
-    colour: str
+    color: str
     shape: str
     size: str
     x: float
@@ -209,7 +209,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 
     The choice of words, of which thing comes first, and of what is left unsaid (a size in about a
     quarter of the things, the background in about four fifths of the captions) is drawn from
-    `rng`. Colours, shapes, number and relation are always said.
+    `rng`. Colors, shapes, number and relation are always said.
     """
     order = list(scene.things)
     relation = scene.relation
@@ -243,16 +243,16 @@ def render(scene: Scene, side: int = 32) -> np.ndarray:
     image[:] = BACKGROUNDS[scene.background]
     for thing in scene.things:
         opacity = coverage(thing.shape, across - thing.x, down - thing.y, thing.radius, 1 / side)
-        image += opacity[..., None] * (np.array(COLOURS[thing.colour], np.float32) - image)
+        image += opacity[..., None] * (np.array(COLORS[thing.color], np.float32) - image)
     return (image + 0.5).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
 def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels' centres as fractions of the side: x [1, side] and y [side, 1], read-only."""
-    centres = ((np.arange(side) + 0.5) / side).astype(np.float32)
-    centres.flags.writeable = False
-    return centres[None, :], centres[:, None]
+    """The pixels' centers as fractions of the side: x [1, side] and y [side, 1], read-only."""
+    centers = ((np.arange(side) + 0.5) / side).astype(np.float32)
+    centers.flags.writeable = False
+    return centers[None, :], centers[:, None]
 
 
 def coverage(
@@ -264,7 +264,7 @@ def coverage(
 ) -> np.ndarray:
     """How much of each pixel a shape covers, 0 to 1.
 
-    `dx` and `dy` are the pixels' centres relative to the shape's, `radius` its radius and `pixel`
+    `dx` and `dy` are the pixels' centers relative to the shape's, `radius` its radius and `pixel`
     a pixel's width (more gives a softer edge), all in one unit; they broadcast together.
     """
     cover: np.ndarray
@@ -345,7 +345,7 @@ def write_shards(
 
 
 def _ramp(distance: np.ndarray, pixel: float | np.ndarray) -> np.ndarray:
-    """Coverage of a pixel whose centre lies `distance` outside a straight edge."""
+    """Coverage of a pixel whose center lies `distance` outside a straight edge."""
     share: np.ndarray = np.minimum(np.maximum(0.5 - distance / pixel, 0), 1)
     return share
 
@@ -356,7 +356,7 @@ def _sized(rng: np.random.Generator, pair: tuple[str, str]) -> Thing:
 
 
 def _reach(thing: Thing) -> tuple[int, int]:
-    """First and last lattice line on which the thing's centre keeps it inside the picture."""
+    """First and last lattice line on which the thing's center keeps it inside the picture."""
     first = math.ceil((MARGIN + thing.extent) * LATTICE)
     return first, LATTICE - first
 
@@ -371,7 +371,7 @@ def _placed(thing: Thing, x: int, y: int) -> Thing:
 
 def _name(thing: Thing, rng: np.random.Generator) -> str:
     size = "" if rng.random() < 0.25 else _pick(rng, SIZE_WORDS[thing.size]) + " "
-    return f"{size}{thing.colour} {thing.shape}"
+    return f"{size}{thing.color} {thing.shape}"
 
 
 def _with_article(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads pictures of coloured shapes: which things are there, and on which background.
+"""Reads pictures of colored shapes: which things are there, and on which background.
 
 Knows nothing of captions; `dalle1.data.shapes.checker` compares the two. Shapes are found by
 analysis-by-synthesis: each of the four is fitted to the picture with the renderer's own coverage,
@@ -16,7 +16,7 @@ from PIL import Image
 
 from dalle1.data.shapes.dataset import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     EXTENTS,
     MIN_SIDE,
     SHAPES,
@@ -27,14 +27,14 @@ from dalle1.data.shapes.dataset import (
 # Pictures of 1.5 times this side or more are reduced to it: nothing is lost that a shape needs.
 WORKING_SIDE = 32
 
-# RGB distances. Palette colours are at least 107 apart from each other and from backgrounds.
+# RGB distances. Palette colors are at least 107 apart from each other and from backgrounds.
 FOREGROUND_DISTANCE = 45.0  # below it a pixel is background, above it may be part of a thing
-COLOUR_TOLERANCE = 70.0  # further from every palette colour than this: no colour that has a name
+COLOR_TOLERANCE = 70.0  # further from every palette color than this: no color that has a name
 BACKGROUND_TOLERANCE = 60.0
 # Marks of up to this many pixels at a side of 32 (a sixth of the smallest shape) are overlooked;
 # anything larger is one more thing.
 SPECK_AREA = 5 / 32**2
-# A shape is recognised if what its best fit leaves unexplained is at most this share of the
+# A shape is recognized if what its best fit leaves unexplained is at most this share of the
 # shape's own energy (after taking off the noise that the background shows too), if no other shape
 # comes near that, and if no 3x3 pixels depart from it by more than this share of its contrast:
 # a hole or a dent in a big shape is little of its energy.
@@ -55,11 +55,11 @@ _DIAGONAL = np.arange(5), np.arange(5)
 
 @dataclass(frozen=True)
 class SeenThing:
-    """A thing found in a picture. `colour`, `shape` or `size` is None where it is none that has
+    """A thing found in a picture. `color`, `shape` or `size` is None where it is none that has
     a name; `x`, `y` and `radius` are fractions of the side; `unexplained` is the share of its
     energy that the best shape leaves over."""
 
-    colour: str | None
+    color: str | None
     shape: str | None
     size: str | None
     x: float
@@ -68,9 +68,9 @@ class SeenThing:
     unexplained: float
 
     def __str__(self) -> str:
-        """In words, such as "small red circle" or "big odd-coloured unclear shape"."""
+        """In words, such as "small red circle" or "big odd-colored unclear shape"."""
         size = self.size or "odd-sized"
-        return f"{size} {self.colour or 'odd-coloured'} {self.shape or 'unclear shape'}"
+        return f"{size} {self.color or 'odd-colored'} {self.shape or 'unclear shape'}"
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def perceive(image: Image.Image | np.ndarray) -> Perception:
     outside = energy[(territory == 0) & ~mask]
     noise = min(float(outside.mean()) if outside.size else 0.0, 3 * NOISE_CAP**2)
     things = [
-        _recognise(light, energy, territory, labels == label, label, background, noise)
+        _recognize(light, energy, territory, labels == label, label, background, noise)
         for label in large
     ]
     return Perception(tuple(things), _nearest(background, BACKGROUNDS, BACKGROUND_TOLERANCE))
 
 
-def _recognise(
+def _recognize(
     light: np.ndarray,
     energy: np.ndarray,
     territory: np.ndarray,
@@ -123,7 +123,7 @@ def _recognise(
     background: np.ndarray,
     noise: float,
 ) -> SeenThing:
-    """The colour, shape and size of one component.
+    """The color, shape and size of one component.
 
     `light` [h, w, 3] is the picture less its background, `energy` its square, `territory` says
     which thing a pixel is nearest to (0: none), `core` [h, w] the component, `noise` the energy
@@ -153,7 +153,7 @@ def _recognise(
         start = np.array([middle, bottom_edge - EXTENTS[shape] * radius, radius, 1.8], np.float32)
         fitted, cover = _fit(shape, start, scalar, weight, x, y)
         own_energy = float(cover.ravel() @ cover.ravel()) + 1e-6
-        tint = cover.ravel() @ light / own_energy  # best colour, less the background
+        tint = cover.ravel() @ light / own_energy  # best color, less the background
         explained = own_energy * float(tint @ tint) + 1e-6
         unexplained = max(total - explained, 0.0) / explained
         fits.append((unexplained, shape, fitted, cover, tint))
@@ -172,7 +172,7 @@ def _recognise(
     size = min(SIZES, key=lambda size: abs(np.log(max(radius, 1e-6) / SIZES[size])))
     plain = 1 / SIZE_TOLERANCE <= radius / SIZES[size] <= SIZE_TOLERANCE
     return SeenThing(
-        colour=_nearest(background + tint, COLOURS, COLOUR_TOLERANCE),
+        color=_nearest(background + tint, COLORS, COLOR_TOLERANCE),
         shape=name if whole and clear else None,
         size=size if plain else None,
         x=across,
@@ -190,7 +190,7 @@ def _fit(
     x: np.ndarray,
     y: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits centre x, centre y, radius and edge width (pixels) of a shape to `target` [h, w] by
+    """Fits center x, center y, radius and edge width (pixels) of a shape to `target` [h, w] by
     Gauss-Newton steps with a free brightness; returns them with the weighted coverage [h, w]."""
     lowest = np.array([start[0] - 2, start[1] - 2, 0.75 * start[2], 0.9], np.float32)
     highest = np.array([start[0] + 2, start[1] + 2, 1.3 * start[2], 3.0], np.float32)
@@ -212,9 +212,9 @@ def _fit(
 
 
 def _covers(shape: str, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coverage [n, h, w] for rows of centre x, centre y, radius, edge width."""
-    centre_x, centre_y, radius, edge = values.T[:, :, None, None]
-    return coverage(shape, x - centre_x, y - centre_y, radius, edge)
+    """Coverage [n, h, w] for rows of center x, center y, radius, edge width."""
+    center_x, center_y, radius, edge = values.T[:, :, None, None]
+    return coverage(shape, x - center_x, y - center_y, radius, edge)
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
@@ -253,7 +253,7 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
 
 
 def _grow(labels: np.ndarray) -> np.ndarray:
-    """Labels spread over unlabelled pixels up to `_REACH` steps away, the nearest label first."""
+    """Labels spread over unlabeled pixels up to `_REACH` steps away, the nearest label first."""
     if labels.min() == labels.max():
         return labels
     grown = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), labels.dtype)
@@ -281,16 +281,16 @@ def _local_maximum(values: np.ndarray) -> np.ndarray:
 
 
 def _largest_mean(vectors: np.ndarray) -> float:
-    """The greatest length of a mean of 3x3 neighbouring `vectors` [h, w, 3]; h and w exceed 3."""
+    """The greatest length of a mean of 3x3 neighboring `vectors` [h, w, 3]; h and w exceed 3."""
     tall = vectors[:-2] + vectors[1:-1] + vectors[2:]
     sums = tall[:, :-2] + tall[:, 1:-1] + tall[:, 2:]
     return float(np.sqrt(np.einsum("hwc,hwc->hw", sums, sums).max())) / 9
 
 
 def _nearest(
-    colour: np.ndarray, palette: dict[str, tuple[int, int, int]], tolerance: float
+    color: np.ndarray, palette: dict[str, tuple[int, int, int]], tolerance: float
 ) -> str | None:
-    distances = np.linalg.norm(np.array(list(palette.values())) - colour, axis=1)
+    distances = np.linalg.norm(np.array(list(palette.values())) - color, axis=1)
     best = int(distances.argmin())
     return list(palette)[best] if distances[best] <= tolerance else None
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dalle1.data.samples import EMPTY, IMAGE_KEYS, MISSING, MOST_PIXELS, Bad, captions_of, image_of
+from dalle1.data.samples import EMPTY, IMAGE_KEYS, MAX_PIXELS, MISSING, Bad, captions_of, image_of
 from dalle1.data.shards.index import Index, make_index, no_good
 from dalle1.data.shards.order import Order
 from dalle1.data.shards.reader import Found, Reading, make_reading
@@ -28,7 +28,7 @@ from dalle1.data.shards.token_shard import TokenSample
 from dalle1.data.shards.workers import ending_workers, ignore_signals
 from dalle1.data.transforms import Augmentation, read_image
 
-MOST_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
+MAX_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
 JUDGED = 64  # samples before that share says anything
 
 
@@ -39,11 +39,11 @@ def samples_judged(index: Index) -> int:
 
 
 def too_many_bad(
-    index: Index, caption_key: str, most_bad: float, causes: Counter[str]
+    index: Index, caption_key: str, max_bad: float, causes: Counter[str]
 ) -> ValueError:
-    """What a run ends with where a larger share than `most_bad` cannot be used."""
+    """What a run ends with where a larger share than `max_bad` cannot be used."""
     text = no_good(index.data, caption_key, causes)
-    return ValueError(f"{text}; reader.most_bad is {most_bad}")
+    return ValueError(f"{text}; reader.max_bad is {max_bad}")
 
 
 @dataclass
@@ -107,9 +107,9 @@ class Batches(IterableDataset[_Part | _Failure]):
         caption_lines: bool = False,
         buffer: int = 4096,
         lanes: int | None = None,
-        most_bad: float = MOST_BAD,
-        most_aspect: float | None = None,
-        most_pixels: int | None = MOST_PIXELS,
+        max_bad: float = MAX_BAD,
+        max_aspect: float | None = None,
+        max_pixels: int | None = MAX_PIXELS,
         rank: int = 0,
         ranks: int = 1,
         state: Mapping[str, Any] | None = None,
@@ -125,13 +125,13 @@ class Batches(IterableDataset[_Part | _Failure]):
             raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
         if batch_size % self.lanes or self.lanes % ranks:
             raise ValueError(
-                f"reader.lanes {lanes} must divide batch_size {batch_size} and be a multiple of "
+                f"reader.streams {lanes} must divide batch_size {batch_size} and be a multiple of "
                 f"the {ranks} ranks"
             )
         self.index = make_index(data) if isinstance(data, str) else data
         self.caption_key, self.caption_lines = caption_key, caption_lines
-        self.buffer, self.most_bad = buffer, most_bad
-        self.most_aspect, self.most_pixels = most_aspect, most_pixels
+        self.buffer, self.max_bad = buffer, max_bad
+        self.max_aspect, self.max_pixels = max_aspect, max_pixels
         self.batch_size, self.image_size, self.augmentation = batch_size, image_size, augmentation
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.first, self.taken = 0, [0] * self.lanes
@@ -197,7 +197,7 @@ class Batches(IterableDataset[_Part | _Failure]):
     def loader(self, workers: int = 0) -> Iterator[Batch]:
         """Batches in order, decoded by `workers` processes ahead of time (0: in this one).
 
-        Raises ValueError where more than a share of `most_bad` samples cannot be used.
+        Raises ValueError where more than a share of `max_bad` samples cannot be used.
         """
         workers = min(workers, self.lanes // self.ranks)  # each needs a lane
         parts = ending_workers(
@@ -322,7 +322,7 @@ class _Reader:
                 raise Bad(EMPTY)
             return found.tokens[word % views], texts[word // views % len(texts)], found.key
         captions = captions_of(found, b.caption_key, b.caption_lines)
-        picture = read_image(image_of(found), b.most_pixels, b.most_aspect)
+        picture = read_image(image_of(found), b.max_pixels, b.max_aspect)
         pixels = b.augmentation(picture, b.image_size, np.random.default_rng(word))
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return planes, captions[word % len(captions)], found["__key__"]
@@ -335,10 +335,10 @@ class _Reader:
         epoch = self._order.epoch_of(lane.number, lane.taken)
         length = self._order.before(lane.number, epoch + 1) - self._order.before(lane.number, epoch)
         bad = seen.total() - seen["good"]
-        share = seen.total() >= self._judged and bad > self._b.most_bad * seen.total()
+        share = seen.total() >= self._judged and bad > self._b.max_bad * seen.total()
         if share or failures > length + JUDGED:
             causes = seen - Counter(good=seen["good"])
             b = self._b
-            raise too_many_bad(b.index, b.caption_key, b.most_bad, causes or Counter([cause]))
+            raise too_many_bad(b.index, b.caption_key, b.max_bad, causes or Counter([cause]))
         if seen.total() > 2 * self._judged:
             self._seen = Counter({name: n // 2 for name, n in seen.items()})

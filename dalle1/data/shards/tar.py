@@ -1,6 +1,6 @@
 """The samples of one tar, on a disk or streamed: names, order, damage.
 
-A sample is neighbours of one key: the members whose names are the same up to the first dot.
+A sample is neighbors of one key: the members whose names are the same up to the first dot.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Raw = dict[str, Any]  # a sample: its name as __key__, bytes by extension (png, 
 META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
 STREAMS = ("pipe:", "http://", "https://")
 CURL = "exec curl --connect-timeout 30 --speed-limit 1 --speed-time 60 --retry 5 -f -s -L"
-MOST_BYTES = 2**26  # of a file of a sample
+MAX_BYTES = 2**26  # of a file of a sample
 RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
-MOST_HEADER = 2**16  # bytes of what lengthens a header: a long name
+MAX_HEADER = 2**16  # bytes of what lengthens a header: a long name
 LONG = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 RUBBISH = (None, errno.EINVAL, errno.EOVERFLOW)  # the latter two: of places that no file has
-MOST_READS = 100  # behind the end of a stream
+MAX_READS = 100  # behind the end of a stream
 
 
 @dataclass
@@ -68,15 +68,15 @@ class Shard:
         address: str,
         offset: int = 0,
         headers_alone: bool = False,
-        most_bytes: int = MOST_BYTES,
+        max_bytes: int = MAX_BYTES,
         extensions: frozenset[str] | None = None,
     ) -> None:
         """offset: where a sample begins, for tars on a disk. headers_alone: all files are empty.
-        most_bytes: larger files are left out, whatever size a header claims. extensions: other
+        max_bytes: larger files are left out, whatever size a header claims. extensions: other
         files are empty."""
         self.extensions = extensions
         self.address, self.offset = address, offset
-        self.headers_alone, self.most_bytes = headers_alone, most_bytes
+        self.headers_alone, self.max_bytes = headers_alone, max_bytes
         self.damage = self.cut = ""
 
     @contextmanager
@@ -118,7 +118,7 @@ class Shard:
                         sample = Sample(key, member.offset)
                     whole = False
                     data = b""
-                    if member.size > self.most_bytes:
+                    if member.size > self.max_bytes:
                         sample.too_large = True
                     elif not self.headers_alone and self._wanted(extension):
                         data = tar.extractfile(member).read()
@@ -155,7 +155,7 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, tar: Any) -> Any:
         """tarfile's own place for what a subclass makes of a header."""
-        _refuse(self, self.size < 0 or (self.type in LONG and self.size > MOST_HEADER))
+        _refuse(self, self.size < 0 or (self.type in LONG and self.size > MAX_HEADER))
         member = super()._proc_member(tar)  # type: ignore[misc]
         _refuse(member, member.size < 0 or tar.offset < tar.fileobj.tell())  # as long ones may say
         return member
@@ -170,7 +170,7 @@ class _Stream:
     """What `gopen` gave, up to its end; only there a command that fails is an error."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.reads_left = stream, MOST_READS
+        self.stream, self.reads_left = stream, MAX_READS
         stream.ignore_errors = True  # at once, what it wrote before would be lost
 
     def read(self, size: int) -> bytes:

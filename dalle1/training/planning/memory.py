@@ -11,7 +11,7 @@ from torch import nn
 
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import shares
-from dalle1.training.parallel import shard_ranks
+from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import FLOAT, parameter_count, pass_work
 from dalle1.training.planning.network import compressed_matrices
 from dalle1.transformer.model import Transformer
@@ -52,7 +52,7 @@ def _frozen() -> int:
 def gpu_memory(config: RunConfig, module: nn.Module, ranks: int, micro_batch: int) -> Memory:
     p, shards, count = (
         config.parallel,
-        shard_ranks(config.parallel, ranks),
+        dp_shard_of(config.parallel, ranks),
         parameter_count(module),
     )
     whole, share = FLOAT * count, FLOAT * -(-count // shards)
@@ -86,7 +86,7 @@ def cpu_memory(config: RunConfig, module: nn.Module, ranks: int) -> dict[str, in
     for name, owner in shares(sizes, ranks).items():
         load[owner] += sizes[name]
     cpu = {"average": FLOAT * max(load.values())}
-    share = FLOAT * -(-sum(sizes.values()) // shard_ranks(config.parallel, ranks))
+    share = FLOAT * -(-sum(sizes.values()) // dp_shard_of(config.parallel, ranks))
     if config.parallel.offload != "none":
         cpu |= {"master": share, "moments": 2 * share}
         cpu |= {"gradients": share} if config.parallel.zero_stage > 1 else {}

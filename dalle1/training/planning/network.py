@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from dalle1.training.config import RunConfig
-from dalle1.training.parallel import shard_ranks
+from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import FLOAT, parameter_count
 from dalle1.training.powersgd import matrices, pays
 
@@ -71,10 +71,10 @@ def compressed_matrices(
     A shard has 1 / shards of a matrix's rows; the setting counts the ranks of all shards, each of
     which is compressed to rank / shards (appendix E, table 2). Cut rows are sent as they are.
     """
-    shards = shard_ranks(config.parallel, ranks)
+    shards = dp_shard_of(config.parallel, ranks)
     if config.compression is None or ranks == shards:
         return []
-    rank = max(1, config.compression.rank // shards)
+    rank = max(1, config.compression.approximation_rank // shards)
     found = []
     for shape in matrices({name: p.shape for name, p in module.named_parameters()}).values():
         size, columns = -(-math.prod(shape) // shards), shape[-1]
@@ -94,7 +94,7 @@ def transfers(
     PowerSGD the two factors of a matrix m x n are sent, (m + n) r numbers for m n.
     """
     ranks, stage = cluster.gpus, config.parallel.zero_stage
-    shards = shard_ranks(config.parallel, ranks)
+    shards = dp_shard_of(config.parallel, ranks)
     replicas = ranks // shards
     groups = [range(first, first + shards) for first in range(0, ranks, shards)]
     across = [range(first, ranks, shards) for first in range(shards)]

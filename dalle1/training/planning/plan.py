@@ -26,7 +26,7 @@ from torch import nn
 
 from dalle1.clip.model import CLIP
 from dalle1.training.config import RunConfig
-from dalle1.training.parallel import Layout
+from dalle1.training.parallel import ParallelDims
 from dalle1.training.planning.flops import FLOAT, build, parameter_count, pass_work
 from dalle1.training.planning.memory import Memory, cpu_memory, gpu_memory
 from dalle1.training.planning.network import ClusterSettings, Transfer, transfers
@@ -94,8 +94,8 @@ def plan(config: RunConfig, cluster: ClusterSettings) -> Plan:
     Raises ValueError when batch, micro-batch and groups do not divide over the GPUs.
     """
     ranks = cluster.gpus
-    layout = Layout(config.batch_size, config.parallel, ranks)
-    micro, accumulate, shards = layout.micro_batch, layout.passes, layout.shard_ranks
+    dims = ParallelDims(config.batch_size, config.parallel, ranks)
+    micro, accumulate, shards = dims.micro_batch, dims.grad_accum_steps, dims.dp_shard
     module = build(config)
     memory = gpu_memory(config, module, ranks, micro)
     passes = ranks * accumulate
@@ -162,11 +162,11 @@ def _remedy(config: RunConfig, cluster: ClusterSettings, module: nn.Module, micr
         steps.append({"execution.checkpointing": "true"})
     if config.compression is None:
         steps.append({"parallel.zero_stage": 3})
-        if now.shard_ranks is not None:  # and offloading knows no groups
-            steps.append({"parallel.shard_ranks": "null"})
-        steps += [{"parallel.offload": kind} for kind in ("optimiser", "weights")]
+        if now.dp_shard is not None:  # and offloading knows no groups
+            steps.append({"parallel.dp_shard": "null"})
+        steps += [{"parallel.offload": kind} for kind in ("optimizer", "weights")]
     elif cluster.nodes > 1:
-        steps.append({"parallel.zero_stage": 3, "parallel.shard_ranks": cluster.gpus_per_node})
+        steps.append({"parallel.zero_stage": 3, "parallel.dp_shard": cluster.gpus_per_node})
     settings: dict[str, Any] = {}
     for step in steps:
         settings |= step

@@ -100,7 +100,7 @@ class Stage(nn.Module):
 
     def phase(self, step: int) -> Phase:
         """The phase that an update belongs to; one for the whole run unless a stage has more."""
-        return Phase(0, self.settings.steps, self.settings.optimiser.learning_rate)
+        return Phase(0, self.settings.steps, self.settings.optimizer.learning_rate)
 
     def placed(self) -> None:
         """Called once the engine has put whole weights on their device."""

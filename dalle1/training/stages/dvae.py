@@ -67,7 +67,7 @@ class DVAEStage(Stage):
     def phase(self, step: int) -> Phase:
         if step < self.warm_up:
             return Phase(0, self.warm_up, self.objective.warm_start_learning_rate)
-        return Phase(self.warm_up, self.settings.steps, self.settings.optimiser.learning_rate)
+        return Phase(self.warm_up, self.settings.steps, self.settings.optimizer.learning_rate)
 
     def placed(self) -> None:
         # A third faster on CPUs; only now, since DeepSpeed broadcasts contiguous weights alone.
@@ -123,7 +123,7 @@ class DVAEStage(Stage):
     def new_weights(self, weights: Weights, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.settings.seed)
         device = device_of(self.model)
-        images = read(self.objective.warm_start_pictures).float() / 255
+        images = read(self.objective.warm_start_images).float() / 255
         images = images.to(device, memory_format=torch.channels_last)
         model, bottleneck = self.model, self.bottleneck
         model = self.blank().to_empty(device=device)
@@ -132,7 +132,7 @@ class DVAEStage(Stage):
         whole.load_state_dict(dict(weights))
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         scale = self.objective.warm_start_logit_scale
-        bottleneck.install_centres(model, images, scale, generator)
+        bottleneck.install_centers(model, images, scale, generator)
         return dict(whole.state_dict())
 
     def counts(self) -> dict[str, float]:

@@ -80,7 +80,7 @@ class DALLEStage(Stage):
         else:
             with sharding.building():
                 self.model = Transformer(config.transformer, config.execution, config.seed)
-            self.model.initialise(config.seed, sharding.whole)
+            self.model.initialize(config.seed, sharding.whole)
         self._set_precision(config.parallel.precision)
 
     @property

@@ -16,7 +16,7 @@ TOKENIZER = "tokenizer.json"  # in the run's folder, where the run learns one
 def train_tokenizer(
     config: RunConfig, settings: TokenizerSettings, vocab_size: int, text_length: int
 ) -> Tokenizer:
-    """The byte-pair vocabulary of the training captions: learnt once, by the first rank, and kept
+    """The byte-pair vocabulary of the training captions: learned once, by the first rank, and kept
     in the run's folder, so that captions that arrive later do not change the tokens."""
     path, r = Path(config.run) / TOKENIZER, config.reader
     failure: Exception | None = None

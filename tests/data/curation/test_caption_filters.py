@@ -106,7 +106,7 @@ a red circle
 @pytest.mark.parametrize("date", DATES)
 @pytest.mark.parametrize("phrase", ["{}", "photographed on {}", "Photo taken on {}", "Image: {}"])
 def test_dates_are_boilerplate(phrase: str, date: str) -> None:
-    """A format of dates that is not known, so that its captions are learnt by heart."""
+    """A format of dates that is not known, so that its captions are learned by heart."""
     assert boilerplate(phrase.format(date), 2)
 
 

@@ -26,7 +26,7 @@ from dalle1.data.curation.dedup import Looks
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import CAUSES, FilterSettings
 from dalle1.data.shards.index import raw_samples
-from dalle1.data.shards.tar import MOST_BYTES
+from dalle1.data.shards.tar import MAX_BYTES
 
 
 def picture(seed: int, width: int = 24, height: int = 20, kind: str = "PNG") -> bytes:
@@ -495,7 +495,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     """A file that was not read, for its size, written as an empty one."""
-    whole = sample("a", picture(1), "a red circle 1", npy=bytes(MOST_BYTES + 1))
+    whole = sample("a", picture(1), "a red circle 1", npy=bytes(MAX_BYTES + 1))
     write_tar(tmp_path / "in" / "0000.tar", whole + sample("b", picture(2), "a red circle 2"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert report.dropped == {"file too large": 1} and keys(tmp_path / "out") == ["b"]

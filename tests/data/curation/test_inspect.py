@@ -123,7 +123,7 @@ def test_captions_in_the_json(tmp_path: Path) -> None:
 
 
 def test_duplicate_keys(tmp_path: Path) -> None:
-    """A shard listed twice; neighbours of one key, of which the reader drops one."""
+    """A shard listed twice; neighbors of one key, of which the reader drops one."""
     write_tar(tmp_path / "a.tar", pair("0") + pair("1") + pair("1"))
     write_tar(tmp_path / "b.tar", pair("1") + pair("2"))
     report = inspect(str(tmp_path))

@@ -110,7 +110,7 @@ def test_two_pictures_of_one_stem_are_two_samples(pairs: Path, tmp_path: Path) -
 
 
 def test_keys_and_bytes_are_those_of_the_source(tmp_path: Path) -> None:
-    """Keys that name another picture after a shuffle, a bad neighbour or another shard size; shards
+    """Keys that name another picture after a shuffle, a bad neighbor or another shard size; shards
     that differ from run to run, or by the number of threads."""
     source = many(tmp_path / "source", 30)
 

@@ -26,19 +26,19 @@ from dalle1.commands import tokenize as command
 from dalle1.common.config import load_settings
 from dalle1.data import samples as dirt
 from dalle1.data.precompute import crops as views
-from dalle1.data.precompute import encode as tokenising
+from dalle1.data.precompute import encode as tokenizing
 from dalle1.data.precompute.encode import (
     Report,
-    TokeniseSettings,
+    TokenizeSettings,
     fingerprint,
     shard_name,
-    tokenise,
+    tokenize,
 )
 from dalle1.data.shards import token_shard as tokens
 from dalle1.data.shards.token_shard import TokenSettings, TokenShard
 from dalle1.data.transforms import augment_dalle, middle_square
 from dvae import DVAE, DVAEConfig, load
-from tests.conftest import randomise
+from tests.conftest import randomize
 from tests.data.images import write_members as write_tar
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +49,7 @@ def make_codec(**changes: Any) -> DVAE:
     """Tokens of 2x2 pixels."""
     config: dict[str, Any] = {"width": 8, "bottleneck": 6, "groups": 2, "blocks_per_group": 1}
     codec = DVAE(DVAEConfig(**{**config, "codebook_size": 700, **changes}))
-    randomise(codec, 0)
+    randomize(codec, 0)
     return codec.eval()
 
 
@@ -92,9 +92,9 @@ def write_shards(folder: Path, shards: int = 5, samples: int = 7) -> str:
     return str(folder)
 
 
-def settings_of(codec: tuple[str, DVAE], data: str, out: Path, **changes: Any) -> TokeniseSettings:
+def settings_of(codec: tuple[str, DVAE], data: str, out: Path, **changes: Any) -> TokenizeSettings:
     base = {"data": data, "out": str(out), "dvae_model": codec[0], "grid": 4}
-    return TokeniseSettings(**{**base, **changes})
+    return TokenizeSettings(**{**base, **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,7 +114,7 @@ def test_tokens_are_the_encoders(codec: tuple[str, DVAE], tmp_path: Path) -> Non
         members += sample(f"{9 - i}", encoded(i, *size), f" number {i}\n")
     write_tar(tmp_path / "in" / "00012.tar", members)
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out", batch_size=2)
-    assert tokenise(settings) == Report(done=1, samples=5, kept=5)
+    assert tokenize(settings) == Report(done=1, samples=5, kept=5)
     shard = TokenShard(tmp_path / "out" / "00012.safetensors")
     assert shard.keys() == ["9", "8", "7", "6", "5"]
     assert shard.captions() == [[f"number {i}"] for i in range(5)]
@@ -130,7 +130,7 @@ def test_what_a_shard_was_made_with_is_kept(codec: tuple[str, DVAE], tmp_path: P
     data = write_shards(tmp_path / "in", 1)
     changes = {"augment": True, "views": 2, "seed": 5, "max_pixels": 1000, "max_aspect": 3.0}
     settings = settings_of(codec, data, tmp_path / "out", precision="bf16", **changes)
-    tokenise(settings)
+    tokenize(settings)
     shard = TokenShard(tmp_path / "out" / "00000.safetensors")
     assert shard.settings == TokenSettings(
         codebook_size=700,
@@ -179,7 +179,7 @@ def test_all_captions_are_kept(codec: tuple[str, DVAE], tmp_path: Path) -> None:
         ("lines", {"caption_lines": True}, [["first", "second", "third"], ["only"]]),
         ("json", {"caption_key": "alt"}, [["one", "two"], ["three"]]),
     ):
-        tokenise(settings_of(codec, data, tmp_path / name, **changes))
+        tokenize(settings_of(codec, data, tmp_path / name, **changes))
         assert TokenShard(tmp_path / name / "0.safetensors").captions() == wanted
 
 
@@ -193,7 +193,7 @@ def test_views(codec: tuple[str, DVAE], tmp_path: Path) -> None:
     def made(folder: str, views: int, seed: int = 0, **changes: Any) -> dict[str, np.ndarray]:
         out = tmp_path / f"{folder}-{views}-{seed}"
         base = {"augment": True, "views": views, "seed": seed} | changes
-        tokenise(settings_of(codec, str(tmp_path / folder), out, **base))
+        tokenize(settings_of(codec, str(tmp_path / folder), out, **base))
         return {s.key: s.tokens for s in TokenShard(out / "0.safetensors").read(0, 4)}
 
     three, two = made("in", 3), made("in", 2, batch_size=1)
@@ -227,7 +227,7 @@ def test_the_files_hang_on_the_data_alone(codec: tuple[str, DVAE], tmp_path: Pat
     def made(name: str, ranks: int = 1, **changes: Any) -> dict[str, bytes]:
         out = tmp_path / name
         settings = settings_of(codec, data, out, augment=True, views=2, **changes)
-        reports = [tokenise(settings, rank, ranks) for rank in range(ranks)]
+        reports = [tokenize(settings, rank, ranks) for rank in range(ranks)]
         assert [r.done for r in reports] == [len(range(r, 5, ranks)) for r in range(ranks)]
         assert sum(r.kept for r in reports) == 30 and sum(r.samples for r in reports) == 35
         return files(out)
@@ -244,10 +244,10 @@ def test_ranks_without_shards(codec: tuple[str, DVAE], tmp_path: Path) -> None:
     """A rank that finds nothing usable, where there is nothing for it to do; numbers of ranks that
     leave shards out without a word."""
     settings = settings_of(codec, write_shards(tmp_path / "in", 1), tmp_path / "out")
-    assert tokenise(settings, 1, 2) == Report()
+    assert tokenize(settings, 1, 2) == Report()
     for rank, ranks in ((1, 1), (-1, 2)):
         with pytest.raises(ValueError, match="RANK and WORLD_SIZE"):
-            tokenise(settings, rank, ranks)
+            tokenize(settings, rank, ranks)
 
 
 def test_precision(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> None:
@@ -262,7 +262,7 @@ def test_precision(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setattr(DVAE, "encode", recorded)
     data = write_shards(tmp_path / "in", 1)
     for precision in ("fp32", "bf16"):
-        tokenise(settings_of(codec, data, tmp_path / precision, precision=precision))
+        tokenize(settings_of(codec, data, tmp_path / precision, precision=precision))
     assert seen == [False, True]
 
 
@@ -288,8 +288,8 @@ class Killer:
         (tokens, "flush", 1, 0, 0),
         (tokens, "flush", 3, 0, 2),
         pytest.param(tokens, "flush", 4, 2, 3, marks=pytest.mark.slow),
-        (tokenising, "_encode", 4, 0, 1),
-        (tokenising, "_write_stats", 2, 0, 2),
+        (tokenizing, "_encode", 4, 0, 1),
+        (tokenizing, "_write_stats", 2, 0, 2),
     ],
 )
 def test_a_killed_run_goes_on(
@@ -303,12 +303,12 @@ def test_a_killed_run_goes_on(
 ) -> None:
     """Half a shard under its name, a shard that is lost or done twice, counts that are missing."""
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
-    whole = tokenise(settings_of(codec, data, tmp_path / "whole", augment=True))
+    whole = tokenize(settings_of(codec, data, tmp_path / "whole", augment=True))
     settings = settings_of(codec, data, out, augment=True, batch_size=4, workers=workers)
 
     def killed() -> None:
         setattr(module, name, Killer(call, getattr(module, name)))
-        tokenise(settings)
+        tokenize(settings)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
@@ -317,12 +317,12 @@ def test_a_killed_run_goes_on(
     wanted, before = files(tmp_path / "whole"), stamps(out)
     assert len(before) == done
     assert all((out / name).read_bytes() == wanted[name] for name in before)
-    again = tokenise(settings)
+    again = tokenize(settings)
     assert (again.done, again.passed_over) == (5 - done, done)
     assert (again.samples, again.kept, again.dropped) == (35, 30, whole.dropped)
     assert {name: data for name, data in files(out).items() if not name.endswith(".tmp")} == wanted
     assert before == {name: stamps(out)[name] for name in before}
-    assert tokenise(settings).passed_over == 5
+    assert tokenize(settings).passed_over == 5
 
 
 def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> 
     stopped run that is in the way."""
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
     settings = settings_of(codec, data, out)
-    tokenise(settings)
+    tokenize(settings)
     before = stamps(out)
     write_tar(tmp_path / "in" / "00001.tar", sample("new", encoded(99), "x", json=b"{}" * 50_000))
     half = (out / "00002.safetensors").read_bytes()[:-5]
@@ -338,9 +338,9 @@ def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> 
     (out / "00003.safetensors").unlink()
     (out / "00003.safetensors.tmp").write_bytes(b"x")
     (out / "00004_stats.json").unlink()
-    report = tokenise(settings)
+    report = tokenize(settings)
     assert (report.done, report.passed_over) == (3, 2)
-    tokenise(settings_of(codec, data, tmp_path / "fresh"))
+    tokenize(settings_of(codec, data, tmp_path / "fresh"))
     assert files(out) == files(tmp_path / "fresh")
     assert TokenShard(out / "00001.safetensors").keys() == ["new"]
     same = [name for name, stamp in stamps(out).items() if before[name] == stamp]
@@ -370,19 +370,19 @@ def test_other_settings_are_refused_and_named(
     data, out = write_shards(tmp_path / "in", 3), tmp_path / "out"
     if "dvae_model" in changes:
         other = make_codec(**({"codebook_size": 9} if changes["dvae_model"] == "codes" else {}))
-        randomise(other, 1)
+        randomize(other, 1)
         other.save(tmp_path / "other")
         changes = {"dvae_model": str(tmp_path / "other")}
     base = {"augment": True, "views": 2}
-    tokenise(settings_of(codec, data, out, **base), rank=1, ranks=3)
+    tokenize(settings_of(codec, data, out, **base), rank=1, ranks=3)
     before = files(out)
     for rank in range(3):
         with pytest.raises(ValueError, match=rf"^out: .*00001.* other settings: .*{message}"):
-            tokenise(settings_of(codec, data, out, **(base | changes)), rank, 3)
+            tokenize(settings_of(codec, data, out, **(base | changes)), rank, 3)
     assert files(out) == before
     # What does not change the files is not refused.
     more = {"batch_size": 3, "workers": 1, "threads": 1}
-    assert tokenise(settings_of(codec, data, out, **base, **more)).passed_over == 1
+    assert tokenize(settings_of(codec, data, out, **base, **more)).passed_over == 1
 
 
 def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> No
     ]
     write_tar(tmp_path / "in" / "0.tar", members)
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out", max_pixels=3000)
-    report = tokenise(settings)
+    report = tokenize(settings)
     shard = TokenShard(tmp_path / "out" / "0.safetensors")
     assert shard.keys() == ["good", "glued", "grey"]
     assert shard.captions() == [["a"], ["b"], ["d"]]
@@ -423,7 +423,7 @@ def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> No
         dirt.TOO_LARGE: 1,
         dirt.DUPLICATE: 3,
     }
-    assert report == Report(1, 0, 14, 3, tokenising.Counter(wanted))
+    assert report == Report(1, 0, 14, 3, tokenizing.Counter(wanted))
     stats = json.loads((tmp_path / "out" / "0_stats.json").read_text())
     assert stats == {
         "count": 14,
@@ -434,20 +434,20 @@ def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> No
     lines = report.table().splitlines()
     assert [line.split()[-1] for line in lines[:4]] == ["1", "0", "14", "3"]
     assert {line[:28].strip() for line in lines[4:]} == set(wanted)
-    again = tokenise(settings)
-    assert again == Report(0, 1, 14, 3, tokenising.Counter(wanted))
+    again = tokenize(settings)
+    assert again == Report(0, 1, 14, 3, tokenizing.Counter(wanted))
 
 
 def test_files_that_are_too_large_are_not_read(
     codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A file of gigabytes that takes a worker's memory."""
-    monkeypatch.setattr(views, "MOST_BYTES", 2000)
+    monkeypatch.setattr(views, "MAX_BYTES", 2000)
     write_tar(
         tmp_path / "in" / "0.tar",
         [*sample("a", encoded(1), "a"), *sample("b", b"x" * 9999, "b")],
     )
-    report = tokenise(settings_of(codec, str(tmp_path / "in"), tmp_path / "out"))
+    report = tokenize(settings_of(codec, str(tmp_path / "in"), tmp_path / "out"))
     assert report.kept == 1 and report.dropped == {dirt.TOO_LARGE: 1}
 
 
@@ -466,18 +466,18 @@ def test_a_damaged_shard_keeps_what_comes_before(
     path.write_bytes(data[:end] + {"rubbish": b"\xab" * 4096, "no tar": b"<html>"}.get(cut, b""))
     write_tar(tmp_path / "in" / "00001.tar", members)
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out")
-    report = tokenise(settings)
+    report = tokenize(settings)
     shard = TokenShard(tmp_path / "out" / "00000.safetensors")
     assert shard.keys() == ([] if cut == "no tar" else ["0", "1"])
     assert list(report.damaged) == ["00000.tar"] and "00000.tar" in report.table()
     assert report.dropped == ({dirt.DAMAGED: 1} if cut == "in a picture" else {})
-    assert tokenise(settings).damaged == report.damaged
+    assert tokenize(settings).damaged == report.damaged
 
 
 def test_compressed_tars(codec: tuple[str, DVAE], tmp_path: Path) -> None:
     """A compressed tar that is refused, or written under a name that holds .tar."""
     write_tar(tmp_path / "in" / "a.b.tar.gz", sample("a", encoded(1), "a"), "w:gz")
-    tokenise(settings_of(codec, str(tmp_path / "in" / "a.b.tar.gz"), tmp_path / "out"))
+    tokenize(settings_of(codec, str(tmp_path / "in" / "a.b.tar.gz"), tmp_path / "out"))
     assert set(files(tmp_path / "out")) == {"a.b.safetensors", "a.b_stats.json"}
 
 
@@ -516,9 +516,9 @@ def test_streams(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> N
     data = f"pipe:sh {script} 0000{{0..1}}.tar"
     settings = settings_of(codec, data, tmp_path / "out", batch_size=2)
     with pytest.warns(UserWarning, match="broke off, trying again"):
-        report = tokenise(settings)
+        report = tokenize(settings)
     assert report == Report(done=2, samples=12, kept=12)
-    tokenise(settings_of(codec, str(tmp_path / "in"), tmp_path / "plain"))
+    tokenize(settings_of(codec, str(tmp_path / "in"), tmp_path / "plain"))
     for name in ("00000", "00001"):
         shard = TokenShard(tmp_path / "out" / f"{name}.safetensors")
         plain = TokenShard(tmp_path / "plain" / "00000.safetensors")
@@ -526,7 +526,7 @@ def test_streams(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> N
         for ours, theirs in zip(shard.read(0, 6), plain.read(0, 6), strict=True):
             assert np.array_equal(ours.tokens, theirs.tokens)
     opened = (tmp_path / "opened").read_text()
-    assert tokenise(settings).passed_over == 2 and (tmp_path / "opened").read_text() == opened
+    assert tokenize(settings).passed_over == 2 and (tmp_path / "opened").read_text() == opened
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -539,12 +539,12 @@ def test_streams_that_stay_broken(
     members = [m for i in range(6) for m in sample(f"{i}", encoded(i), f"{i}")]
     whole = write_tar(tmp_path / "00000.tar", members)
     settings = settings_of(codec, f"pipe:head -c 9000 {whole}", tmp_path / "half")
-    report = tokenise(settings)
+    report = tokenize(settings)
     assert 0 < report.kept < 6 and list(report.damaged) == ["00000.tar"]
     for workers in (0, 1):
         settings = settings_of(codec, "pipe:false 0.tar", tmp_path / "none", workers=workers)
         with pytest.raises(OSError, match=r"pipe:false 0\.tar cannot be read"):
-            tokenise(settings)
+            tokenize(settings)
         assert not list((tmp_path / "none").iterdir())
 
 
@@ -555,7 +555,7 @@ def test_a_wrong_caption_key_is_found_before_work(codec: tuple[str, DVAE], tmp_p
     write_tar(tmp_path / "in" / "0.tar", sample("a", encoded(1), "a", json=about))
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out", caption_key="caption")
     with pytest.raises(ValueError, match=r"^caption_key: 'caption' .*there: txt, alt, title"):
-        tokenise(settings)
+        tokenize(settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -569,19 +569,19 @@ def test_nothing_usable_is_an_error(
     settings = settings_of(codec, str(data), tmp_path / "out")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"\(6 x unreadable picture\).*another try remove"):
-            tokenise(settings)
+            tokenize(settings)
     assert len(stamps(tmp_path / "out")) == 2  # a shard of dirt alone is no mistake by itself
     write_tar(data / "2.tar", sample("a", encoded(1), "a"))
-    assert tokenise(settings).kept == 1
+    assert tokenize(settings).kept == 1
     # Where no look at the first samples finds it out.
     about = json.dumps({"alt": "a"}).encode()
     write_tar(tmp_path / "mute" / "0.tar", [("a.png", encoded(1)), ("a.json", about)])
-    monkeypatch.setattr(tokenising, "check_readable", lambda index, key: None)
+    monkeypatch.setattr(tokenizing, "check_readable", lambda index, key: None)
     with pytest.raises(ValueError, match=r"1 x no caption.*keys that are there: alt"):
-        tokenise(settings_of(codec, str(tmp_path / "mute"), tmp_path / "muted"))
+        tokenize(settings_of(codec, str(tmp_path / "mute"), tmp_path / "muted"))
 
 
-def test_data_that_cannot_be_tokenised(codec: tuple[str, DVAE], tmp_path: Path) -> None:
+def test_data_that_cannot_be_tokenized(codec: tuple[str, DVAE], tmp_path: Path) -> None:
     """Shards that overwrite each other or the data; a traceback for a folder of pairs, or one of
     token shards encoded once more."""
     data, out = write_shards(tmp_path / "a", 2), tmp_path / "out"
@@ -589,7 +589,7 @@ def test_data_that_cannot_be_tokenised(codec: tuple[str, DVAE], tmp_path: Path) 
 
     def refused(message: str, **changes: Any) -> None:
         with pytest.raises(ValueError, match=message):
-            tokenise(settings_of(codec, data, out).model_copy(update=changes))
+            tokenize(settings_of(codec, data, out).model_copy(update=changes))
 
     refused("have one name", data=str(tmp_path / "{a,b}" / "00000.tar"))
     refused("does not exist", data=str(tmp_path / "no.tar"))
@@ -600,7 +600,7 @@ def test_data_that_cannot_be_tokenised(codec: tuple[str, DVAE], tmp_path: Path) 
     refused(r"launch/shard\.py", data=str(tmp_path / "pairs"))
     refused("is a file", out=str(tmp_path / "pairs" / "a.txt"))
     assert not out.exists()
-    tokenise(settings_of(codec, data, out))
+    tokenize(settings_of(codec, data, out))
     refused("token shards already", data=str(out), out=str(tmp_path / "twice"))
     refused(r"holds 00001\.safetensors, which is of none", data=str(tmp_path / "a" / "00000.tar"))
 
@@ -627,11 +627,11 @@ def test_codecs_that_do_not_fit(
                 codec.encoder.blocks.input.w[0, 0, 0, 0] = float("nan")  # type: ignore[index, union-attr]
         codec.save(tmp_path / "dvae")
     data = write_shards(tmp_path / "in", 1, 1)
-    settings = TokeniseSettings(
+    settings = TokenizeSettings(
         data=data, out=str(tmp_path / "out"), dvae_model=str(tmp_path / "dvae"), grid=4
     )
     with pytest.raises(ValueError, match=message):
-        tokenise(settings)
+        tokenize(settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -653,13 +653,13 @@ def test_mistakes_in_settings_are_named(changes: str, message: str) -> None:
     """A typing error that is found after hours, or never."""
     path = ROOT / "configs" / "shapes" / "tokens.yaml"
     with pytest.raises(ValueError, match=message):
-        load_settings(TokeniseSettings, path, changes.split())
+        load_settings(TokenizeSettings, path, changes.split())
 
 
 @pytest.mark.parametrize("name", ["shapes", "paper"])
 def test_configs(name: str) -> None:
     """A committed file with a setting that nothing reads, or that stage two does not fit."""
-    settings = load_settings(TokeniseSettings, ROOT / "configs" / name / "tokens.yaml")
+    settings = load_settings(TokenizeSettings, ROOT / "configs" / name / "tokens.yaml")
     assert settings.grid == {"shapes": 8, "paper": 32}[name]
     assert settings.augment == (name == "paper")
 
@@ -688,7 +688,7 @@ def test_a_full_disk(
         assert "kB are missing; the same command goes on\n" in said and said.count("\n") == 1
     assert [name for name in files(out) if "stats" not in name] == list(stamps(out))
     assert len(stamps(out)) == 2
-    report = tokenise(settings_of(codec, data, out))
+    report = tokenize(settings_of(codec, data, out))
     assert (report.done, report.passed_over) == (3, 2)
 
 

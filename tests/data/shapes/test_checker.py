@@ -26,7 +26,7 @@ def samples() -> list[Sample]:
 
 def full_caption(scene: Scene) -> str:
     """A caption that claims everything there is to claim."""
-    names = [f"a {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+    names = [f"a {thing.size} {thing.color} {thing.shape}" for thing in scene.things]
     phrase = f" {scene.relation} " if scene.relation else ""
     return f"{phrase.join(names)} on a {scene.background} background"
 
@@ -62,11 +62,11 @@ def fits(scene: Scene) -> bool:
 # Each of these breaks one attribute of a scene, or gives None where it cannot.
 
 
-def other_colour(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    """One thing in another colour."""
+def other_color(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """One thing in another color."""
     thing, *rest = scene.things
-    colour = str(rng.choice([name for name in shapes.COLOURS if name != thing.colour]))
-    return replace(scene, things=(replace(thing, colour=colour), *rest))
+    color = str(rng.choice([name for name in shapes.COLORS if name != thing.color]))
+    return replace(scene, things=(replace(thing, color=color), *rest))
 
 
 def other_shape(scene: Scene, rng: np.random.Generator) -> Scene | None:
@@ -117,33 +117,33 @@ def other_count(scene: Scene, rng: np.random.Generator) -> Scene | None:
     if len(scene.things) == 2 and rng.random() < 0.5:
         return replace(scene, things=scene.things[:1], relation=None)
     # A small extra thing of a random look in some free corner.
-    colour, shape = str(rng.choice(list(shapes.COLOURS))), str(rng.choice(shapes.SHAPES))
+    color, shape = str(rng.choice(list(shapes.COLORS))), str(rng.choice(shapes.SHAPES))
     for x, y in itertools.product((0.16, 0.84), repeat=2):
-        extra = Thing(colour, shape, "small", x, y, shapes.SIZES["small"])
+        extra = Thing(color, shape, "small", x, y, shapes.SIZES["small"])
         if all(fits(replace(scene, things=(thing, extra))) for thing in scene.things):
             return replace(scene, things=(*scene.things, extra))
     return None
 
 
-def exchanged_colours(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    """The two things with each other's colours."""
+def exchanged_colors(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """The two things with each other's colors."""
     if scene.relation is None:
         return None
     first, second = scene.things
-    if first.colour == second.colour or first.shape == second.shape:
+    if first.color == second.color or first.shape == second.shape:
         return None
-    things = replace(first, colour=second.colour), replace(second, colour=first.colour)
+    things = replace(first, color=second.color), replace(second, color=first.color)
     return replace(scene, things=things)
 
 
 FAULTS: dict[str, Callable[[Scene, np.random.Generator], Scene | None]] = {
-    "colour": other_colour,
+    "color": other_color,
     "shape": other_shape,
     "size": other_size,
     "relation": other_relation,
     "background": other_background,
     "count": other_count,
-    "exchanged": exchanged_colours,
+    "exchanged": exchanged_colors,
 }
 
 
@@ -182,7 +182,7 @@ def test_wrong_pictures_are_rejected(samples: list[Sample], fault: str) -> None:
             break
     assert len(rejected) == 300
     assert np.mean(rejected) >= 0.99
-    if fault != "exchanged":  # either the colours or the shapes may be called wrong there
+    if fault != "exchanged":  # either the colors or the shapes may be called wrong there
         assert np.mean(named) >= 0.97
 
 
@@ -215,23 +215,23 @@ def test_odd_pictures_do_not_pass() -> None:
     holed = circle(0.5)
     holed[13:19, 13:19] = 245
     assert not shapes_checker.check(holed, caption).ok
-    two_coloured = circle(0.5)
-    two_coloured[:, 16:] = shapes.render(
+    two_colored = circle(0.5)
+    two_colored[:, 16:] = shapes.render(
         Scene((Thing("blue", "circle", "big", 0.5, 0.5, shapes.SIZES["big"]),), None, "white")
     )[:, 16:]
-    assert not shapes_checker.check(two_coloured, caption).ok
+    assert not shapes_checker.check(two_colored, caption).ok
 
 
 def test_specks_are_overlooked_and_blots_are_not() -> None:
     """A stray pixel that counts as an object, or an extra object that does not."""
     thing = Thing("blue", "square", "small", 0.7, 0.7, shapes.SIZES["small"])
     image = shapes.render(Scene((thing,), None, "black"))
-    image[4:6, 4:6] = shapes.COLOURS["yellow"]
+    image[4:6, 4:6] = shapes.COLORS["yellow"]
     assert shapes_checker.check(image, "a blue square").ok
-    image[4:7, 4:7] = shapes.COLOURS["yellow"]
+    image[4:7, 4:7] = shapes.COLORS["yellow"]
     verdict = shapes_checker.check(image, "a blue square")
     assert not verdict.ok
-    assert verdict.attributes == {"count": False, "colour": True, "shape": True}
+    assert verdict.attributes == {"count": False, "color": True, "shape": True}
 
 
 def test_parse_inverts_describe() -> None:
@@ -253,7 +253,7 @@ def test_parse_inverts_describe() -> None:
         assert claims.background in (None, scene.background)
         assert len(claims.objects) == len(things)
         for said, thing in zip(claims.objects, things, strict=True):
-            assert (said.colour, said.shape) == (thing.colour, thing.shape)
+            assert (said.color, said.shape) == (thing.color, thing.shape)
             assert said.size in (None, thing.size)
             tally["things"] += 1
             tally["unsized"] += said.size is None

@@ -42,16 +42,16 @@ def test_first_captions_stay() -> None:
 
 
 def test_held_out_pairs_do_not_leak() -> None:
-    """A held-out pair in training, which would turn the generalisation figure into recall."""
+    """A held-out pair in training, which would turn the generalization figure into recall."""
     assert len(shapes.HELD_OUT) == 4
     assert len({c for c, _ in shapes.HELD_OUT}) == len({s for _, s in shapes.HELD_OUT}) == 4
     for split in shapes.SPLITS:
         seen: set[tuple[str, str]] = set()
         for index in range(2000):
             sample = shapes.make(0, index, split, side=16)
-            pairs = {(thing.colour, thing.shape) for thing in sample.scene.things}
+            pairs = {(thing.color, thing.shape) for thing in sample.scene.things}
             claimed = shapes_checker.parse(sample.caption).objects
-            assert pairs == {(said.colour, said.shape) for said in claimed}
+            assert pairs == {(said.color, said.shape) for said in claimed}
             assert bool(pairs & shapes.HELD_OUT) == (split == "heldout")
             seen |= pairs
         assert len(seen) == (32 if split == "heldout" else 28)
@@ -70,7 +70,7 @@ def test_scenes_are_plain() -> None:
             assert len(scene.things) == 1
             continue
         first, second = scene.things
-        assert (first.colour, first.shape) != (second.colour, second.shape)
+        assert (first.color, first.shape) != (second.color, second.shape)
         across, down = second.x - first.x, second.y - first.y
         along, aside = {
             "left of": (across, down),
@@ -83,8 +83,8 @@ def test_scenes_are_plain() -> None:
 
 
 def test_palette_is_well_apart() -> None:
-    """Two colours, or a colour and a background, that a blurred picture would confuse."""
-    palette = {**shapes.COLOURS, **shapes.BACKGROUNDS}
+    """Two colors, or a color and a background, that a blurred picture would confuse."""
+    palette = {**shapes.COLORS, **shapes.BACKGROUNDS}
     for one, other in itertools.combinations(palette, 2):
         distance = np.linalg.norm(np.subtract(palette[one], palette[other]))
         assert distance >= 100, (one, other, distance)
@@ -109,7 +109,7 @@ def test_pictures_are_anti_aliased() -> None:
         averaged = large.reshape(32, 2, 32, 2, 3).astype(float).mean((1, 3))
         difference = np.abs(averaged - small)
         assert difference.mean() < 1 and difference.max() < 50
-        flat = 1 + len({thing.colour for thing in sample.scene.things})
+        flat = 1 + len({thing.color for thing in sample.scene.things})
         blends += len(np.unique(small.reshape(-1, 3), axis=0)) > flat
     assert blends == 100
 

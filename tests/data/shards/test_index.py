@@ -174,7 +174,7 @@ def test_folder_of_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", ["{0..2.tar", "no/{0..2}.tar", "no.tar", "nowhere"])
 def test_missing_shards_are_named(data: str) -> None:
-    """A misspelt path found out by a worker process an hour later."""
+    """A misspelled path found out by a worker process an hour later."""
     with pytest.raises(ValueError, match=r"does not exist|not a valid"):
         find_shards(data)
 
@@ -199,7 +199,7 @@ def test_two_kinds_of_shards(folder: Path) -> None:
 
 
 def test_unknown_caption_key_lists_what_is_there(tmp_path: Path) -> None:
-    """An hour of dropped samples for a misspelt key."""
+    """An hour of dropped samples for a misspelled key."""
     content = json.dumps({"alt": "x", "width": 3, "all": ["x", "y"], "url": "z"}).encode()
     write_tar(tmp_path / "a.tar", [{"png": encoded(1), "json": content}] * 5)
     index = make_index(str(tmp_path))

@@ -136,7 +136,7 @@ def test_a_state_of_another_run(shards: str) -> None:
 def test_lanes_that_do_not_fit(shards: str) -> None:
     """Samples lost at the end of a rank's places."""
     for lanes, ranks in ((4, 1), (3, 2)):
-        with pytest.raises(ValueError, match=f"reader.lanes {lanes}"):
+        with pytest.raises(ValueError, match=f"reader.streams {lanes}"):
             made(shards, lanes=lanes, ranks=ranks)
 
 
@@ -359,9 +359,9 @@ def test_one_of_several_captions_is_drawn_each_time(tmp_path: Path) -> None:
 def test_the_share_of_bad_samples_that_is_borne(tmp_path: Path, share: float) -> None:
     """A setting that does nothing, so that a run goes on with a tenth of its data."""
     rows = [{"png": encoded(i), "txt": b"x" if i % 5 else b" "} for i in range(200)]
-    batches = made(str(write_tar(tmp_path / "a.tar", rows)), most_bad=share)
+    batches = made(str(write_tar(tmp_path / "a.tar", rows)), max_bad=share)
     if share < 0.2:
-        with pytest.raises(ValueError, match=r"empty caption.*most_bad is 0.1"):
+        with pytest.raises(ValueError, match=r"empty caption.*max_bad is 0.1"):
             read(batches, 40)
     else:
         read(batches, 40)
@@ -438,7 +438,7 @@ def test_area_resize_against_exact_means() -> None:
     half = resize_area(image, 6, 9)
     exact = image.reshape(6, 2, 9, 2, 3).astype(float).mean((1, 3))
     assert np.abs(half - exact).max() <= 0.5 + 1e-4
-    # 3 -> 2 pixels: each is one whole neighbour and half of the middle one.
+    # 3 -> 2 pixels: each is one whole neighbor and half of the middle one.
     row = np.array([[[30] * 3, [60] * 3, [90] * 3]], np.uint8)
     assert resize_area(row, 1, 2)[0, :, 0].tolist() == [40, 80]
 

@@ -84,7 +84,7 @@ def test_lanes_read_shards_apart() -> None:
 
 
 def test_samples_far_apart_meet() -> None:
-    """A shuffle that hands out neighbours together: batches of a sorted data set of one class."""
+    """A shuffle that hands out neighbors together: batches of a sorted data set of one class."""
     order = Order([10_000], 64, 64, 4096, seed=0)
     firsts = [lane_samples(order, lane, 1)[0][1][1] for lane in range(64)]
     assert np.ptp(firsts) > 9000 and min(np.diff(sorted(firsts))) > 50

@@ -129,7 +129,7 @@ def test_repeated_extensions(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """Keys that end a run when they are printed, or neighbours that become one sample."""
+    """Keys that end a run when they are printed, or neighbors that become one sample."""
     names = [f"caf{letter}.{end}".encode("latin-1") for letter in "éè" for end in ("png", "txt")]
     data = b"".join(changed(member("x", b"")[:BLOCK], name=name) for name in names)
     (tmp_path / "a.tar").write_bytes(data + bytes(2 * BLOCK))
@@ -192,7 +192,7 @@ def test_most_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     for address in (str(path), f"pipe:cat {path}"):
-        shard = Shard(address, most_bytes=1003)
+        shard = Shard(address, max_bytes=1003)
         found = {sample.key: sample for sample in shard}
         assert not shard.damage and "".join(found) == "abcdef"
         assert [key for key in found if found[key].too_large] == ["c", "d", "e"]

@@ -105,7 +105,7 @@ def test_state_by_stage() -> None:
         expected = (4 * P / weights, 4 * P / gradients, 8 * P / moments)
         assert all(close(a, b) for a, b in zip(held, expected, strict=True))
         assert close(memory.master, P / 2) if stage in (1, 2) else memory.master == 0
-    groups = paper(128, *ZERO3, "parallel.shard_ranks=8")
+    groups = paper(128, *ZERO3, "parallel.dp_shard=8")
     assert (groups.shards, groups.replicas) == (8, 16) and close(groups.memory.weights, P / 2)
     # Embeddings and heads are whole all along, layers up to DeepSpeed's 1e9 parameters.
     assert groups.memory.gathered == 4 * (P - LAYERS * LAYER + 10**9)
@@ -223,22 +223,22 @@ def test_messages_by_stage() -> None:
 
 def test_messages_of_groups() -> None:
     """Machines that send whole gradients where each GPU sends its shard, or shards that leave."""
-    p = sent(paper(128, *ZERO3, "parallel.shard_ranks=8"))
+    p = sent(paper(128, *ZERO3, "parallel.dp_shard=8"))
     assert p["gathered"] == (2 * 7 / 8 * 4 * P, 0) and p["scattered"] == (7 / 8 * 4 * P, 0)
     gpu, node = p["replicas"]
     assert close(gpu, 2 * 15 / 16 * 4 * P / 8) and close(node, 8 * gpu)
     # Groups over two nodes: one ring of each leaves, and each of the 16 shards has fewer replicas.
-    wide = sent(paper(128, *ZERO3, "parallel.shard_ranks=16"))
+    wide = sent(paper(128, *ZERO3, "parallel.dp_shard=16"))
     assert close(wide["gathered"][1], 2 * 15 / 16 * 4 * P)
     assert close(wide["replicas"][0], 2 * 7 / 8 * 4 * P / 16)
     assert close(wide["replicas"][1], 8 * wide["replicas"][0])
-    half = sent(paper(128, *ZERO3, "parallel.shard_ranks=4"))
+    half = sent(paper(128, *ZERO3, "parallel.dp_shard=4"))
     assert close(half["replicas"][1], 4 * half["replicas"][0]) and half["gathered"][1] == 0
 
 
 def test_compressed_messages() -> None:
     """A rank of each shard where the paper's is that of all, or embeddings that are compressed."""
-    groups = [*ZERO3, "parallel.shard_ranks=8"]
+    groups = [*ZERO3, "parallel.dp_shard=8"]
     plain = sent(paper(128, *groups))["replicas"][0]
     p = paper(128, *groups, "compression={rank: 896}")
     small = sent(p)["replicas"][0]
@@ -256,8 +256,8 @@ def test_compressed_messages() -> None:
     spared = LAYERS * (12 * W**2 - 896 * W * (4 + 2 + 5 + 5))
     assert close(sent(zero)["replicas"][0], 2 * 7 / 8 * 4 * (P - spared))
     tight = paper(16, "compression={rank: 896}")
-    assert "zero_stage=3 " in str(tight.remedy) and "shard_ranks=8" in str(tight.remedy)
-    alone = paper(8, *ZERO3, "compression={rank: 896}", "parallel.shard_ranks=8")
+    assert "zero_stage=3 " in str(tight.remedy) and "dp_shard=8" in str(tight.remedy)
+    alone = paper(8, *ZERO3, "compression={rank: 896}", "parallel.dp_shard=8")
     assert any("compression" in note for note in alone.notes)
 
 
@@ -267,7 +267,7 @@ def test_compressed_messages() -> None:
 @pytest.mark.parametrize(("gpus", "shards", "micro"), [(8, 8, 8), (128, 8, 8), (1024, 8, 1)])
 def test_papers_transformer(gpus: int, shards: int, micro: int) -> None:
     """The paper's run on 80 GB, each number by a closed form of its own."""
-    p = paper(gpus, *ZERO3, f"parallel.shard_ranks={shards}", f"parallel.micro_batch={micro}")
+    p = paper(gpus, *ZERO3, f"parallel.dp_shard={shards}", f"parallel.micro_batch={micro}")
     m, rows = p.memory, micro * 1280 * W
     assert p.accumulate * p.micro_batch * gpus == 1024
     state = 16 * P / 8
@@ -314,7 +314,7 @@ def test_what_does_not_fit_says_what_does() -> None:
     ("gpus", "overrides", "cluster", "message"),
     [
         (8, ["batch_size=1001"], {}, "batch_size 1001 .* 8 ranks: set it to 1000 or 1008"),
-        (8, [*ZERO3, "parallel.shard_ranks=3"], {}, "shard_ranks 3 must divide the 8 ranks"),
+        (8, [*ZERO3, "parallel.dp_shard=3"], {}, "dp_shard 3 must divide the 8 ranks"),
         (12, [], {}, "--gpus 12 must be a multiple of --gpus-per-node 8, such as 8 or 16"),
         (8, [], {"mfu": 1.5}, "--mfu: expected more than 0 and at most 1, got 1.5"),
         (0, [], {}, "--gpus: expected more than 0, got 0"),
@@ -380,7 +380,7 @@ while [ "$1" != bash ]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "$@" & echo $! >> pids; done
 wait -n; first=$?; wait -n; second=$?
 [ $first -gt $second ] && exit $first; exit $second""",
-    "scancel": 'echo "$@" > cancelled; kill -USR1 $(cat pids)',
+    "scancel": 'echo "$@" > canceled; kill -USR1 $(cat pids)',
     "python": """
 echo $$ >> pids
 trap 'sleep 0.2; touch saved-$RANK; exit 0' TERM
@@ -420,7 +420,7 @@ def test_slurm_job_saves_and_goes_back_to_the_queue(tmp_path: Path) -> None:
     out, _ = job.communicate(timeout=30)
     assert job.returncode == 0, out
     assert (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists()
-    assert (tmp_path / "cancelled").read_text().split() == ["--signal=USR1", "25007.0"]
+    assert (tmp_path / "canceled").read_text().split() == ["--signal=USR1", "25007.0"]
     assert (tmp_path / "requeued").read_text().strip() == "25007"
     arguments = "launch/train.py a.yaml data=p/{0..9}.tar --resume"
     for rank in (0, 1):
