@@ -80,8 +80,7 @@ def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r}: expected key=value")
-        new = with_new_names(kind, _nested(key.split("."), _value(text)))
-        content = _merged(content, new, override)
+        _lay(content, kind, key.split("."), _value(text), override)
     try:
         return kind(**content)
     except ValidationError as error:
@@ -122,24 +121,35 @@ def _read(path: Path, kind: type[Section]) -> dict[str, Any]:
     return content if parent is None else _merged(_read(path.parent / parent, kind), content)
 
 
-def _merged(base: dict[str, Any], top: dict[str, Any], override: str = "") -> dict[str, Any]:
-    """`top` laid over `base`; override: for a key that goes into what is no section."""
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in top.items():
-        held = result.get(key)
-        if override and isinstance(value, dict) and held is not None and not isinstance(held, dict):
-            raise ValueError(f"override {override!r}: {key} is no section")
-        both = isinstance(value, dict) and isinstance(held, dict)
-        result[key] = _merged(held, value, override) if both and held is not None else value
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
     return result
 
 
-def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    """{a: {b: value}} of the keys a, b."""
+def _lay(
+    content: dict[str, Any], kind: type[Section], keys: list[str], value: Any, override: str
+) -> None:
+    """Puts a value where the keys lead, in place of all that is there."""
+    named: Any = value
     for key in reversed(keys):
-        value = {key: value}
-    result: dict[str, Any] = value
-    return result
+        named = {key: named}
+    named = with_new_names(kind, named)
+    *sections, last = [_step(named, depth) for depth in range(len(keys))]
+    for key in sections:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"override {override!r}: {key} is no section")
+    content[last] = value
+
+
+def _step(nested: dict[str, Any], depth: int) -> str:
+    """The key at a depth of {a: {b: {c: ...}}}."""
+    for _ in range(depth):
+        (nested,) = nested.values()
+    return next(iter(nested))
 
 
 def _value(text: str) -> Any:
