@@ -1,10 +1,11 @@
-"""DALL-E 1: captions to pictures (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
+"""DALL-E 1: captions to images (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
 
 from dalle1 import clip
 from dalle1.clip import CLIP, CLIPConfig
-from dalle1.generation import generator as decoding
+from dalle1.generation import decoding
+from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
-from dalle1.sampling import Result, rank, sample
+from dalle1.sampling import Preview, Result, rank, sample
 from dalle1.tokenizer import Tokenizer
 from dalle1.transformer import masks as attention
 from dalle1.transformer.config import TransformerConfig
@@ -15,7 +16,9 @@ __all__ = [
     "CLIP",
     "CLIPConfig",
     "Model",
+    "Preview",
     "Result",
+    "SamplingOptions",
     "Tokenizer",
     "Transformer",
     "TransformerConfig",

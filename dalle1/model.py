@@ -1,133 +1,149 @@
-"""A whole DALL-E as one folder: tokenizer, transformer, dVAE and CLIP.
+"""A full model as one folder: tokenizer, prior, codec and ranker.
 
     config.json  tokenizer.json  transformer.safetensors  dvae.safetensors  clip.safetensors
-    clip_tokenizer.json (of a published CLIP alone)  README.md (the model card)
+    clip_tokenizer.json  README.md (the model card)
 
-Nothing in it is a pickle. Each file is written beside its place and then renamed.
+`config.json` says of which kind each part is (`dalle1.registry`), and so which files there are.
+Nothing in a folder is a pickle. Each file is written under a temporary name and then renamed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from einops import rearrange
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL.Image import Image
 from torch import Tensor, nn
 
-import dvae
-from dalle1.clip.model import CLIP, CLIPConfig
-from dalle1.clip.tokenizer import CLIPTokenizer
-from dalle1.common.files import replacing, write_text
-from dalle1.generation.generator import draw_text
-from dalle1.generation.options import Options, candidate_uniforms
-from dalle1.tokenizer import Tokenizer
-from dalle1.transformer.config import TransformerConfig
-from dalle1.transformer.model import Transformer
-from dvae.storage import CONFIG
+from dalle1 import registry
+from dalle1.common.files import write_text
+from dalle1.common.images import to_tensor
+from dalle1.common.weights import check_finite, device_of
+from dalle1.generation.generator import complete_text
+from dalle1.generation.images import image_size
+from dalle1.generation.options import SamplingOptions, candidate_uniforms
+from dalle1.protocols import NeedsTokenizer, Prior, Ranker, TextPrior, TextTokenizer
+from dalle1.tokenizer import TOKENIZER
+from dvae.codec import Codec
+from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-C = TypeVar("C", bound=BaseModel)
-TOKENIZER = "tokenizer.json"
-CLIP_TOKENIZER = "clip_tokenizer.json"  # of a published CLIP alone
 CARD = "README.md"
 
 
 class Model:
-    """Tokenizer, transformer, dVAE and, for ranking, CLIP; see the attributes of those names.
+    """Tokenizer, prior, codec and, for ranking, a ranker, under these names.
+
+    `transformer`, `dvae` and `clip` are names for the paper's parts: prior, codec and ranker.
 
     Raises ValueError when the parts do not fit each other.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        transformer: Transformer,
-        codec: dvae.DVAE,
-        clip: CLIP | None = None,
+        self, tokenizer: TextTokenizer, prior: Prior, codec: Codec, ranker: Ranker | None = None
     ) -> None:
-        c = transformer.config
-        checks = [
-            ("tokenizer's vocabulary", tokenizer.vocab_size, "text_vocab", c.text_vocab),
-            ("tokenizer's text_length", tokenizer.text_length, "text_length", c.text_length),
-            ("codec's codebook_size", codec.config.codebook_size, "image_vocab", c.image_vocab),
-        ]
-        # A published CLIP has a vocabulary of its own.
-        if clip is not None and not isinstance(clip.tokenizer, CLIPTokenizer):
-            known = clip.config.text_vocab - 2  # start and end of text are CLIP's own
-            checks.append(("CLIP's text_vocab less 2", known, "text_vocab", c.text_vocab))
-        for name, value, setting, expected in checks:
+        for name, value, setting, expected in (
+            ("tokenizer's vocabulary", tokenizer.vocab_size, "text_vocab", prior.text_vocab),
+            ("tokenizer's text_length", tokenizer.text_length, "text_length", prior.text_length),
+            ("codec's vocabulary", codec.vocab_size, "image_vocab", prior.image_vocab),
+        ):
             if value != expected:
                 raise ValueError(
-                    f"the {name} is {value}, but the transformer's {setting} is {expected}: "
+                    f"the {name} is {value}, but the prior's {setting} is {expected}: "
                     "the parts come from different runs"
                 )
-        self.tokenizer = tokenizer
-        self.transformer = transformer.eval()
-        self.dvae = codec.eval()
-        self.clip = clip.eval() if clip is not None else None
-        if clip is not None and clip.tokenizer is None:
-            clip.tokenizer = tokenizer
+        self.tokenizer, self.prior, self.codec = tokenizer, prior, codec
+        self.ranker = ranker
+        for part in (prior, codec):
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    @property
+    def transformer(self) -> Prior:
+        """The prior."""
+        return self.prior
+
+    @property
+    def dvae(self) -> Codec:
+        """The codec."""
+        return self.codec
+
+    @property
+    def ranker(self) -> Ranker | None:
+        """What scores images; another one may be put in its place.
+
+        Raises ValueError for one that needs a tokenizer and does not fit the model's.
+        """
+        return self._ranker
+
+    @ranker.setter
+    def ranker(self, ranker: Ranker | None) -> None:
+        if isinstance(ranker, NeedsTokenizer):
+            ranker.adopt_tokenizer(self.tokenizer)
+        if isinstance(ranker, nn.Module):
+            ranker.eval()
+        self._ranker = ranker
+
+    @property
+    def clip(self) -> Ranker | None:
+        """The ranker."""
+        return self.ranker
+
+    @clip.setter
+    def clip(self, ranker: Ranker | None) -> None:
+        self.ranker = ranker
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return self.transformer.config.grid * self.dvae.config.stride
+        """Side of the images in pixels; the height where they are not square."""
+        return image_size(self.codec, self.prior.grid)[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer's weights are."""
-        return self.transformer.start_of_image.device
+        """Where the prior's weights are."""
+        return device_of(self.prior)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Model:
         """Moves all parts; returns the model itself.
 
-        dtype: of the transformer's weights and caches, such as torch.bfloat16. dVAE and CLIP stay
-        in 32 bits: they cost little, and pictures and scores should not change.
+        dtype: of the prior's weights and caches, such as torch.bfloat16. Codec and ranker stay in
+        32 bits: they cost little, and images and scores should not change.
         """
-        self.transformer.to(device=device, dtype=dtype)
-        for part in (self.dvae, self.clip):
-            if part is not None:
-                part.to(device)
+        for part in (self.prior, self.codec, self.ranker):
+            if isinstance(part, nn.Module):
+                part.to(device=device, dtype=dtype if part is self.prior else None)
         return self
 
     def check_finite(self) -> None:
         """Raises ValueError that names the part and the weight when one is NaN or infinite."""
-        parts = {"transformer": self.transformer, "dvae": self.dvae, "clip": self.clip}
-        for part, module in parts.items():
-            for name, weight in module.named_parameters() if module is not None else ():
-                if not bool(weight.isfinite().all()):
-                    raise ValueError(
-                        f"{part}: the weight {name} is not finite; take an earlier checkpoint, the "
-                        "training has diverged"
-                    )
+        for role in ("prior", "codec", "ranker"):
+            part = getattr(self, role)
+            check_finite(part, f"{role} ({type(part).__name__})")
 
     @torch.inference_mode()
     def log_prob(self, caption: str, image_tokens: Tensor) -> Tensor:
         """ln p(image tokens | caption) in nats, float32: [] of [rows, columns], [b] of [b, ...].
 
-        image_tokens: int64, a whole grid. Raises ValueError when shape or values do not fit.
+        image_tokens: int64, a full grid. Raises ValueError when shape or values do not fit.
         """
-        grid = self.transformer.config.grid
-        if image_tokens.ndim not in (2, 3) or image_tokens.shape[-2:] != (grid, grid):
+        rows, columns = self.prior.grid
+        if image_tokens.ndim not in (2, 3) or image_tokens.shape[-2:] != (rows, columns):
             raise ValueError(
-                f"image_tokens: expected int64 [{grid}, {grid}] or [b, {grid}, {grid}], got "
+                f"image_tokens: expected int64 [{rows}, {columns}] or [b, {rows}, {columns}], got "
                 f"{list(image_tokens.shape)}"
             )
-        flat = rearrange(image_tokens, "... r c -> ... (r c)").reshape(-1, grid * grid)
+        if image_tokens.dtype != torch.int64:
+            raise ValueError(f"image_tokens: expected int64, got {image_tokens.dtype}")
+        low, high = int(image_tokens.min()), int(image_tokens.max())
+        if not 0 <= low <= high < self.prior.image_vocab:  # a device would not name the mistake
+            raise ValueError(
+                f"image_tokens: expected values in [0, {self.prior.image_vocab - 1}], got "
+                f"[{low}, {high}]"
+            )
+        flat = rearrange(image_tokens, "... r c -> ... (r c)").reshape(-1, rows * columns)
         text = self.tokenizer.encode(caption).expand(len(flat), -1)
-        self.transformer.check_tokens(text, flat.cpu())  # a device would not name the mistake
-        _, logits = self.transformer(text.to(self.device), flat.to(self.device))
-        log_probs = logits.log_softmax(dim=-1)
-        chosen = log_probs.gather(-1, flat.to(self.device)[..., None])[..., 0]
-        total: Tensor = chosen.sum(dim=-1).cpu()
+        total = self.prior.log_prob(text.to(self.device), flat.to(self.device)).cpu()
         return total[0] if image_tokens.ndim == 2 else total
 
     def complete_caption(
@@ -141,56 +157,93 @@ class Model:
         """A caption that begins with the text, drawn from the text side (section 2.2).
 
         Lower case, as the transformer reads captions; an empty text is a caption from nothing.
-        Depends on (seed, text) alone. Raises ValueError when the text fills the text positions.
+        Depends on (seed, text) alone.
+
+        Raises ValueError when the text fills the text positions, or the prior models no text.
         """
-        ids = self.tokenizer.tokens(text) if text else []
-        length = self.transformer.config.text_length
+        if not isinstance(self.prior, TextPrior):
+            raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
+        encoded = self.tokenizer.encode(text)[0].tolist() if text else []
+        ids = [i for i in encoded if i < self.tokenizer.vocab_size]
+        length = self.prior.text_length
         if len(ids) >= length - 1:
             raise ValueError(
                 f"text: {len(ids)} tokens leave no room in the {length} text positions: {text!r}"
             )
         uniforms = candidate_uniforms(seed, text, 0, 1, length)[0]
-        drawn = draw_text(self.transformer, ids, uniforms, Options(temperature, top_k, top_p))
-        return self.tokenizer.decode(drawn)
+        options = SamplingOptions(temperature, top_k, top_p)
+        return self.tokenizer.decode(complete_text(self.prior, ids, uniforms, options))
 
-    def rank(self, caption: str, images: Sequence[Image] | Tensor) -> Tensor:
-        """CLIP's cosine similarities of the caption with pictures; see `dalle1.rank`."""
-        from dalle1.sampling import rank  # here, because sampling builds on models
-
-        return rank(caption, images, model=self)
+    def rank(self, captions: str | Sequence[str], images: Sequence[Image] | Tensor) -> Tensor:
+        """The ranker's scores of images for a caption or captions; see `dalle1.rank`."""
+        if self.ranker is None:
+            raise ValueError("the model has no ranker to score with; its folder names none")
+        return rank_images(self.ranker, captions, images)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model's folder; `dalle1.load` opens it."""
+        """Writes the model's folder; `dalle1.load` opens it.
+
+        Raises ValueError, before anything is written, for a part of a kind that is not registered.
+        """
         folder = Path(folder)
+        parts = {"prior": self.prior, "codec": self.codec, "ranker": self.ranker}
+        kinds = {r: registry.kind_of(r, part) for r, part in parts.items() if part is not None}
+        tokenizer = {"kind": registry.tokenizer_kind(self.tokenizer)}
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder / TOKENIZER)
-        self.dvae.save(folder)
-        config: dict[str, Any] = {"dvae": self.dvae.config.model_dump()}
-        for name, part in (("transformer", self.transformer), ("clip", self.clip)):
-            if part is not None:
-                save_weights(part, folder / f"{name}.safetensors")
-                config[name] = part.config.model_dump()
-            else:
-                (folder / f"{name}.safetensors").unlink(missing_ok=True)
-        _save_clip_tokenizer(self.clip, folder)
+        write_section(folder, "tokenizer", tokenizer)
+        for role, kind in kinds.items():
+            save_part(kind, parts[role], folder)
+        if self.ranker is None:
+            write_section(folder, "ranker", None)
+        _remove_files_of_others(folder, kinds)
         write_text(folder / CARD, self._card())
-        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
     def _card(self) -> str:
-        c = self.transformer.config
-        count = sum(p.numel() for p in self.transformer.parameters())
+        height, width = image_size(self.codec, self.prior.grid)
+        rows, columns = self.prior.grid
+        weights = self.prior.parameters() if isinstance(self.prior, nn.Module) else ()
+        count = sum(p.numel() for p in weights)
+        ranker = type(self.ranker).__name__ if self.ranker is not None else "none"
         return (
             "# A DALL-E model of dalle1\n\n"
-            f"Draws {self.image_size}x{self.image_size} pictures from captions of up to "
-            f"{c.text_length - 1} tokens.\n\n"
-            f"- transformer: {count:,} parameters, {c.layers} layers, width {c.width}, "
-            f"{c.grid}x{c.grid} image tokens\n"
-            f"- dVAE: {c.image_vocab:,} codes\n"
-            f"- CLIP for ranking: {'yes' if self.clip is not None else 'no'}\n\n"
+            f"Draws {width}x{height} images from captions of up to {self.prior.text_length - 1} "
+            "tokens.\n\n"
+            f"- prior: {type(self.prior).__name__}, {count:,} parameters, {rows}x{columns} image "
+            "tokens\n"
+            f"- codec: {type(self.codec).__name__}, {self.codec.vocab_size:,} codes\n"
+            f"- ranker: {ranker}\n\n"
             '```python\nimport dalle1\n\nmodel = dalle1.load("this folder")\n'
             'result = dalle1.sample("a caption", model=model, candidates=64, keep=4)\n'
             'result.save("out")\n```\n'
         )
+
+
+def _remove_files_of_others(folder: Path, kinds: Mapping[str, Kind]) -> None:
+    """Files of parts that an earlier save wrote and this one did not."""
+    written = {name for kind in kinds.values() for name in kind.files}
+    for known in registry.KINDS.values():
+        for name in {name for kind in known.values() for name in kind.files} - written:
+            (folder / name).unlink(missing_ok=True)
+
+
+def rank_images(
+    ranker: Ranker, captions: str | Sequence[str], images: Sequence[Image] | Tensor
+) -> Tensor:
+    """Scores of images for a caption, float32 [images], or for captions, [captions, images].
+
+    images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1]. Raises ValueError
+    where there are none.
+    """
+    several = [captions] if isinstance(captions, str) else list(captions)
+    if not several or len(images) == 0:
+        raise ValueError("captions, images: expected at least one of each")
+    if isinstance(images, Tensor):
+        scores = ranker.score(several, images)
+    else:  # one at a time, because they may differ in size
+        parts = [ranker.score(several, to_tensor(image)[None]) for image in images]
+        scores = torch.cat(parts, dim=1)
+    return scores[0] if isinstance(captions, str) else scores
 
 
 def load(folder: str | Path) -> Model:
@@ -202,80 +255,10 @@ def load(folder: str | Path) -> Model:
     if not folder.is_dir():
         raise ValueError(f"model: {folder} is no folder; training writes one as RUN/model")
     config = read_config(folder)
-    if "transformer" not in config:
-        raise ValueError(f"{folder / CONFIG}: has no 'transformer' section")
-    transformer = Transformer(parse_section(folder, config, "transformer", TransformerConfig))
-    load_weights(transformer, folder / "transformer.safetensors")
-    clip = load_clip(folder)[0] if "clip" in config else None
-    return Model(Tokenizer.load(folder / TOKENIZER), transformer, dvae.load(folder), clip)
-
-
-def save_clip(clip: CLIP, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes a CLIP and its tokenizer: `config.json`, `clip.safetensors`, `tokenizer.json`."""
-    folder = Path(folder)
-    tokenizer.save(folder / TOKENIZER)
-    save_weights(clip, folder / "clip.safetensors")
-    _save_clip_tokenizer(clip, folder)
-    write_text(folder / CONFIG, json.dumps({"clip": clip.config.model_dump()}, indent=2) + "\n")
-
-
-def load_clip(folder: str | Path) -> tuple[CLIP, Tokenizer]:
-    """The CLIP, in eval mode, and tokenizer of a folder that `save_clip` or `Model.save` wrote."""
-    folder = Path(folder)
-    config = read_config(folder)
-    if "clip" not in config:
-        raise ValueError(f"{folder / CONFIG}: has no 'clip' section")
-    clip = CLIP(parse_section(folder, config, "clip", CLIPConfig))
-    load_weights(clip, folder / "clip.safetensors")
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    own = folder / CLIP_TOKENIZER
-    clip.tokenizer = CLIPTokenizer.load(own) if own.exists() else tokenizer
-    return clip.eval(), tokenizer
-
-
-def _save_clip_tokenizer(clip: CLIP | None, folder: Path) -> None:
-    """A published CLIP's own vocabulary; the others share the transformer's."""
-    if clip is not None and isinstance(clip.tokenizer, CLIPTokenizer):
-        clip.tokenizer.save(folder / CLIP_TOKENIZER)
-    else:
-        (folder / CLIP_TOKENIZER).unlink(missing_ok=True)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; ValueError when it is missing or no JSON object."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder}: {CONFIG} is missing; is this a model folder?")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: truncated or not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected an object with a section for each part")
-    return config
-
-
-def parse_section(folder: Path, config: dict[str, Any], name: str, kind: type[C]) -> C:
-    """A section of config.json as its config class; ValueError when it does not fit."""
-    try:
-        return kind(**config[name])
-    except (TypeError, ValidationError) as error:
-        raise ValueError(f"{folder / CONFIG}, section {name!r}: {error}") from error
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Writes a module's weights as safetensors, beside and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with replacing(path) as beside:
-        save_file(weights, beside)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Reads weights into a module; ValueError when missing, truncated or of another shape."""
-    if not path.is_file():
-        raise ValueError(f"{path}: missing from the model folder")
-    try:
-        module.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or of another shape: {error}") from error
+    if "prior" not in config:
+        raise ValueError(f"{folder / CONFIG}: has no 'prior' section")
+    prior = registry.load("prior", folder)
+    kind = config.get("tokenizer", {}).get("kind", "bpe")
+    tokenizer = registry.load_tokenizer(folder / TOKENIZER, kind)
+    ranker = registry.load("ranker", folder) if has_part("ranker", folder) else None
+    return Model(tokenizer, prior, registry.load("codec", folder), ranker)

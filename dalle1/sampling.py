@@ -1,6 +1,6 @@
-"""`dalle1.sample` and `dalle1.rank`: a caption in, the best pictures out (paper section 2.6).
+"""`dalle1.sample` and `dalle1.rank`: a caption in, the best images out (paper section 2.6).
 
-Dimensions: b candidates, r c rows and columns of the token grid, H W picture.
+Dimensions: b candidates, m image positions, r c rows and columns of the token grid, H W image.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.clip.ranker import score
 from dalle1.common.files import write_text
-from dalle1.common.images import contact_sheet, to_rgb
-from dalle1.generation.batches import Part, draw_parts, pictures_at_once
-from dalle1.generation.options import Options
+from dalle1.common.images import contact_sheet, to_pil, to_tensor
+from dalle1.common.weights import device_of
+from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
+from dalle1.generation.images import decode_rows
+from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
 
 MODEL_VARIABLE = "DALLE1_MODEL"
@@ -39,11 +39,11 @@ class Result:
     captions: list[str]
     images: list[list[Image.Image]]  # [captions][keep]
     tokens: Tensor  # int64 [captions, keep, rows, columns]
-    scores: Tensor  # float32 [captions, keep], cosine similarity; NaN without a CLIP
+    scores: Tensor  # float32 [captions, keep], the ranker's; NaN without one
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a PNG for each picture, `sheet.png` and `result.json`; returns the folder."""
+        """Writes a PNG for each image, `sheet.png` and `result.json`; returns the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -67,7 +67,20 @@ class Preview:
     caption: str
     first: int  # candidate number of images[0]
     rows: int  # token rows that are drawn
-    images: Tensor  # float32 [b, 3, rows x stride, W] in [0, 1]: the pictures' upper parts
+    images: Tensor  # float32 [b, 3, rows x stride, W] in [0, 1]: the images' upper parts
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be drawn of each caption, checked; see `sample`."""
+
+    candidates: int
+    keep: int
+    options: SamplingOptions
+    seed: int
+    batch_size: int | None
+    rows: int  # of the image that is completed
+    prefix: Tensor | None  # int64 [rows x columns], its tokens
 
 
 def sample(
@@ -87,27 +100,49 @@ def sample(
     on_step: Callable[[Preview], None] | None = None,
     preview_rows: int = 4,
 ) -> Result:
-    """Draws candidates for each caption and returns the best by CLIP (section 2.6).
-
-    captions: one or a list. model: a Model or its folder; left out, the folder that the
-    environment's DALLE1_MODEL names. candidates: drawn for each caption; keep: returned for each.
-    temperature, top_k, top_p, guidance: see `dalle1.decoding.Options`. image, rows: completion,
-    every candidate begins with this image's first `rows` token rows. seed: candidate i depends on
-    (seed, caption, i) alone. batch_size: candidates drawn at once; None, as many as memory allows,
-    halved when memory runs out all the same. on_step: called with a `Preview` whenever another
-    `preview_rows` token rows of a batch are drawn.
+    """Draws candidates for each caption and returns the best by the ranker (section 2.6).
 
     Ctrl-C returns what is complete: the captions that are done and, if at least `keep` of its
     candidates are, the one in work; `settings["drawn"]` says how many each has. With nothing
     complete it is a KeyboardInterrupt.
 
-    Raises ValueError before anything is drawn when an argument does not fit; a model without CLIP
-    can only be asked for keep = candidates, and returns them unranked with scores of NaN.
+    Args:
+        captions: one or a list.
+        model: a Model or its folder; left out, the folder that the environment's DALLE1_MODEL
+            names.
+        candidates: drawn for each caption. keep: returned for each.
+        temperature, top_k, top_p, guidance: see `SamplingOptions`.
+        image, rows: completion, every candidate begins with this image's first `rows` token rows.
+        seed: candidate i depends on (seed, caption, i) alone.
+        batch_size: candidates drawn at once; None, as many as memory allows, halved when memory
+            runs out all the same.
+        on_step: called with a `Preview` whenever another `preview_rows` token rows of a batch are
+            drawn.
+
+    Raises:
+        ValueError: an argument does not fit, before anything is drawn. A model without a ranker
+            can only be asked for keep = candidates, and returns them with scores of NaN.
     """
     captions = [captions] if isinstance(captions, str) else list(captions)
     model = resolve(model)
     model.check_finite()
-    options = Options(temperature, top_k, top_p, guidance)
+    options = SamplingOptions(temperature, top_k, top_p, guidance)
+    _check_counts(model, captions, candidates, keep, batch_size, preview_rows)
+    prefix = _prefix(model, image, rows)
+    request = _Request(candidates, keep, options, seed, batch_size, rows, prefix)
+    previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
+    kept = _draw(model, captions, request, progress, previews)
+    return _result(captions, kept, request)
+
+
+def _check_counts(
+    model: Model,
+    captions: Sequence[str],
+    candidates: int,
+    keep: int,
+    batch_size: int | None,
+    preview_rows: int,
+) -> None:
     if not captions:
         raise ValueError("captions: expected at least one")
     if candidates < 1:
@@ -116,74 +151,15 @@ def sample(
         raise ValueError(f"keep: expected 1 to candidates = {candidates}, got {keep}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1 or None, got {batch_size}")
-    if model.clip is None and keep < candidates:
+    if model.ranker is None and keep < candidates:
         raise ValueError(
-            f"the model has no CLIP to rank with: ask for keep = candidates = {candidates}, or "
-            "train configs/shapes/clip.yaml and export again"
+            f"keep: the model has no ranker to choose by: ask for keep = candidates = "
+            f"{candidates}, or train configs/shapes/clip.yaml and export again"
         )
     if preview_rows < 1:
         raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
     for caption in captions:
         model.tokenizer.encode(caption)  # an empty caption is a mistake
-    prefix = _prefix(model, image, rows)
-    grid = model.transformer.config.grid
-
-    kept: list[_Kept] = []
-    parts: list[Tensor] = []  # of the caption in work
-    total = len(captions) * candidates
-    stopped = False
-    with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
-
-        def on_row(part: Part, done: int) -> None:
-            share = done * len(part.captions) * len(part.candidates) // grid**2
-            bar.update(part.captions.start * candidates + part.candidates.start + share - bar.n)
-            if on_step and (done // grid % preview_rows == 0 or done == grid**2):
-                _preview(model, captions, part, done // grid, on_step)
-
-        def rank_caption() -> None:
-            tokens = torch.cat(parts)
-            best = _best(model, captions[len(kept)], tokens, keep)
-            parts.clear()  # first: what Ctrl-C finds here must not be ranked as the next caption
-            kept.append(best)
-
-        try:
-            for part in draw_parts(
-                model, captions, candidates, seed, batch_size, options, prefix, on_row
-            ):
-                for tokens in part.tokens:
-                    parts.append(tokens)
-                    if part.candidates.stop == candidates:
-                        rank_caption()
-        except KeyboardInterrupt:
-            stopped = True
-            if sum(map(len, parts)) >= keep:
-                with suppress(KeyboardInterrupt):  # a second one, while ranking
-                    rank_caption()
-    if stopped:
-        if not kept:
-            raise KeyboardInterrupt
-        print(
-            f"stopped: {sum(k.drawn for k in kept)} of {total} candidates are complete",
-            file=sys.stderr,
-        )
-    settings = {
-        "candidates": candidates,
-        "drawn": [k.drawn for k in kept],
-        "keep": keep,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "guidance": guidance,
-        "rows": rows,
-        "seed": seed,
-    }
-    return Result(
-        captions[: len(kept)],
-        [k.images for k in kept],
-        torch.stack([k.tokens for k in kept]),
-        torch.stack([k.scores for k in kept]),
-        settings,
-    )
 
 
 @dataclass
@@ -196,53 +172,134 @@ class _Kept:
     images: list[Image.Image]
 
 
-def _best(model: Model, caption: str, tokens: Tensor, keep: int) -> _Kept:
-    """The best of candidates [b, rows x columns] by CLIP, or the first where there is none."""
-    images = decode(model, tokens)
-    scores = torch.full((len(tokens),), float("nan"))
-    order = torch.arange(keep)
-    if model.clip is not None:
-        scores = score(model.clip, clip_ids(model, caption), images)
-        order = scores.argsort(descending=True, stable=True)[:keep]
-    folded = rearrange(tokens[order], "b (r c) -> b r c", r=model.transformer.config.grid)
-    return _Kept(len(tokens), folded, scores[order], [to_pil(picture) for picture in images[order]])
+class _Previews:
+    """Shows the rows drawn so far of a part, every few rows."""
+
+    def __init__(
+        self,
+        model: Model,
+        captions: Sequence[str],
+        every: int,
+        on_step: Callable[[Preview], None],
+    ) -> None:
+        self.model, self.captions, self.every, self.on_step = model, captions, every, on_step
+
+    def show(self, part: Part, rows: int) -> None:
+        """Hands over the first rows of a part's images, caption by caption, when it is time."""
+        grid = self.model.prior.grid
+        if rows % self.every and rows != grid[0]:
+            return
+        for i, tokens in zip(part.captions, part.tokens, strict=True):
+            images = decode_rows(self.model.codec, tokens, rows, grid)
+            self.on_step(Preview(self.captions[i], part.candidates.start, rows, images))
 
 
-def _preview(
+def _draw(
     model: Model,
     captions: Sequence[str],
-    part: Part,
-    rows: int,
-    on_step: Callable[[Preview], None],
-) -> None:
-    """Hands over the first rows of a part's pictures, caption by caption."""
-    done = rows * model.transformer.config.grid
-    for i, tokens in zip(part.captions, part.tokens, strict=True):
-        images = decode(model, tokens[:, :done])
-        on_step(Preview(captions[i], part.candidates.start, rows, images))
+    request: _Request,
+    progress: bool,
+    previews: _Previews | None,
+) -> list[_Kept]:
+    """The best of each caption that is complete; all of them unless Ctrl-C came."""
+    kept: list[_Kept] = []
+    unfinished = CaptionParts(model)  # of the caption in work
+    rows, columns = model.prior.grid
+    total = len(captions) * request.candidates
+    stopped = False
+    with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
+
+        def on_row(part: Part, done: int) -> None:
+            share = done * len(part.captions) * len(part.candidates) // (rows * columns)
+            before = part.captions.start * request.candidates + part.candidates.start
+            bar.update(before + share - bar.n)
+            if previews:
+                previews.show(part, done // columns)
+
+        def keep_best(drawn: CaptionImages) -> None:
+            kept.append(_best(model, captions[len(kept)], drawn, request.keep))
+
+        try:
+            for drawn in _complete(model, captions, request, unfinished, on_row):
+                keep_best(drawn)
+        except KeyboardInterrupt:
+            stopped = True
+            if len(unfinished) >= request.keep:
+                with suppress(KeyboardInterrupt):  # a second one, while ranking
+                    keep_best(unfinished.take())
+    if stopped:
+        if not kept:
+            raise KeyboardInterrupt
+        print(
+            f"stopped: {sum(k.drawn for k in kept)} of {total} candidates are complete",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def _complete(
+    model: Model,
+    captions: Sequence[str],
+    request: _Request,
+    unfinished: CaptionParts,
+    on_row: Callable[[Part, int], None],
+) -> Iterator[CaptionImages]:
+    """Captions whose candidates are all drawn; `unfinished` has the others' candidates so far."""
+    for part in draw_parts(
+        model,
+        captions,
+        request.candidates,
+        request.seed,
+        request.batch_size,
+        request.options,
+        request.prefix,
+        on_row,
+    ):
+        yield from unfinished.add(part, request.candidates)
+
+
+def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _Kept:
+    """The best of a caption's candidates by the ranker, or the first where there is none."""
+    count = len(drawn.tokens)
+    scores = torch.full((count,), float("nan"))
+    order = torch.arange(keep)
+    if model.ranker is not None:
+        scores = model.ranker.score([caption], drawn.images)[0]
+        order = scores.argsort(descending=True, stable=True)[:keep]
+    folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
+    return _Kept(count, folded, scores[order], [to_pil(image) for image in drawn.images[order]])
+
+
+def _result(captions: Sequence[str], kept: Sequence[_Kept], request: _Request) -> Result:
+    settings = {
+        "candidates": request.candidates,
+        "drawn": [k.drawn for k in kept],
+        "keep": request.keep,
+        **asdict(request.options),
+        "rows": request.rows,
+        "seed": request.seed,
+    }
+    return Result(
+        list(captions[: len(kept)]),
+        [k.images for k in kept],
+        torch.stack([k.tokens for k in kept]),
+        torch.stack([k.scores for k in kept]),
+        settings,
+    )
 
 
 def rank(
-    caption: str,
+    captions: str | Sequence[str],
     images: Sequence[Image.Image] | Tensor,
     model: Model | str | Path | None = None,
 ) -> Tensor:
-    """CLIP's cosine similarity of a caption with each picture: float32 [len(images)].
+    """The ranker's scores of images: float32 [images] for a caption, [captions, images] for a list.
 
-    images: PIL pictures of any size and mode, or floats [n, 3, H, W] in [0, 1].
+    images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1].
     """
     model = resolve(model)
     model.check_finite()
-    if model.clip is None:
-        raise ValueError("the model has no CLIP to rank with; its folder lacks clip.safetensors")
-    text = clip_ids(model, caption)
-    if len(images) == 0:
-        raise ValueError("images: expected at least one")
-    if isinstance(images, Tensor):
-        return score(model.clip, text, images)
-    # One at a time, because pictures may differ in size.
-    parts = [score(model.clip, text, to_tensor(picture)[None]) for picture in images]
-    return torch.cat(parts)
+    return model.rank(captions, images)
 
 
 def resolve(model: Model | str | Path | None) -> Model:
@@ -258,52 +315,23 @@ def resolve(model: Model | str | Path | None) -> Model:
     return load(model)
 
 
-@torch.inference_mode()
-def decode(model: Model, tokens: Tensor) -> Tensor:
-    """Pictures of tokens [b, rows x columns]: float32 [b, 3, H, W] in [0, 1], on the CPU.
-
-    Fewer rows than the grid's give the pictures' upper parts. A few pictures at a time.
-    """
-    grid = model.transformer.config.grid
-    device = next(model.dvae.parameters()).device
-    folded = rearrange(tokens, "b (r c) -> b r c", c=grid)
-    parts = folded.split(pictures_at_once(model))
-    return torch.cat([model.dvae.decode(part.to(device)).float().cpu() for part in parts])
-
-
-def clip_ids(model: Model, caption: str) -> Tensor:
-    """The caption as the model's CLIP reads it: int64 [1, t]."""
-    assert model.clip is not None
-    return model.clip.ids(caption)
-
-
-def to_pil(picture: Tensor) -> Image.Image:
-    """Pixels [3, H, W] in [0, 1] as an 8-bit RGB picture."""
-    pixels = (picture * 255).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(rearrange(pixels, "c h w -> h w c").numpy())
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture of any mode (see `to_rgb`) as float32 pixels [3, H, W] in [0, 1]."""
-    pixels = torch.from_numpy(np.array(to_rgb(picture)))
-    return rearrange(pixels, "h w c -> c h w").float() / 255
-
-
 def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None:
     """The tokens of the first rows of the image to complete: int64 [rows x columns]."""
-    grid, side = model.transformer.config.grid, model.image_size
+    grid, stride = model.prior.grid, model.codec.stride
+    height, width = grid[0] * stride, grid[1] * stride
     if image is None:
         if rows:
             raise ValueError(f"rows: {rows} rows of which image? Give image too")
         return None
-    if not 0 < rows < grid:
-        raise ValueError(f"rows: expected 1 to {grid - 1} of the {grid} token rows, got {rows}")
+    if not 0 < rows < grid[0]:
+        raise ValueError(
+            f"rows: expected 1 to {grid[0] - 1} of the {grid[0]} token rows, got {rows}"
+        )
     if not isinstance(image, Image.Image):
         raise ValueError(f"image: expected a PIL image, got {type(image).__name__}")
-    if image.size != (side, side):
+    if image.size != (width, height):
         raise ValueError(
-            f"image: expected {side}x{side} pixels, got {image.size[0]}x{image.size[1]}"
+            f"image: expected {width}x{height} pixels, got {image.size[0]}x{image.size[1]}"
         )
-    device = next(model.dvae.parameters()).device
-    tokens = model.dvae.encode(to_tensor(image)[None].to(device))
+    tokens = model.codec.encode(to_tensor(image)[None].to(device_of(model.codec)))
     return tokens[0, :rows].flatten().cpu()

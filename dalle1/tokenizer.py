@@ -1,8 +1,10 @@
 """Captions to token ids and back: lower-cased byte-level BPE (paper section 2.2).
 
-Ids are those of `transformer.sequence`: END_OF_CAPTION is token 0 of the vocabulary, and each text
-position has a padding id of its own behind the vocabulary. Dropout of merges (10 % in the paper)
-is applied only where it is asked for: in training.
+Text ids:
+    0 ... vocab_size - 1    byte-pair tokens; END_OF_CAPTION is one of them
+    vocab_size + p          the padding of text position p, one for each position
+
+Dropout of merges (10 % in the paper) is applied only where it is asked for: in training.
 
 Dimensions: b captions, t text positions.
 """
@@ -22,10 +24,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from dalle1.common.files import write_text
-from dalle1.transformer.sequence import END_OF_CAPTION, padding_id
 
-END_TOKEN = "<|endofcaption|>"
+END_OF_CAPTION = 0  # the target at the first padding position; never an input
+END_TOKEN = "<|endofcaption|>"  # as the vocabulary spells it
+TOKENIZER = "tokenizer.json"  # in a model folder, and in the folder of a run that learned it
 BYTES = 256  # a byte-level vocabulary holds every byte, so no caption is out of it
+
+
+def padding_id(text_vocab: int, position: int) -> int:
+    """The id that stands for padding at a text position (appendix B.1: each has its own)."""
+    return text_vocab + position
 
 
 class Tokenizer:

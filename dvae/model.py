@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dvae.objective import map_pixels, unmap_pixels
+from dvae.storage import Kind, save_part
 
 
 class DVAEConfig(BaseModel):
@@ -168,7 +169,12 @@ class Decoder(nn.Module):
 
 
 class DVAE(nn.Module):
-    """Images to tokens and back: `encode` is the plain argmax of the logits, without noise."""
+    """Images to tokens and back: `encode` is the plain argmax of the logits, without noise.
+
+    A `dvae.codec.Codec`.
+    """
+
+    decodes_rows = True  # the decoder is convolutional: only the last row sees what lies below
 
     def __init__(self, config: DVAEConfig | None = None) -> None:
         super().__init__()
@@ -180,6 +186,21 @@ class DVAE(nn.Module):
                 for module in self.modules():
                     if isinstance(module, Conv2d):
                         module.w.mul_(self.config.init_gain)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of image tokens: the codebook's size."""
+        return self.config.codebook_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a token's side, read and written."""
+        return self.config.stride
+
+    @property
+    def out_stride(self) -> int:
+        """As `stride`: the decoder writes images as large as those that are read."""
+        return self.config.stride
 
     def logits(self, images: Tensor) -> Tensor:
         """Codebook logits, float [b, k, H/stride, W/stride], of images [b, c, H, W] in [0, 1].
@@ -233,7 +254,8 @@ class DVAE(nn.Module):
             raise ValueError(f"images: height and width must be multiples of {s}, got {shape[2:]}")
 
     def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `dvae.safetensors` into `folder`."""
-        from dvae.storage import save  # here, because storage builds a DVAE itself
+        """Writes `config.json` and `dvae.safetensors` into `folder`; `dvae.load` opens it."""
+        save_part(KIND, self, folder)
 
-        save(self, folder)
+
+KIND: Kind = Kind("codec", "dvae", DVAEConfig, DVAE, "dvae.safetensors")

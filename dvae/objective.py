@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from dvae.model import DVAE
 
 Generators = torch.Generator | Sequence[torch.Generator]
 EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infinite (A.3)
@@ -79,8 +76,20 @@ class ELB:
     tokens: Tensor  # int64 [b, h, w]: argmax of the logits, for counting the codes in use
 
 
+class RelaxedCodec(Protocol):
+    """What the ELB is of: `dvae.model.DVAE`."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Float [b, k, h, w] of images [b, c, H, W] in [0, 1]."""
+        ...
+
+    def decoder(self, z: Tensor) -> Tensor:
+        """Maps [b, 2c, H, W], mu then ln b, of relaxed one-hot tokens [b, k, h, w]."""
+        ...
+
+
 def relaxed_elb(
-    codec: DVAE,
+    codec: RelaxedCodec,
     images: Tensor,
     temperature: float,
     kl_weight: float,

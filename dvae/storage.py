@@ -1,52 +1,182 @@
-"""A codec as a folder: `config.json` with a `dvae` section and `dvae.safetensors`."""
+"""Parts of a model as a folder: a section of `config.json` and a safetensors file each.
+
+    config.json        {"format": 2, "codec": {"kind": "dvae", ...}, ...}
+    dvae.safetensors
+
+A part is a codec, a prior or a ranker. What kinds there are is said in tables (`dvae.codec`,
+`dalle1.registry`); here is only how one is written and read. Nothing in a folder is a pickle, and
+every file is written under a temporary name and then renamed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-
-from dvae.model import DVAE, DVAEConfig
+from torch import nn
 
 CONFIG = "config.json"
-WEIGHTS = "dvae.safetensors"
+FORMAT = 2
+# Sections of format 1, which had one kind of each part, and what they are called now.
+_FORMAT_1 = {
+    "dvae": ("codec", "dvae"),
+    "transformer": ("prior", "sparse_transformer"),
+    "clip": ("ranker", "clip"),
+}
 
 
-def save(codec: DVAE, folder: str | Path) -> None:
-    """Writes weights, then the config; each beside its place and then renamed."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config_path = folder / CONFIG
-    config = json.loads(config_path.read_text()) if config_path.exists() else {}
-    config["dvae"] = codec.config.model_dump()
-    weights = {name: tensor.detach().contiguous() for name, tensor in codec.state_dict().items()}
-    beside = folder / (WEIGHTS + ".tmp")
-    save_file(weights, beside)
-    os.replace(beside, folder / WEIGHTS)
-    beside = folder / (CONFIG + ".tmp")
-    beside.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(beside, config_path)
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: how its section of `config.json` is read and its weights are found.
+
+    Attributes:
+        role: "codec", "prior" or "ranker", the section's name.
+        name: the section's "kind".
+        config: class of the other settings in the section; the part holds one as `config`.
+        module: makes a part of such a config.
+        weights: name of the safetensors file; None for a part without weights.
+        assets: names of other files; the part has methods `save_assets(folder)` and
+            `load_assets(folder)` for them.
+    """
+
+    role: str
+    name: str
+    config: type[BaseModel]
+    module: type
+    weights: str | None
+    assets: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files besides `config.json`."""
+        return self.assets if self.weights is None else (self.weights, *self.assets)
 
 
-def load(folder: str | Path) -> DVAE:
-    """The codec of a folder that `DVAE.save` (or a whole model's `save`) wrote, in eval mode.
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends; after an error it is
+    removed and `path` is as before."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
-    Raises ValueError when a file is missing, truncated or does not fit the config.
+
+def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
+    """Writes a part's weights and other files, then its section; other sections stay.
+
+    Raises OSError where the folder cannot be written.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: {name} is missing; a saved codec has {CONFIG}, {WEIGHTS}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind.weights is not None:
+        save_weights(part, folder / kind.weights)
+    if kind.assets:
+        part.save_assets(folder)
+    write_section(folder, kind.role, {"kind": kind.name, **part.config.model_dump()})
+
+
+def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
+    """The part of a folder that `save_part` wrote, in eval mode, on the CPU.
+
+    Raises ValueError that names the file when one is missing, truncated or does not fit, or when
+    the folder holds no such part or one of a kind that is not known.
+    """
+    folder = Path(folder)
+    section = dict(read_config(folder).get(role) or {})
+    if not section:
+        raise ValueError(f"{folder / CONFIG}: has no {role!r} section")
+    name = section.pop("kind", None)
+    if name not in kinds:
+        raise ValueError(
+            f"{folder / CONFIG}: {role}.kind: expected one of {', '.join(kinds)}, got {name!r}; "
+            "import the package that registers it, or take a newer release"
+        )
+    kind = kinds[name]
     try:
-        section = json.loads((folder / CONFIG).read_text())["dvae"]
-        codec = DVAE(DVAEConfig(**section))
-        codec.load_state_dict(load_file(folder / WEIGHTS))
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        raise ValueError(f"{folder / CONFIG}: not a codec's config: {error}") from error
+        config = kind.config(**section)
+    except (TypeError, ValidationError) as error:
+        raise ValueError(f"{folder / CONFIG}, section {role!r}: {error}") from error
+    part = kind.module(config)
+    if kind.weights is not None:
+        load_weights(part, folder / kind.weights)
+    if kind.assets:
+        part.load_assets(folder)
+    return part.eval() if isinstance(part, nn.Module) else part
+
+
+def has_part(role: str, folder: str | Path) -> bool:
+    """Whether a folder's `config.json` has a section for the part."""
+    return bool(read_config(Path(folder)).get(role))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's `config.json` as format 2 has it, whichever it is written in.
+
+    Raises ValueError when it is missing, no JSON object, or of a newer format.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: {CONFIG} is missing; is this a model folder?")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: truncated or not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an object with a section for each part")
+    found = config.get("format", 1)
+    if found not in (1, FORMAT):
+        raise ValueError(f"{path}: format: expected {FORMAT} at most, got {found!r}; update dalle1")
+    for role, section in config.items():
+        if role != "format" and not isinstance(section, dict):
+            raise ValueError(f"{path}, section {role!r}: expected an object, got {section!r}")
+    return config if found == FORMAT else _upgraded(config)
+
+
+def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` of format 1 as format 2."""
+    result: dict[str, Any] = {"format": FORMAT}
+    if "transformer" in config:  # a full model, whose tokenizer was always of this kind
+        result["tokenizer"] = {"kind": "bpe"}
+    for name, section in config.items():
+        role, kind = _FORMAT_1.get(name, (name, name))
+        result[role] = {"kind": kind, **section}
+    return result
+
+
+def write_section(folder: Path, role: str, section: Mapping[str, Any] | None) -> None:
+    """Puts a section into the folder's `config.json`, or takes it out where it is None."""
+    path = folder / CONFIG
+    config: dict[str, Any] = read_config(folder) if path.exists() else {"format": FORMAT}
+    config[role] = section
+    content = {name: value for name, value in config.items() if value is not None}
+    with temporary_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Writes a module's weights as safetensors."""
+    weights = {name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}
+    with temporary_file(path) as temporary:
+        save_file(weights, temporary)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Reads weights into a module; ValueError when missing, truncated or of another shape."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing from the model folder")
+    try:
+        module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: truncated or of another shape: {error}") from error
-    return codec.eval()
+        raise ValueError(f"{path}: truncated or of another shape: {error}") from error

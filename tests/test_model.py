@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 import dalle1
-from dalle1 import CLIP, CLIPConfig, Model
-from dalle1.model import load_clip, save_clip
+from dalle1 import CLIP, CLIPConfig, Model, registry
 from dvae import DVAE, DVAEConfig
+from dvae.storage import save_part
 from tests.conftest import ModelMaker
 
 FILES = {
@@ -23,8 +23,10 @@ FILES = {
     "transformer.safetensors",
     "dvae.safetensors",
     "clip.safetensors",
+    "clip_tokenizer.json",
     "README.md",
 }
+SECTIONS = {"prior": "transformer", "codec": "dvae", "ranker": "clip"}
 
 
 def draws(model: Model) -> dalle1.Result:
@@ -60,15 +62,31 @@ def test_folder(model: Model, make_model: ModelMaker, tmp_path: Path) -> None:
         content = (tmp_path / name).read_bytes()
         assert content[:2] not in (b"PK", b"\x80\x02"), f"{name} is a pickle"
     config = json.loads((tmp_path / "config.json").read_text())
-    assert set(config) == {"transformer", "dvae", "clip"}
+    assert config["format"] == 2
+    kinds = {role: section["kind"] for role, section in config.items() if role != "format"}
+    assert kinds == {
+        "tokenizer": "bpe",
+        "prior": "sparse_transformer",
+        "codec": "dvae",
+        "ranker": "clip",
+    }
     assert "8x8" in (tmp_path / "README.md").read_text()
     make_model(clip=False).save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == FILES - {"clip.safetensors"}
-    assert dalle1.load(tmp_path).clip is None
+    assert {p.name for p in tmp_path.iterdir()} == FILES - {
+        "clip.safetensors",
+        "clip_tokenizer.json",
+    }
+    assert dalle1.load(tmp_path).ranker is None
 
 
-@pytest.mark.parametrize("name", sorted(FILES - {"README.md"}))
-@pytest.mark.parametrize("kept", [None, 0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        *itertools.product(sorted(FILES - {"README.md"}), (0, 0.5)),
+        # Without its own file a CLIP reads captions by the prior's tokenizer.
+        *((name, None) for name in sorted(FILES - {"README.md", "clip_tokenizer.json"})),
+    ],
+)
 def test_damaged_folder(model: Model, tmp_path: Path, name: str, kept: float | None) -> None:
     """A missing or cut file that loads as something else or raises without naming it."""
     model.save(tmp_path)
@@ -81,8 +99,8 @@ def test_damaged_folder(model: Model, tmp_path: Path, name: str, kept: float | N
         dalle1.load(tmp_path)
 
 
-@pytest.mark.parametrize("section", ["transformer", "dvae", "clip"])
-@pytest.mark.parametrize("content", [None, 3, [], {"wdith": 8}])
+@pytest.mark.parametrize("section", sorted(SECTIONS))
+@pytest.mark.parametrize("content", [3, [], {"wdith": 8}, {"kind": "dave"}, {"kind": 3}])
 def test_config_sections(model: Model, tmp_path: Path, section: str, content: object) -> None:
     """An unknown key or a section of another kind that raises anything but ValueError."""
     model.save(tmp_path)
@@ -94,7 +112,7 @@ def test_config_sections(model: Model, tmp_path: Path, section: str, content: ob
         dalle1.load(tmp_path)
 
 
-@pytest.mark.parametrize("section", ["transformer", "dvae"])
+@pytest.mark.parametrize("section", ["prior", "codec"])
 def test_config_without_a_section(model: Model, tmp_path: Path, section: str) -> None:
     """A folder of another stage that ends in a KeyError."""
     model.save(tmp_path)
@@ -106,16 +124,16 @@ def test_config_without_a_section(model: Model, tmp_path: Path, section: str) ->
         dalle1.load(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["transformer", "dvae", "clip"])
-def test_weights_of_another_shape(model: Model, tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("role", sorted(SECTIONS))
+def test_weights_of_another_shape(model: Model, tmp_path: Path, role: str) -> None:
     """Weights of another config that are loaded where they happen to fit."""
     model.save(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    setting = {"transformer": "layers", "dvae": "blocks_per_group", "clip": "text_layers"}[part]
-    config[part][setting] += 1
+    setting = {"prior": "layers", "codec": "blocks_per_group", "ranker": "text_layers"}[role]
+    config[role][setting] += 1
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=rf"{part}\.safetensors"):
+    with pytest.raises(ValueError, match=rf"{SECTIONS[role]}\.safetensors"):
         dalle1.load(tmp_path)
 
 
@@ -133,7 +151,7 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_parts_that_do_not_fit(model: Model) -> None:
     """Parts of different runs, whose pictures would be noise without an error."""
     codec = DVAE(DVAEConfig(width=4, bottleneck=2, groups=2, codebook_size=6))
-    with pytest.raises(ValueError, match=r"codebook_size is 6.*image_vocab is 5"):
+    with pytest.raises(ValueError, match=r"codec's vocabulary is 6.*image_vocab is 5"):
         Model(model.tokenizer, model.transformer, codec)
     longer = model.tokenizer.resized(11)
     with pytest.raises(ValueError, match=r"text_length is 11.*text_length is 10"):
@@ -143,7 +161,7 @@ def test_parts_that_do_not_fit(model: Model) -> None:
         Model(other, model.transformer, model.dvae)
     assert model.clip is not None
     config = CLIPConfig(**{**model.clip.config.model_dump(), "text_vocab": 280})
-    with pytest.raises(ValueError, match=r"CLIP's text_vocab less 2 is 278.*text_vocab is 280"):
+    with pytest.raises(ValueError, match=r"CLIP's text_vocab less 2 is 278.*vocabulary is 280"):
         Model(model.tokenizer, model.transformer, model.dvae, CLIP(config))
 
 
@@ -207,19 +225,42 @@ def test_rank_is_dalle1_rank(model: Model) -> None:
 
 def test_clip_folder(model: Model, tmp_path: Path) -> None:
     """A CLIP's own folder that does not open again, or opens without its tokenizer."""
-    assert model.clip is not None
-    save_clip(model.clip, model.tokenizer, tmp_path)
+    clip = model.ranker
+    assert isinstance(clip, CLIP)
+    save_part(registry.kind_of("ranker", clip), clip, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
         "config.json",
         "clip.safetensors",
-        "tokenizer.json",
+        "clip_tokenizer.json",
     }
-    clip, tokenizer = load_clip(tmp_path)
-    images, caption = torch.rand(2, 3, 8, 8), "a red cat"
-    with torch.no_grad():
-        got = clip(images, tokenizer.encode_for_clip(caption, 10))
-        expected = model.clip(images, model.tokenizer.encode_for_clip(caption, 10))
-    assert torch.equal(got, expected)
+    again = registry.load("ranker", tmp_path)
+    images, captions = torch.rand(2, 3, 8, 8), ["a red cat", "a mat"]
+    assert torch.equal(again.score(captions, images), clip.score(captions, images))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="no 'clip' section"):
-        load_clip(tmp_path)
+    with pytest.raises(ValueError, match="no 'ranker' section"):
+        registry.load("ranker", tmp_path)
+
+
+def test_a_newer_format_is_refused(model: Model, tmp_path: Path) -> None:
+    """A folder of a later release that is read as if it were of this one."""
+    model.save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    with pytest.raises(ValueError, match="format: expected 2 at most, got 3"):
+        dalle1.load(tmp_path)
+
+
+def test_another_ranker_is_taken(model: Model, make_model: ModelMaker, tmp_path: Path) -> None:
+    """A ranker put into a model that cannot read captions, trains, or is not saved with it."""
+    plain = make_model(clip=False)
+    assert isinstance(model.ranker, CLIP)
+    clip = CLIP(model.ranker.config)
+    plain.ranker = clip
+    assert plain.clip is clip and not clip.training
+    image = torch.rand(1, 3, 8, 8)
+    scores = plain.rank("a red cat", image)
+    plain.save(tmp_path)
+    assert torch.equal(dalle1.load(tmp_path).rank("a red cat", image), scores)
+    wrong = CLIPConfig(**{**clip.config.model_dump(), "text_vocab": 280})
+    with pytest.raises(ValueError, match="CLIP's text_vocab less 2 is 278"):
+        plain.ranker = CLIP(wrong)

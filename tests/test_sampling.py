@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 import dalle1
-from dalle1 import Model, sampling
+from dalle1 import CLIP, Model
 from dalle1.common.images import to_rgb
-from dalle1.generation.generator import Decoder
+from dalle1.generation.generator import Generator
 from dalle1.model import load
 from dalle1.sampling import Preview
 from tests.conftest import ModelMaker
@@ -96,13 +96,13 @@ def test_options_reach_the_draw(model: Model) -> None:
 def test_without_clip(make_model: ModelMaker) -> None:
     """A model without CLIP that keeps some as if it had ranked them."""
     model = make_model(clip=False)
-    with pytest.raises(ValueError, match=r"no CLIP.*keep = candidates = 6"):
+    with pytest.raises(ValueError, match=r"no ranker.*keep = candidates = 6"):
         sample(model)
     result = sample(model, keep=6)
     assert result.tokens.shape == (1, 6, 4, 4)
     assert bool(result.scores.isnan().all()) and result.scores.shape == (1, 6)
     assert torch.equal(sample(model, candidates=2, keep=2).tokens[0], result.tokens[0, :2])
-    with pytest.raises(ValueError, match="no CLIP"):
+    with pytest.raises(ValueError, match="no ranker"):
         dalle1.rank(CAPTION, [picture()], model=model)
 
 
@@ -139,12 +139,12 @@ def test_errors_before_anything_is_drawn(
     def draw(*_: object) -> Tensor:
         raise AssertionError("drawn before the arguments were checked")
 
-    monkeypatch.setattr(Decoder, "draw", draw)
+    monkeypatch.setattr(Generator, "draw", draw)
     with pytest.raises(ValueError, match=message):
         sample(model, captions, **settings)
 
 
-@pytest.mark.parametrize("part", ["transformer", "dvae", "clip"])
+@pytest.mark.parametrize("part", ["prior", "codec", "ranker"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite(make_model: ModelMaker, part: str, value: float) -> None:
     """A diverged model that draws something all the same."""
@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite(make_model: ModelMaker, part: str, value: f
     weight = list(getattr(broken, part).parameters())[-1]
     with torch.no_grad():
         weight.view(-1)[-1] = value
-    with pytest.raises(ValueError, match=rf"{part}: the weight \S+ is not finite"):
+    with pytest.raises(ValueError, match=rf"{part} \(\w+\): the weight \S+ is not finite"):
         sample(broken)
     with pytest.raises(ValueError, match="not finite"):
         dalle1.rank(CAPTION, [picture()], model=broken)
@@ -295,7 +295,7 @@ def test_ctrl_c_returns_what_is_complete(
 ) -> None:
     """Finished candidates that are thrown away, or half-drawn ones that are kept."""
     whole = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
-    draw = Decoder.draw
+    draw = Generator.draw
     for allowed, counts in ((5, [6, 4]), (4, [6, 2]), (3, [6]), (2, [4])):
         calls = 0
 
@@ -306,7 +306,7 @@ def test_ctrl_c_returns_what_is_complete(
                 raise KeyboardInterrupt
             return draw(*arguments)
 
-        monkeypatch.setattr(Decoder, "draw", interrupted)
+        monkeypatch.setattr(Generator, "draw", interrupted)
         result = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
         assert result.settings["drawn"] == counts
         assert len(result.captions) == len(result.images) == len(counts)
@@ -319,14 +319,15 @@ def test_ctrl_c_returns_what_is_complete(
         def at_once(*arguments: Any, allowed: int = allowed) -> torch.Tensor:
             return interrupted(*arguments, allowed=allowed)
 
-        monkeypatch.setattr(Decoder, "draw", at_once)
+        monkeypatch.setattr(Generator, "draw", at_once)
         with pytest.raises(KeyboardInterrupt):
             sample(model, keep=3, batch_size=2)
 
 
 def test_ctrl_c_while_ranking(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions that were done, lost because Ctrl-C came while the next was ranked."""
-    score, calls = sampling.ranking.score, []
+    assert isinstance(model.ranker, CLIP)
+    score, calls = model.ranker.score, []
 
     def interrupted(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -334,7 +335,7 @@ def test_ctrl_c_while_ranking(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setattr(sampling.ranking, "score", interrupted)
+    monkeypatch.setattr(model.ranker, "score", interrupted)
     result = sample(model, ["a blue dog", CAPTION])
     assert result.captions == ["a blue dog"] and result.settings["drawn"] == [6]
     with pytest.raises(KeyboardInterrupt):

@@ -205,7 +205,7 @@ def measure_tokenizing(
                 settings = TokenizeSettings(
                     data=str(data),
                     out=str(folder / f"made-{number}"),
-                    dvae_model=str(folder / "codec"),
+                    codec=str(folder / "codec"),
                     grid=GRID,
                     batch_size=BATCH,
                     workers=count,

@@ -202,8 +202,8 @@ def report_half(layers: int, width: int, updates: int, span: float, out: Path) -
         raise ValueError(f"--width must be a multiple of {HEAD} or less, got {width}")
     c = tiny(layers, width)
     print(
-        f"{layers} layers of width {width}, {c.stream.length} positions, batch {BATCH}, {updates} "
-        f"updates; all rules for scales run {CLOCK} times as fast"
+        f"{layers} layers of width {width}, {c.sequence.length} positions, batch {BATCH}, "
+        f"{updates} updates; all rules for scales run {CLOCK} times as fast"
     )
     runs: dict[float, dict[str, Run]] = {}
     for planted in sorted({0.0, span}):

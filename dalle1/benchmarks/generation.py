@@ -1,4 +1,4 @@
-"""Whole pictures of one caption, with random weights: our decoder, a plain cache, no cache.
+"""Whole pictures of one caption, with random weights: our generator, a plain cache, no cache.
 
 Dimensions: b candidates, t text positions, m image positions, s heads, d head size.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.benchmarks.timing import DTYPES, Measured, bandwidth, matmul_rate, peak_memory, timed
-from dalle1.generation.batches import free_memory, working_bytes
-from dalle1.generation.generator import Decoder
-from dalle1.generation.options import Options, candidate_uniforms, choose
+from dalle1.generation.batches import free_memory
+from dalle1.generation.generator import Generator
+from dalle1.generation.options import SamplingOptions, candidate_uniforms, sample_token
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.kv_cache import cache_bytes, holds_states
 from dalle1.transformer.layers import Layer
@@ -66,10 +66,10 @@ class DenseCache:
     @staticmethod
     def shape(c: TransformerConfig, candidates: int) -> tuple[int, ...]:
         """Of the keys and values."""
-        return (c.layers, 2, candidates, c.heads, c.stream.length, c.head_size)
+        return (c.layers, 2, candidates, c.heads, c.sequence.length, c.head_size)
 
     def step(self, x: Tensor, position: int) -> Tensor:
-        """As `dalle1.transformer.kv_cache.Cache.step`."""
+        """As `KVCache.step`, and the logits."""
         x, n = x[:, None], self.text_length + position
         for i, layer in enumerate(self.transformer.layers):
             assert isinstance(layer, Layer)
@@ -102,20 +102,21 @@ class _Rows:
 
 
 def draw_ours(transformer: Transformer, text: Tensor, uniforms: Tensor, batch: int) -> Run:
-    """By `Decoder`, `batch` candidates at a time; what is done once for many pictures, such as
+    """By `Generator`, `batch` candidates at a time; what is done once for many pictures, such as
     packing and recording, is not counted."""
     device, grid = transformer.start_of_image.device, transformer.config.grid
-    decoder = Decoder(transformer, 1, batch)
+    generator = Generator(transformer, 1, batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    held = cache_bytes(transformer.config, batch, transformer.start_of_image.dtype)
     tokens, rows = [], _Rows(device)
     for part in uniforms.split(batch):
         rest = uniforms[: batch - len(part)]  # shapes never change
-        drawn = decoder.draw(text[None], torch.cat([part, rest])[None], on_step=rows)
+        drawn = generator.draw(text[None], torch.cat([part, rest])[None], on_step=rows)
         rows.times[-1] = time.perf_counter()  # the last row is known when it is here
         tokens.append(drawn[0, : len(part)])
-    return rows.run(grid, decoder.cache.bytes, torch.cat(tokens))
+    return rows.run(grid, held, torch.cat(tokens))
 
 
 @torch.inference_mode()
@@ -130,9 +131,9 @@ def draw_plain(transformer: Transformer, text: Tensor, uniforms: Tensor) -> Run:
     fed = transformer.start_of_image.expand(len(uniforms), -1)
     rows = _Rows(device)
     cache = DenseCache(transformer, text.to(device)[None], len(uniforms))
-    for p in range(c.stream.image_length):
+    for p in range(c.sequence.image_length):
         logits = cache.step(fed + positions[p], p)
-        tokens[:, p] = choose(logits, uniforms[:, p], Options())
+        tokens[:, p] = sample_token(logits, uniforms[:, p], SamplingOptions())
         fed = transformer.image_embedding(tokens[:, p])
         if (p + 1) % c.grid == 0:
             if device.type == "cuda":
@@ -148,8 +149,8 @@ def recomputed_seconds(transformer: Transformer, candidates: int) -> float:
     c, device = transformer.config, transformer.start_of_image.device
     few = min(2, candidates)
     text = torch.ones(few, c.text_length, dtype=torch.int64, device=device)
-    image = torch.zeros(few, c.stream.image_length, dtype=torch.int64, device=device)
-    lengths = [1 + (c.stream.image_length - 1) * i // 4 for i in range(5)]
+    image = torch.zeros(few, c.sequence.image_length, dtype=torch.int64, device=device)
+    lengths = [1 + (c.sequence.image_length - 1) * i // 4 for i in range(5)]
     points = []
     for length in lengths:
         runs = [timed(lambda n=length: transformer.states(text, image[:, :n]), device)  # type: ignore[misc]
@@ -178,17 +179,16 @@ def decoding_flops(c: TransformerConfig, candidates: int) -> float:
 
 def even_batch(transformer: Transformer, candidates: int) -> int:
     """Candidates at once, in as few and as even batches as the device's memory allows."""
-    c, weight = transformer.config, transformer.start_of_image
-    shared = cache_bytes(c, 0, weight.dtype)
-    each = cache_bytes(c, 1, weight.dtype) - shared + working_bytes(c, weight.dtype)
-    most = max(1, (int(0.9 * free_memory(weight.device)) - shared) // each)
+    shared, each = transformer.decoding_bytes()
+    free = int(0.9 * free_memory(transformer.start_of_image.device))
+    most = max(1, (free - shared) // each)
     return -(-candidates // -(-candidates // most))
 
 
 def _keys(c: TransformerConfig) -> list[float]:
     """Image keys that a step of each layer reads, mean over the positions."""
     counts = {
-        p: sum(map(len, step_keys(p, c.grid, c.conv_kernel))) / c.stream.image_length
+        p: sum(map(len, step_keys(p, c.grid, c.conv_kernel))) / c.sequence.image_length
         for p in set(c.patterns)
     }
     return [counts[p] for p in c.patterns]
@@ -201,7 +201,7 @@ def report_sample(
     torch.manual_seed(0)
     with device:
         transformer = Transformer(c).to(DTYPES[dtype]).eval()
-    m = c.stream.image_length
+    m = c.sequence.image_length
     copying, rate = bandwidth(device), matmul_rate(device, DTYPES[dtype])
     print(
         f"sampling one caption: {c.layers} layers of width {c.width}, {c.text_length} + "

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dalle1.transformer.prepacked_linear import packed_linear
+from dalle1.transformer.prepacked_linear import prepacked_linear
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -74,5 +74,5 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product; the best of a few."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    product = packed_linear(a, a.new_zeros(n), n)
+    product = prepacked_linear(a, a.new_zeros(n), n)
     return 2 * n**3 / min(timed(lambda: product(b), device) for _ in range(6))

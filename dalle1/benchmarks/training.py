@@ -38,7 +38,7 @@ WARM_UP = 2
 
 def step_flops(c: TransformerConfig) -> float:
     """FLOPs that one sample's training step needs, as `MFU` says."""
-    n, t, m = c.stream.length, c.text_length, c.stream.image_length
+    n, t, m = c.sequence.length, c.text_length, c.sequence.image_length
     weights = 12 * c.width**2 * n * c.layers + c.width * (t * c.text_vocab + m * c.image_vocab)
     pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in set(c.patterns)}
     return 6.0 * weights + 12.0 * c.width * sum(pairs[p] for p in c.patterns)
@@ -48,7 +48,7 @@ def measure_attention(
     c: TransformerConfig, batch: int, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> dict[str, dict[str, Measured]]:
     """Forward and backward of one call: of each pattern, of each way to run it."""
-    n = c.stream.length
+    n = c.sequence.length
     made = torch.Generator(device).manual_seed(0)
     shape = (batch, c.heads, n, c.head_size)
     q, k, v, grad = (
@@ -101,7 +101,7 @@ def _train_worker(
     with device:
         transformer = Transformer(c, Execution(**execution))
         text = torch.randint(1, c.text_vocab, (batch, c.text_length))
-        image = torch.randint(c.image_vocab, (batch, c.stream.image_length))
+        image = torch.randint(c.image_vocab, (batch, c.sequence.image_length))
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
     mixed = torch.autocast(kind, DTYPES[dtype]) if dtype != "float32" else contextlib.nullcontext()
 
@@ -196,7 +196,7 @@ def report_train(
     }
     print(
         f"train step: batch {batch}, {c.layers} layers of width {c.width}, "
-        f"{c.stream.length} positions, {dtype}, "
+        f"{c.sequence.length} positions, {dtype}, "
         f"checkpointing {execution.checkpointing}, compile {execution.compile}"
     )
     results = measure_train(c, variants, batch, dtype, device, repeats)
@@ -207,7 +207,7 @@ def report_train(
     for name, m in results.items():
         middle = m.spread()[1] / 1e3
         flops = batch * step_flops(c) / middle
-        tokens = batch * c.stream.length / middle
+        tokens = batch * c.sequence.length / middle
         share = f"  {flops / peak:.1%} MFU" if peak else ""
         speed = f"{tokens:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s{share}"
         print(f"  {name:11} {m.text()}  {speed}")

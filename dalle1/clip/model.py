@@ -1,4 +1,4 @@
-"""CLIP: how well a picture fits a caption (Radford et al. 2021; DALL-E paper section 2.6).
+"""CLIP: how well a image fits a caption (Radford et al. 2021; DALL-E paper section 2.6).
 
 Dimensions: b batch, p patches, t text positions, w width of an encoder, e shared embedding.
 The default config is ViT-B/32; parameter names are those of the published weights.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, cast
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -18,9 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle1.common.images import to_rgb
+from dalle1.clip.tokenizer import CLIP_TOKENIZER, load_clip_tokenizer
+from dalle1.common.images import to_rgb, to_tensor
+from dalle1.protocols import TextTokenizer
+from dvae.storage import Kind
 
 MAX_SCALE = 100.0  # the logit scale is clipped here
+SCORED = 256  # images whose scores are computed at once
 
 
 class CLIPConfig(BaseModel):
@@ -68,11 +72,15 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
-class Captions(Protocol):
+class CaptionEncoder(Protocol):
     """What turns captions into a CLIP's ids: `dalle1.Tokenizer` or `CLIPTokenizer`."""
 
     def encode_for_clip(self, captions: str | Sequence[str], length: int) -> Tensor:
         """int64 [b, length]: start, tokens, end, zeros."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Writes one file."""
         ...
 
 
@@ -156,12 +164,15 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Image and text encoders into one space; the cosine there is the score."""
+    """Image and text encoders into one space; the cosine there is the score.
+
+    A `protocols.Ranker`, and an `EmbeddingRanker`.
+    """
 
     def __init__(self, config: CLIPConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or CLIPConfig()
-        self.tokenizer: Captions | None = None  # set by those who know it, see `ids`
+        self.tokenizer: CaptionEncoder | None = None  # see `adopt_tokenizer`
         self.visual = VisionTransformer(c)
         self.transformer = Stack(c.text_width, c.text_layers, c.text_heads, True, c.activation)
         self.token_embedding = nn.Embedding(c.text_vocab, c.text_width)
@@ -189,7 +200,7 @@ class CLIP(nn.Module):
     def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
         """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
-        images: pixels [b, 3, H, W] in [0, 1], or PIL pictures of any mode and size. As published:
+        images: pixels [b, 3, H, W] in [0, 1], or PIL images of any mode and size. As published:
         bicubic to the shorter side, center crop, mean and standard deviation of the config.
         """
         size = self.config.image_size
@@ -206,14 +217,12 @@ class CLIP(nn.Module):
             images = _center(images, size)
         else:
             if isinstance(images, Image.Image) or len(images) == 0:
-                raise ValueError("images: expected a list of at least one picture, or a tensor")
+                raise ValueError("images: expected a list of at least one image, or a tensor")
             pixels = []
-            for picture in map(to_rgb, images):
-                height, width = _resized(picture.height, picture.width, size)
-                scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
-                whole = torch.from_numpy(np.array(scaled))
-                whole = rearrange(whole, "h w c -> 1 c h w").float() / 255
-                pixels.append(_center(whole, size))
+            for image in map(to_rgb, images):
+                height, width = _resized(image.height, image.width, size)
+                scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+                pixels.append(_center(to_tensor(scaled)[None], size))
             images = torch.cat(pixels).to(self.logit_scale.device)
         mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.config.std, device=images.device)[:, None, None]
@@ -233,7 +242,7 @@ class CLIP(nn.Module):
         return ids.to(self.logit_scale.device)
 
     def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1], or of PIL pictures."""
+        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1], or of PIL images."""
         return F.normalize(self.visual(self.preprocess(images)).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -284,6 +293,48 @@ class CLIP(nn.Module):
         probabilities: Tensor = (self.scale() * self(images, tokens)).softmax(dim=1)
         return probabilities
 
+    @torch.inference_mode()
+    def score(self, captions: Sequence[str], images: Tensor) -> Tensor:
+        """Cosine similarities, float32 [captions, b] on the CPU, of images, floats [b, 3, H, W] in
+        [0, 1]."""
+        text, device = self.embed_captions(captions), self.logit_scale.device
+        parts = [text @ self.embed_images(part.to(device)).t() for part in images.split(SCORED)]
+        return torch.cat(parts, dim=1).float().cpu()
+
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        """Unit embeddings [captions, e]; one caption after the other, each at its own length."""
+        return torch.cat([self.encode_text(self.ids(caption)) for caption in captions])
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1]."""
+        return self.encode_image(images)
+
+    def adopt_tokenizer(self, tokenizer: TextTokenizer) -> None:
+        """Reads captions by a model's tokenizer, unless there is one already.
+
+        Raises ValueError when the vocabularies do not fit or the tokenizer is not made for CLIP.
+        """
+        if self.tokenizer is not None:
+            return
+        known = self.config.text_vocab - 2  # start and end of text are CLIP's own
+        if not hasattr(tokenizer, "encode_for_clip") or tokenizer.vocab_size != known:
+            raise ValueError(
+                f"CLIP's text_vocab less 2 is {known}, but the tokenizer's vocabulary is "
+                f"{tokenizer.vocab_size}: the parts come from different runs"
+            )
+        self.tokenizer = cast(CaptionEncoder, tokenizer)
+
+    def save_assets(self, folder: Path) -> None:
+        """Writes the tokenizer, where there is one, into a model folder."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder / CLIP_TOKENIZER)
+        else:
+            (folder / CLIP_TOKENIZER).unlink(missing_ok=True)
+
+    def load_assets(self, folder: Path) -> None:
+        """Reads the tokenizer of a model folder, where it holds one that fits."""
+        self.tokenizer = load_clip_tokenizer(folder, self.config.text_vocab - 2)
+
     def scale(self) -> Tensor:
         """The factor on the cosines in the loss, clipped at 100."""
         return self.logit_scale[0].exp().clamp(max=MAX_SCALE)
@@ -317,3 +368,6 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 def _center(images: Tensor, size: int) -> Tensor:
     top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
     return images[:, :, top : top + size, left : left + size]
+
+
+KIND: Kind = Kind("ranker", "clip", CLIPConfig, CLIP, "clip.safetensors", assets=(CLIP_TOKENIZER,))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,11 +23,13 @@ from tokenizers.models import BPE as Merges
 from torch import Tensor
 
 from dalle1.common.files import write_text
+from dalle1.tokenizer import TOKENIZER, Tokenizer
 
 WORD_END = "</w>"
 # Contractions, runs of letters, single digits, runs of other signs.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 VOCAB = 49408
+CLIP_TOKENIZER = "clip_tokenizer.json"  # in a model folder
 
 
 class CLIPTokenizer:
@@ -120,3 +123,20 @@ def _byte_signs() -> list[str]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in plain]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
+
+
+def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokenizer | None:
+    """What the CLIP of a model folder reads captions by; None where the folder says nothing.
+
+    Folders of format 1 hold a file of its own only where the vocabulary is a published one; other
+    CLIPs share the prior's, of vocab_size tokens.
+    """
+    path = folder / CLIP_TOKENIZER
+    if not path.exists():
+        shared = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+        return shared if shared is not None and shared.vocab_size == vocab_size else None
+    try:
+        ours = "bpe" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error
+    return Tokenizer.load(path) if ours else CLIPTokenizer.load(path)

@@ -55,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seconds: dict[str, float] = {}
     overrides = {name: [f"run={options.runs / name}"] for name in STAGES}
-    overrides["dalle"] += [f"{n}_model={options.runs / n / 'model'}" for n in ("dvae", "clip")]
+    overrides["dalle"] += [
+        f"codec={options.runs / 'dvae' / 'model'}",
+        f"ranker={options.runs / 'clip' / 'model'}",
+        f"tokenizer={options.runs / 'clip'}",
+    ]
     for name in STAGES:
         if options.quick:
             overrides[name] += [*QUICK[name], "reader.shapes_count=500"]

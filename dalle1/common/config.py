@@ -32,7 +32,12 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _new_names(cls, values: Any) -> Any:
-        return with_new_names(cls, values) if isinstance(values, dict) else values
+        return with_new_names(cls, cls.upgraded(values)) if isinstance(values, dict) else values
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings, under former names still, with what the release before left unsaid."""
+        return values
 
 
 S = TypeVar("S", bound=Section)
@@ -115,7 +120,7 @@ def _read(path: Path, kind: type[Section]) -> dict[str, Any]:
         raise ValueError(f"config {path}: expected settings as 'key: value'")
     parent = content.pop("extends", None)
     try:
-        content = with_new_names(kind, content)
+        content = with_new_names(kind, kind.upgraded(content))
     except ValueError as error:
         raise ValueError(f"config {path}: {error}") from error
     return content if parent is None else _merged(_read(path.parent / parent, kind), content)

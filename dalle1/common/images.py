@@ -1,4 +1,4 @@
-"""Pictures of any mode as RGB, and sheets of pictures with their captions."""
+"""Images of any mode as RGB, pixels as tensors, contact sheets of images with their captions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from einops import rearrange
 from PIL import ExifTags, Image, ImageDraw, ImageFont
+from torch import Tensor
 
-SMALLEST = 64  # pixels; smaller pictures are shown enlarged, each pixel a square
+SMALLEST = 64  # pixels; smaller images are shown enlarged, each pixel a square
 GAP = 4
 CAPTION_WIDTH = 190
 # Where PIL's own font lacks letters: what systems have, by the scripts that it covers.
@@ -29,8 +32,8 @@ TURNS = {  # by the EXIF orientation
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as a viewer shows it, in mode RGB: turned as its EXIF says, transparency laid on
-    white, 16 bits scaled to 8, the first frame of several. The same picture where that is all."""
+    """An image as a viewer shows it, in mode RGB: turned as its EXIF says, transparency laid on
+    white, 16 bits scaled to 8, the first frame of several. The same image where that is all."""
     image.load()  # some formats have the EXIF behind the pixels
     turn = TURNS.get(_orientation(image))
     if turn is not None:
@@ -54,19 +57,35 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """Pixels, float32 [3, H, W] in [0, 1], of an image of any mode, or of uint8 [H, W, 3]."""
+    pixels = np.array(to_rgb(image)) if isinstance(image, Image.Image) else image
+    return rearrange(torch.from_numpy(np.ascontiguousarray(pixels)), "h w c -> c h w").float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, rounded; any shape."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Pixels [3, H, W] in [0, 1] as an 8-bit RGB image."""
+    return Image.fromarray(rearrange(to_uint8(image), "c h w -> h w c").numpy())
+
+
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]],
     captions: Sequence[str],
     titles: Sequence[str] = (),
     columns_before_gap: int = 0,
 ) -> Image.Image:
-    """A row of pictures for each caption, the caption on the left.
+    """A row of images for each caption, the caption on the left.
 
     titles: texts above the columns, one each; or, where `columns_before_gap` splits the columns in
     two groups, one above each group.
     """
     if len(rows) != len(captions) or not rows or not rows[0]:
-        raise ValueError(f"contact_sheet: {len(rows)} rows of pictures, {len(captions)} captions")
+        raise ValueError(f"contact_sheet: {len(rows)} rows of images, {len(captions)} captions")
     width, height = rows[0][0].size
     zoom = max(1, -(-SMALLEST // width))
     width, height = width * zoom, height * zoom

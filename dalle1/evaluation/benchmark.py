@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.clip.ranker import score
 from dalle1.common.config import SHAPES
 from dalle1.common.files import write_text
+from dalle1.common.images import to_pil
 from dalle1.evaluation import best_of_n as ranking
 from dalle1.evaluation.candidates import ATTRIBUTES, NOT_CLAIMED, Draws, read_draws, verdict
 from dalle1.evaluation.config import RankSettings
@@ -27,13 +27,15 @@ from dalle1.evaluation.metrics import (
     Network,
     batches,
     blurred,
-    clip_network,
     interval,
     named_network,
+    no_features,
+    ranker_network,
 )
 from dalle1.evaluation.prompts import Prompt, true_pictures
+from dalle1.generation.images import decode
 from dalle1.model import Model
-from dalle1.sampling import decode, to_pil
+from dalle1.protocols import EmbeddingRanker
 
 FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
@@ -138,7 +140,7 @@ def compare(
     for prompt, d in zip(bar, read_draws(prompts, settings), strict=True):
         chosen = [int(d.scores[:n].argmax()) for n in counts]
         different = sorted(set(chosen))
-        images = decode(model, d.tokens[different])
+        images = decode(model.codec, d.tokens[different], model.prior.grid)
         if len(shown) < settings.shown:
             shown.append([images[different.index(i)] for i in chosen])
         for r in settings.blur:
@@ -169,9 +171,9 @@ class _Found:
 def _figures(
     model: Model, network: Network, caption: str, images: Tensor, settings: RankSettings
 ) -> _Found:
-    assert model.clip is not None
+    assert model.ranker is not None
     features, logits = network(images)
-    scores = score(model.clip, model.clip.ids(caption), images)
+    scores = model.ranker.score([caption], images)[0]
     correct = None
     if settings.data == SHAPES:
         correct = [all(verdict(p, caption)) for p in images]  # NOT_CLAIMED counts as right
@@ -214,10 +216,15 @@ class _Chosen:
 
 
 def network_of(model: Model, captions: Sequence[str], settings: RankSettings) -> Network:
-    """What FID and Inception Score see pictures by, tried on one; ValueError if it cannot."""
-    assert model.clip is not None
+    """What FID and Inception Score see images by, tried on one; ValueError if it cannot.
+
+    Where the settings name none it is the ranker, and nothing where that compares no embeddings:
+    both figures are then left out.
+    """
     if settings.features is None:
-        return clip_network(model.clip, captions)
+        if isinstance(model.ranker, EmbeddingRanker):
+            return ranker_network(model.ranker, captions)
+        return no_features
     network = named_network(settings.features)
     network(torch.zeros(1, 3, model.image_size, model.image_size))
     return network

@@ -26,21 +26,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.clip.ranker import score
 from dalle1.common.config import SHAPES
 from dalle1.common.files import replacing, write_text
+from dalle1.common.images import to_pil
+from dalle1.common.weights import fingerprint
 from dalle1.data.shapes.checker import check
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import Prompt
-from dalle1.generation.batches import draw_parts
+from dalle1.generation.batches import CaptionImages, draw_captions
 from dalle1.model import Model
-from dalle1.sampling import clip_ids, decode, to_pil
 
 # What the checker of the built-in data may judge, in the order of `Draws.verdicts`.
 ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
 NOT_CLAIMED = -1
 # Tokenizers that read it alike are taken for the same.
-ALPHABET = "the quick brown fox jumps over a lazy dog; 0123456789 red green blue"
+WORDS = ("quick", "brown", "fox", "lazy", "dog", "two", "red", "circles")
 
 
 @dataclass
@@ -110,8 +110,7 @@ def draw_all(
     total = sum((settings.candidates - have) * len(names) for have, names in missing.items())
     with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
         for have, captions in sorted(missing.items()):
-            drawn: list[Tensor] = []
-            for part in draw_parts(
+            drawn = draw_captions(
                 model,
                 captions,
                 settings.candidates,
@@ -119,14 +118,10 @@ def draw_all(
                 settings.batch_size,
                 settings.options(),
                 start=have,
-            ):
-                for i, tokens in zip(part.captions, part.tokens, strict=True):
-                    drawn.append(tokens)
-                    bar.update(len(tokens))
-                    if part.candidates.stop == settings.candidates:
-                        new = _judged(model, captions[i], torch.cat(drawn), settings)
-                        _keep(path_of(folder, captions[i]), new)
-                        drawn.clear()
+            )
+            for caption, found in zip(captions, drawn, strict=True):
+                _keep(path_of(folder, caption), _judged(model, caption, found, settings))
+                bar.update(len(found.tokens))
 
 
 def read_draws(prompts: Sequence[Prompt], settings: RankSettings) -> Iterator[Draws]:
@@ -148,15 +143,14 @@ def path_of(folder: Path, caption: str) -> Path:
     return folder / (hashlib.sha256(caption.encode()).hexdigest()[:16] + ".safetensors")
 
 
-def _judged(model: Model, caption: str, tokens: Tensor, settings: RankSettings) -> Draws:
-    """Scores and verdicts of a caption's candidates [b, m]."""
-    assert model.clip is not None
-    images = decode(model, tokens)
-    scores = score(model.clip, clip_ids(model, caption), images)
-    verdicts = torch.zeros(len(tokens), 0, dtype=torch.int8)
+def _judged(model: Model, caption: str, found: CaptionImages, settings: RankSettings) -> Draws:
+    """Scores and verdicts of a caption's candidates."""
+    assert model.ranker is not None
+    scores = model.ranker.score([caption], found.images)[0]
+    verdicts = torch.zeros(len(found.tokens), 0, dtype=torch.int8)
     if settings.data == SHAPES:
-        verdicts = torch.tensor([verdict(p, caption) for p in images], dtype=torch.int8)
-    return Draws(tokens, scores, verdicts)
+        verdicts = torch.tensor([verdict(p, caption) for p in found.images], dtype=torch.int8)
+    return Draws(found.tokens, scores, verdicts)
 
 
 def verdict(picture: Tensor, caption: str) -> list[int]:
@@ -167,16 +161,9 @@ def verdict(picture: Tensor, caption: str) -> list[int]:
 
 def digest(model: Model) -> str:
     """A fingerprint of a model's weights and of what reads its captions."""
-    sha = hashlib.sha256()
-    for reader in (model.tokenizer, model.clip.tokenizer if model.clip is not None else None):
-        sha.update(repr(reader.encode_for_clip(ALPHABET, 512).tolist() if reader else 0).encode())
-    for part in (model.transformer, model.dvae, model.clip):
-        for name, weight in part.state_dict().items() if part is not None else ():
-            sha.update(name.encode())
-            sha.update(
-                weight.detach().float().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return sha.hexdigest()[:16]
+    words = model.tokenizer.encode(WORDS).tolist()
+    parts = [fingerprint(p) for p in (model.prior, model.codec, model.ranker) if p is not None]
+    return hashlib.sha256(json.dumps([words, parts]).encode()).hexdigest()[:16]
 
 
 def _keep(path: Path, new: Draws) -> None:

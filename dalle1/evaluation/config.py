@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from dalle1.common.config import SHAPES, Section
-from dalle1.generation.options import Options
+from dalle1.generation.options import SamplingOptions
 
 
 class RankSettings(Section):
     """Everything that a ranking benchmark depends on (paper section 3, figures 6 and 9)."""
 
-    model: str = Field(description="model folder, with CLIP")
+    renamed: ClassVar = {"reference_pictures": "reference_images"}
+
+    model: str = Field(description="model folder, with a ranker")
     run: str = Field(description="folder of the benchmark; on several machines, a shared one")
     data: str = Field(
         description="captions with their true pictures: shards, a folder of pairs or 'shapes'; or "
@@ -35,7 +37,7 @@ class RankSettings(Section):
     features: str | None = Field(
         None, description="'module:function' that returns a network for FID; none: CLIP"
     )
-    reference_pictures: int = Field(
+    reference_images: int = Field(
         30_000, ge=2, description="true pictures that the drawn ones are compared with, at most"
     )
     inception_splits: int = Field(10, ge=1, description="parts that the score is averaged over")
@@ -60,6 +62,6 @@ class RankSettings(Section):
             raise ValueError(f"blur: expected different radii >= 0, got {self.blur}")
         return self
 
-    def options(self) -> Options:
+    def options(self) -> SamplingOptions:
         """How tokens are drawn."""
-        return Options(self.temperature, self.top_k, self.top_p, self.guidance)
+        return SamplingOptions(self.temperature, self.top_k, self.top_p, self.guidance)

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from dalle1.clip.model import CLIP
+from dalle1.protocols import EmbeddingRanker
 
 BATCH = 64
 MAX_CLASSES = 1000
@@ -38,19 +38,24 @@ def blurred(images: Tensor, radius: float) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(soft)), "n h w c -> n c h w").float() / 255
 
 
-def clip_network(clip: CLIP, captions: Sequence[str]) -> Network:
-    """CLIP's image embeddings as features, and as classes the first of the captions: how plainly a
-    picture shows one of them."""
+def ranker_network(ranker: EmbeddingRanker, captions: Sequence[str]) -> Network:
+    """The ranker's image embeddings as features, and as classes the first of the captions: how
+    plainly an image shows one of them."""
     classes = list(dict.fromkeys(captions))[:MAX_CLASSES]
 
     @torch.inference_mode()
     def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = clip.encode_image(images.to(clip.logit_scale.device))
-        return found.float().cpu(), (clip.logit_scale.exp() * found @ known.T).float().cpu()
+        found = ranker.embed_images(images.to(known.device))
+        return found.float().cpu(), (ranker.scale() * found @ known.T).float().cpu()
 
     with torch.inference_mode():
-        known = torch.cat([clip.encode_text(clip.ids(caption)) for caption in classes])
+        known = ranker.embed_captions(classes)
     return network
+
+
+def no_features(images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Nothing to compute FID and Inception Score on: features [n, 0]."""
+    return images.new_zeros(len(images), 0), None
 
 
 def named_network(name: str) -> Network:
@@ -96,14 +101,15 @@ class Comparison:
         fid, inception = metric_classes()
         # The other ranks have left by now: there is nobody to add up with.
         self.features, self.classified = features, False
-        self.fid = fid(feature=_Given(features), sync_on_compute=False)
+        self.fid = fid(feature=_Given(max(1, features)), sync_on_compute=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it keeps the logits of all pictures
             self.inception = inception(feature=nn.Identity(), splits=splits, sync_on_compute=False)
 
     def add(self, features: Tensor, logits: Tensor | None, real: bool) -> None:
         """Features [n, f] and, if there are classes, logits [n, k] of true or drawn pictures."""
-        self.fid.update(features, real=real)
+        if self.features:
+            self.fid.update(features, real=real)
         if logits is not None and not real:
             self.inception.update(logits)
             self.classified = True
@@ -114,10 +120,10 @@ class Comparison:
             setattr(self.fid, name, getattr(other.fid, name).clone())
 
     def values(self) -> dict[str, float | None]:
-        """`fid` (None with fewer than two true or drawn pictures) and `inception_score` (None
-        without classes)."""
+        """`fid` (None without features, or with fewer than two true or drawn images) and
+        `inception_score` (None without classes)."""
         counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
-        enough = min(map(int, counts)) > 1
+        enough = self.features > 0 and min(map(int, counts)) > 1
         score = None
         if self.classified:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

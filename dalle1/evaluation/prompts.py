@@ -9,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from dalle1.common.config import SHAPES
+from dalle1.common.images import to_tensor
 from dalle1.data.samples import Bad, caption_of, image_of
 from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.index import raw_samples
@@ -80,13 +79,13 @@ def true_pictures(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
 
     The middle square of each, scaled.
     """
-    most = settings.reference_pictures
+    most = settings.reference_images
     if settings.data == SHAPES:
         made = (shapes.make(TEST_SEED, i, "test", side).image for i in range(most))
-        return map(_tensor, made)
+        return map(to_tensor, made)
     if settings.data.endswith(".txt"):
         return None
-    return map(_tensor, islice(_squares(settings.data, side), most))
+    return map(to_tensor, islice(_squares(settings.data, side), most))
 
 
 def _squares(data: str, side: int) -> Iterator[np.ndarray]:
@@ -96,10 +95,6 @@ def _squares(data: str, side: int) -> Iterator[np.ndarray]:
         except Bad:
             continue
         yield middle_square(pixels, side)
-
-
-def _tensor(pixels: np.ndarray) -> Tensor:
-    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").float() / 255
 
 
 def training_captions(count: int) -> set[str]:

@@ -33,8 +33,8 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     metric_classes()
     plots.pyplot()
     model = load(settings.model)
-    if model.clip is None:
-        raise ValueError(f"model: {settings.model} has no CLIP to rank with")
+    if model.ranker is None:
+        raise ValueError(f"model: {settings.model} has no ranker")
     model.check_finite()
     model.to(device, getattr(torch, settings.dtype))
     prompts = read_prompts(settings)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dalle1.common.images import contact_sheet
+from dalle1.common.images import contact_sheet, to_tensor
 from dalle1.data.shapes import dataset as shapes
 from dalle1.evaluation.candidates import verdict
 from dalle1.evaluation.plots import Figure
 from dalle1.evaluation.prompts import Prompt
 from dalle1.model import Model
-from dalle1.sampling import sample, to_tensor
+from dalle1.sampling import sample
 
 SHOWN = 4  # unranked draws beside the best
 
@@ -24,7 +24,7 @@ def reconstructed(model: Model, prompts: Sequence[Prompt]) -> float:
     """Share of true pictures that still show their caption after encoding and decoding."""
     scenes = [p.scene for p in prompts if p.scene is not None]
     true = [Image.fromarray(shapes.render(scene, model.image_size)) for scene in scenes]
-    decoded = model.dvae.decode(model.dvae.encode(torch.stack([to_tensor(t) for t in true])))
+    decoded = model.codec.decode(model.codec.encode(torch.stack([to_tensor(t) for t in true])))
     right = [all(verdict(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
     return sum(right) / len(right)
 

@@ -1,23 +1,24 @@
 """Which candidates are drawn at once, and how many the memory holds.
 
-Dimensions: c captions, b candidates of each, m image positions.
+Dimensions: c captions, b candidates of each, m image positions, H W image height and width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dalle1.generation.generator import Decoder, cache_bytes
-from dalle1.generation.options import Options, candidate_uniforms
-from dalle1.model import Model
-from dalle1.transformer.config import TransformerConfig
-from dalle1.transformer.prepacked_linear import packed_bytes
+from dalle1.common.weights import device_of
+from dalle1.generation.generator import Generator
+from dalle1.generation.images import decode, decoding_images_bytes
+from dalle1.generation.options import SamplingOptions, candidate_uniforms
+from dalle1.protocols import TokenModel
+from dalle1.transformer.prepacked_linear import prepacked_bytes
 
 # Rows drawn at once at most. On CPUs more than this are slower: they leave the processor's cache.
 LARGEST_BATCH = 512
@@ -26,37 +27,52 @@ LARGEST_CPU_BATCH = 128
 
 @dataclass(frozen=True)
 class Part:
-    """Candidates of some captions that were, or are being, drawn at once."""
+    """Candidates of some captions that were, or are being, drawn at once.
 
-    captions: range  # indices
+    captions, candidates: their numbers; tokens: int64 [c, b, m].
+    """
+
+    captions: range
     candidates: range
-    tokens: Tensor  # int64 [c, b, m]
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class CaptionImages:
+    """All candidates of one caption: tokens int64 [b, m], images float32 [b, 3, H, W] in [0, 1]."""
+
+    tokens: Tensor
+    images: Tensor
 
 
 def draw_parts(
-    model: Model,
+    model: TokenModel,
     captions: Sequence[str],
     candidates: int,
     seed: int = 0,
     batch_size: int | None = None,
-    options: Options | None = None,
+    options: SamplingOptions | None = None,
     prefix: Tensor | None = None,
     on_row: Callable[[Part, int], None] | None = None,
     start: int = 0,
 ) -> Iterator[Part]:
     """Draws candidates start ... candidates - 1 of every caption, part after part, in order.
 
-    Few candidates of several captions are drawn together. batch_size: candidates at once, None: as
-    many as the memory is expected to hold, half as many each time it does not. prefix: see
-    `Decoder.draw`. on_row is called when a row of the grid is drawn, with the part, its tokens
-    being those so far, and the number of positions done.
+    Few candidates of several captions are drawn together.
+
+    Args:
+        batch_size: candidates at once; None: as many as the memory is expected to hold, half as
+            many each time it does not.
+        prefix: see `Generator.draw`.
+        on_row: called when a row of the grid is drawn, with the part, its tokens being those so
+            far, and the number of positions done.
     """
-    options = options or Options()
+    options, prior = options or SamplingOptions(), model.prior
     text = torch.cat([model.tokenizer.encode(caption) for caption in captions])
-    length = model.transformer.config.stream.image_length
+    length = prior.grid[0] * prior.grid[1]
     each = candidates - start
     limit = batch_size or fitting_batch(model, each, len(captions), options)
-    decoder: Decoder | None = None
+    generator: Generator | None = None
     caption, first = 0, start
     while caption < len(captions):
         c, b = _shape(len(captions), each, limit)
@@ -65,7 +81,7 @@ def draw_parts(
             range(first, min(first + b, candidates)),
             torch.empty(0),
         )
-        # Short parts at the end are filled up: the shapes of a recorded step never change.
+        # Short parts at the end are filled up: the shapes of a static step never change.
         rows = [part.captions[min(i, len(part.captions) - 1)] for i in range(c)]
         numbers = [candidate_uniforms(seed, captions[i], first, b, length) for i in rows]
 
@@ -74,13 +90,13 @@ def draw_parts(
                 on_row(_cut(part, tokens), done)
 
         try:
-            if decoder is None:
-                decoder = Decoder(model.transformer, c, b, options)
-            tokens = decoder.draw(text[rows], torch.stack(numbers), prefix, report)
+            if generator is None:
+                generator = Generator(prior, c, b, options)
+            tokens = generator.draw(text[rows], torch.stack(numbers), prefix, report)
         except (RuntimeError, MemoryError) as error:
             if batch_size is not None or c * b == 1 or not _out_of_memory(error):
                 raise
-            decoder = None  # before another is made
+            generator = None  # before another is made
             limit = c * b // 2
             continue
         yield _cut(part, tokens)
@@ -90,16 +106,46 @@ def draw_parts(
 
 
 def draw_captions(
-    model: Model, captions: Sequence[str], candidates: int, seed: int = 0
-) -> Iterator[Tensor]:
-    """Image tokens of each caption's candidates, caption after caption: int64 [b, m]."""
-    drawn: list[Tensor] = []
-    for part in draw_parts(model, captions, candidates, seed):
+    model: TokenModel,
+    captions: Sequence[str],
+    candidates: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    options: SamplingOptions | None = None,
+    start: int = 0,
+) -> Iterator[CaptionImages]:
+    """Candidates start ... candidates - 1 of each caption, caption after caption."""
+    drawn = CaptionParts(model)
+    for part in draw_parts(model, captions, candidates, seed, batch_size, options, start=start):
+        yield from drawn.add(part, candidates)
+
+
+class CaptionParts:
+    """Puts the parts of a caption together and decodes them.
+
+    Only then, so that what is decoded at once does not depend on what was drawn at once.
+    """
+
+    def __init__(self, model: TokenModel) -> None:
+        self._model = model
+        self._tokens: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Candidates so far of the caption that is not complete."""
+        return sum(map(len, self._tokens))
+
+    def add(self, part: Part, candidates: int) -> Iterator[CaptionImages]:
+        """Takes a part in; captions that are complete with it, in order."""
         for tokens in part.tokens:
-            drawn.append(tokens)
+            self._tokens.append(tokens)
             if part.candidates.stop == candidates:
-                yield torch.cat(drawn)
-                drawn.clear()
+                yield self.take()
+
+    def take(self) -> CaptionImages:
+        """What there is of the caption; the next one begins."""
+        tokens = torch.cat(self._tokens)
+        self._tokens = []  # first: what Ctrl-C finds here must not be taken for the next caption's
+        return CaptionImages(tokens, decode(self._model.codec, tokens, self._model.prior.grid))
 
 
 def _shape(captions: int, candidates: int, limit: int) -> tuple[int, int]:
@@ -112,9 +158,7 @@ def _shape(captions: int, candidates: int, limit: int) -> tuple[int, int]:
 
 def _cut(part: Part, tokens: Tensor) -> Part:
     """The part with its tokens, out of those that filled it up."""
-    return Part(
-        part.captions, part.candidates, tokens[: len(part.captions), : len(part.candidates)]
-    )
+    return replace(part, tokens=tokens[: len(part.captions), : len(part.candidates)])
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -130,24 +174,25 @@ def _out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def fitting_batch(model: Model, candidates: int, captions: int, options: Options) -> int:
+def fitting_batch(
+    model: TokenModel, candidates: int, captions: int, options: SamplingOptions
+) -> int:
     """How many candidates can be drawn at once: their caches, and what a step works with, in the
     free memory."""
-    config, weight = model.transformer.config, model.transformer.start_of_image
-    if weight.device.type == "cuda":
-        free, largest = int(0.9 * free_memory(weight.device)), LARGEST_BATCH
+    prior, device = model.prior, device_of(model.prior)
+    if device.type == "cuda":
+        free, largest = int(0.9 * free_memory(device)), LARGEST_BATCH
     else:  # others need some too
-        free, largest = free_memory(weight.device) // 2, LARGEST_CPU_BATCH
-    free -= pictures_at_once(model) * picture_bytes(model)  # decoded while the caches are held
-    free -= packed_bytes(model.transformer)
+        free, largest = free_memory(device) // 2, LARGEST_CPU_BATCH
+    free -= decoding_images_bytes(model.codec, prior.grid)  # while the caches are held
+    if isinstance(prior, nn.Module):
+        free -= prepacked_bytes(prior)
     passes = 1 if options.guidance == 1 else 2
-    shared = passes * cache_bytes(config, 0, weight.dtype)  # of a caption
-    each = passes * (cache_bytes(config, 1, weight.dtype) + working_bytes(config, weight.dtype))
-    each -= shared
+    shared, each = (passes * count for count in prior.decoding_bytes())  # of a caption, of a row
     if candidates <= largest and free >= shared + candidates * each:  # whole captions
-        whole = free // (shared + candidates * each) * candidates
-        return min(largest, captions * candidates, whole)
-    return max(1, min(largest, candidates, (free - shared) // each))
+        fitting = free // (shared + candidates * each) * candidates
+        return min(largest, captions * candidates, fitting)
+    return max(1, min(largest, candidates, (free - shared) // max(1, each)))
 
 
 def free_memory(device: torch.device) -> int:
@@ -156,23 +201,3 @@ def free_memory(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     return int(psutil.virtual_memory().available)
-
-
-def working_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
-    """About what one candidate's step works with: scores and their sums over the vocabulary, of
-    the layers the hidden states, the queries of every head on whole states, the keys gathered."""
-    gathered = (config.conv_kernel // 2 + 1) * config.conv_kernel
-    states = 16 + 6 * config.heads + 2 * gathered
-    return 32 * config.image_vocab + states * config.width * dtype.itemsize
-
-
-def pictures_at_once(model: Model) -> int:
-    """Pictures that the dVAE decodes at once: on CUDA 16 of 256x256 pixels or about as many pixels,
-    on CPUs 16 of 32x32; larger maps leave the processor's cache."""
-    pixels = 2**20 if model.device.type == "cuda" else 2**14
-    return min(LARGEST_BATCH, max(1, pixels // model.image_size**2))
-
-
-def picture_bytes(model: Model) -> int:
-    """About what decoding one picture takes: a few maps of the dVAE's width at full size."""
-    return 4 * 4 * model.dvae.config.width * model.image_size**2

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Options:
+class SamplingOptions:
     """How a token is drawn from its logits; the paper's are the defaults (section 2.6).
 
     temperature: divides the logits; 0 takes the likeliest token.
@@ -39,7 +39,7 @@ class Options:
             raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
 
 
-def choose(logits: Tensor, uniforms: Tensor, options: Options) -> Tensor:
+def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
     """Tokens [b] by inverse transform of uniforms [b] under the options: logits [b, v]."""
     if options.temperature == 0:
         return logits.argmax(dim=-1)

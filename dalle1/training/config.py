@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -206,7 +206,12 @@ class FaultSettings(Section):
 class RunConfig(Section):
     """Everything a run depends on."""
 
-    renamed: ClassVar = {"optimiser": "optimizer", "sheet_every": "contact_sheet_every"}
+    renamed: ClassVar = {
+        "optimiser": "optimizer",
+        "sheet_every": "contact_sheet_every",
+        "dvae_model": "codec",
+        "clip_model": "ranker",
+    }
 
     stage: Literal["dvae", "clip", "dalle"]
     run: str = Field(description="folder of the run")
@@ -235,37 +240,44 @@ class RunConfig(Section):
     # Stage one.
     dvae: DVAEConfig | None = None
     dvae_training: DVAESettings | None = None
-    # CLIP, and the tokenizer that the transformer shares with it.
+    # CLIP.
     clip: CLIPConfig | None = None
-    tokenizer: TokenizerSettings | None = None
+    # CLIP and stage two.
+    tokenizer: TokenizerSettings | str | None = Field(
+        None,
+        description="a tokenizer's file, or the folder of a run or a model that holds one; or, as "
+        "a section, how one is learned from the captions",
+    )
     # Stage two.
     transformer: TransformerConfig | None = None
     execution: Execution | None = Field(None, description="how the transformer is run")
-    dvae_model: str | None = Field(None, description="folder of the trained dVAE")
-    clip_model: str | None = Field(None, description="folder of the trained CLIP; none: no ranking")
+    codec: str | None = Field(None, description="folder of the trained codec")
+    ranker: str | None = Field(None, description="folder of the trained ranker; none: no ranking")
     caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of captions emptied")
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """In the release before, stage two took its tokenizer from the ranker's folder."""
+        if values.get("clip_model") is not None and values.get("tokenizer") is None:
+            return {**values, "tokenizer": values["clip_model"]}
+        return values
 
     @model_validator(mode="after")
     def _sections(self) -> RunConfig:
         needed = {
             "dvae": {"dvae", "dvae_training"},
             "clip": {"clip", "tokenizer"},
-            "dalle": {"transformer", "dvae_model"},
+            "dalle": {"transformer", "codec", "tokenizer"},
         }
         own = needed[self.stage]
-        optional = {"tokenizer", "clip_model", "execution"} if self.stage == "dalle" else set()
-        every = set().union(*needed.values(), {"clip_model", "execution"})
+        optional = {"ranker", "execution"} if self.stage == "dalle" else set()
+        every = set().union(*needed.values(), {"ranker", "execution"})
         for name in sorted(every):
             given = getattr(self, name) is not None
             if given and name not in own | optional:
                 raise ValueError(f"{name} is not read by stage {self.stage!r}: take it out")
             if not given and name in own:
                 raise ValueError(f"{name} is needed by stage {self.stage!r}")
-        if self.stage == "dalle" and (self.clip_model is None) == (self.tokenizer is None):
-            raise ValueError(
-                "stage 'dalle' takes its tokenizer from clip_model or trains it by the section "
-                "tokenizer: give one of the two"
-            )
         if self.parallel.precision == "fp16" and self.stage != "dalle":
             raise ValueError(
                 f"parallel.precision 'fp16' needs the transformer's gradient scales; stage "
@@ -300,4 +312,9 @@ class RunConfig(Section):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings of a training run's YAML file; see `dalle1.common.config.load_settings`."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    former = given.get("clip_model", "null")
+    # As in `RunConfig.upgraded`: under its former name the ranker's folder gave the tokenizer too.
+    if former != "null" and not any(key.partition(".")[0] == "tokenizer" for key in given):
+        overrides = [*overrides, f"tokenizer={former}"]
     return load_settings(RunConfig, path, overrides)

@@ -34,7 +34,7 @@ class Speed:
         self._batch, self._peak = config.batch_size, peak
         self._tokens = 0
         if config.transformer is not None:
-            self._tokens = config.batch_size * config.transformer.stream.length
+            self._tokens = config.batch_size * config.transformer.sequence.length
         self._flops = 0.0  # of an update, on one rank; those of the model, not done again
         if peak is not None:
             dims = ParallelDims(config.batch_size, config.parallel, ranks)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dalle1.common.config import SHAPES, save_settings
 from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.loader import Batch
+from dalle1.tokenizer import TOKENIZER
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
 from dalle1.training.dataloader import Feed
@@ -36,7 +37,6 @@ from dalle1.training.schedules import PlateauHalving, cosine, warm_up
 from dalle1.training.signals import Interrupted, RanksLost, StopSignals, ranks_lost
 from dalle1.training.stages.base import Stage
 from dalle1.training.stages.table import make_stage
-from dalle1.training.stages.text_tokenizer import TOKENIZER
 from dalle1.training.supervisor import Heartbeat, attempt
 from dalle1.training.throughput import Speed, known_peak
 from dalle1.transformer.gradient_scale import load_scales, scales_state

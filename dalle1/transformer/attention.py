@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils._triton import has_triton
 
-from dalle1.transformer.masks import allowed, stream_allowed
+from dalle1.transformer.masks import allowed, sequence_allowed
 from dalle1.transformer.sequence import Pattern
 
 CHUNK = 64  # queries at a time on CPUs: two rows of the paper's grid; 128 is slower
@@ -91,7 +91,7 @@ def by_column(x: Tensor, text_length: int, grid: int) -> Tensor:
     return torch.cat([text, turned], dim=-2)
 
 
-def _stream_position(pattern: Pattern, p: Tensor, text_length: int, grid: int) -> Tensor:
+def _sequence_position(pattern: Pattern, p: Tensor, text_length: int, grid: int) -> Tensor:
     """The stream position of the p-th state in the order that the pattern is run in."""
     if pattern != "column":
         return p
@@ -104,8 +104,8 @@ def _block_mask(
     pattern: Pattern, text_length: int, grid: int, kernel: int, device: str
 ) -> BlockMask:
     def mask(b: Tensor, s: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        q, k = (_stream_position(pattern, p, text_length, grid) for p in (q, k))
-        return stream_allowed(pattern, q, k, text_length, grid, kernel)
+        q, k = (_sequence_position(pattern, p, text_length, grid) for p in (q, k))
+        return sequence_allowed(pattern, q, k, text_length, grid, kernel)
 
     n = text_length + grid * grid
     with torch.inference_mode(False):  # kept: a mask made in inference must serve training too
@@ -156,7 +156,7 @@ def _chunks(
 ) -> tuple[_Chunk, ...]:
     """The text's queries, then the image's, `CHUNK` at a time."""
     t, n = text_length, text_length + grid * grid
-    order = _stream_position(pattern, torch.arange(n), text_length, grid)
+    order = _sequence_position(pattern, torch.arange(n), text_length, grid)
     mask = allowed(pattern, text_length, grid, kernel)[order][:, order]
     chunks = []
     for first in [*range(0, t, CHUNK), *range(t, n, CHUNK)]:

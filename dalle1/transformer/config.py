@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dalle1.transformer.masks import CONV_KERNEL
-from dalle1.transformer.sequence import Pattern, Stream, layer_pattern
+from dalle1.transformer.sequence import Pattern, SequenceShape, layer_pattern
 
 
 class TransformerConfig(BaseModel):
@@ -39,8 +39,8 @@ class TransformerConfig(BaseModel):
         return self
 
     @property
-    def stream(self) -> Stream:
-        return Stream(self.text_length, self.grid)
+    def sequence(self) -> SequenceShape:
+        return SequenceShape(self.text_length, self.grid)
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:

@@ -1,4 +1,4 @@
-"""What decoding remembers of a layer, and one step of all layers through it (paper section 2.6).
+"""What decoding holds of each layer, and one step of all layers through it (paper section 2.6).
 
 The caption's keys and values are held once for all of its candidates. Of each candidate a layer
 holds the image positions that its pattern still reads, and a step reads only those:
@@ -9,13 +9,14 @@ holds the image positions that its pattern still reads, and a step reads only th
   q (W x + b) = (W^T q) x + q b, so that nothing is computed anew and nothing is approximated.
 
 Dimensions: c captions (or passes), b candidates of each, n = c * b rows, t text positions, m image
-positions read, s heads, d head size, w width (= s * d), v image vocabulary.
+positions read, s heads, d head size, w width (= s * d).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -25,8 +26,7 @@ from dalle1.transformer.attention import dense_attention
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.masks import Slots, cache_length, slots
-from dalle1.transformer.model import Transformer
-from dalle1.transformer.prepacked_linear import packed, packed_linear
+from dalle1.transformer.prepacked_linear import prepacked, prepacked_linear
 from dalle1.transformer.sequence import Pattern
 
 # Rows whose products are formed at once on CPUs, so that they stay in the processor's cache.
@@ -51,79 +51,124 @@ def cache_bytes(
     return config.width * (shared + candidates * each) * dtype.itemsize
 
 
-class Memory:
+def working_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
+    """About what one candidate's step works with: scores and their sums over the vocabulary, of
+    the layers the hidden states, the queries of every head on whole states, the keys gathered."""
+    gathered = (config.conv_kernel // 2 + 1) * config.conv_kernel
+    states = 16 + 6 * config.heads + 2 * gathered
+    return 32 * config.image_vocab + states * config.width * dtype.itemsize
+
+
+class SlotBuffer:
     """A tensor with a dimension of slots for image positions.
 
-    Positions are numbers, then reads are views where the slots lie evenly; or, for a step that is
-    recorded once and replayed, int64 tensors [1] on the device, then shapes never change.
+    A position is a number, the same for all rows: then reads are views where the slots lie evenly.
+    Or it is an int64 tensor on the device: [1], the same for all rows, for a static step, whose
+    shapes never change; [n], one for each row.
     """
 
-    def __init__(self, held: Tensor, rows_dim: int, dim: int, where: Slots, recorded: bool) -> None:
-        """rows_dim: the dimension of candidates; dim: that of slots."""
+    def __init__(self, held: Tensor, rows_dim: int, dim: int, where: Slots) -> None:
+        """rows_dim: the dimension of rows; dim: that of slots. What held begins with is a number:
+        slots that do not count are multiplied by 0."""
         self.held, self.rows_dim, self.dim, self.where = held, rows_dim, dim, where
-        if recorded:
-            self.place = where.place.to(held.device)
-            table, counts = where.table()
-            self.gathers = table.shape[1] < where.length
-            self.table, self.counts = table.to(held.device), counts.to(held.device)
-            # What does not count is multiplied by 0, so it has to be a number.
-            held.zero_()
+        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def prepare(self) -> None:
+        """Puts the tables of slots on the device, which positions that are tensors are looked up
+        in; before a step is recorded, and not while."""
+        if self._tables is None:
+            reads, counts = self.where.table()
+            device = self.held.device
+            self._tables = self.where.place.to(device), reads.to(device), counts.to(device)
+
+    def _looked_up(self) -> tuple[Tensor, Tensor, Tensor]:
+        self.prepare()
+        assert self._tables is not None
+        return self._tables
 
     def write(self, new: Tensor, position: int | Tensor) -> None:
         """Keeps what belongs to a position: the held tensor's shape without the slots."""
         if isinstance(position, int):
             self.held.select(self.dim, int(self.where.place[position])).copy_(new)
+            return
+        place = self._looked_up()[0].index_select(0, position)
+        new = new.unsqueeze(self.dim)
+        if len(position) == 1:
+            self.held.index_copy_(self.dim, place, new)
         else:
-            place = self.place.index_select(0, position)
-            self.held.index_copy_(self.dim, place, new.unsqueeze(self.dim))
+            self.held.scatter_(self.dim, self._by_row(place[:, None]).expand_as(new), new)
 
-    def write_first(self, new: Tensor, rows: int) -> None:
+    def write_first(self, new: Tensor, rows: Tensor | None = None) -> None:
         """Keeps the first positions, side by side in `new`'s dimension of slots; of those that
-        share a slot the last. new has a row for each caption, which all its candidates get."""
+        share a slot the last.
+
+        new: has a row for each caption, which all its candidates get; or one for each of `rows`,
+        int64, which alone are written.
+        """
         count = new.shape[self.dim]
         kept = range(count)[-self.where.length :]
         new = new.narrow(self.dim, kept.start, len(kept))
-        new = new.repeat_interleave(rows // new.shape[self.rows_dim], dim=self.rows_dim)
         place = self.where.place[kept.start : kept.stop].to(self.held.device)
-        self.held.index_copy_(self.dim, place, new)
+        if rows is None:
+            repeats = self.held.shape[self.rows_dim] // new.shape[self.rows_dim]
+            new = new.repeat_interleave(repeats, dim=self.rows_dim)
+            self.held.index_copy_(self.dim, place, new)
+        else:
+            part = self.held.index_select(self.rows_dim, rows).index_copy_(self.dim, place, new)
+            self.held.index_copy_(self.rows_dim, rows, part)
 
     def read(self, position: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the position may read, m slots; and which of them count, bool [m], or all."""
-        if isinstance(position, Tensor):
-            counts = self.counts.index_select(0, position)[0]
-            if not self.gathers:
-                return self.held, counts
-            return self.held.index_select(self.dim, self.table[position][0]), counts
-        reads = self.where.reads[position]
-        if isinstance(reads, slice):
-            return self.held[(slice(None),) * self.dim + (reads,)], None
-        return self.held.index_select(self.dim, reads.to(self.held.device)), None
+        """What the position may read, m slots; and which of them count, bool [m] or [n, 1, m], or
+        all."""
+        if isinstance(position, int):
+            reads = self.where.reads[position]
+            if isinstance(reads, slice):
+                return self.held[(slice(None),) * self.dim + (reads,)], None
+            return self.held.index_select(self.dim, reads.to(self.held.device)), None
+        _, table, counts = self._looked_up()
+        everything = table.shape[1] == self.where.length  # nothing to gather
+        if len(position) == 1:
+            counted = counts.index_select(0, position)[0]
+            if everything:
+                return self.held, counted
+            return self.held.index_select(self.dim, table[position][0]), counted
+        counted = counts.index_select(0, position)[:, None]
+        if everything:
+            return self.held, counted
+        index = self._by_row(table.index_select(0, position))
+        shape = list(self.held.shape)
+        shape[self.dim] = table.shape[1]
+        return self.held.gather(self.dim, index.expand(shape)), counted
+
+    def _by_row(self, index: Tensor) -> Tensor:
+        """[n, m] with a dimension for each of the held tensor, n and m at rows and slots."""
+        shape = [1] * self.held.ndim
+        shape[self.rows_dim], shape[self.dim] = index.shape
+        return index.view(shape)
 
 
 class LayerCache(ABC):
     """One layer's cache, and its step: the two kinds differ in how they hold the image."""
 
-    def __init__(
-        self, layer: Layer, c: TransformerConfig, captions: int, candidates: int, recorded: bool
-    ) -> None:
+    def __init__(self, layer: Layer, c: TransformerConfig, captions: int, candidates: int) -> None:
         like = layer.attention.qkv.weight
         self.captions, self.rows = captions, captions * candidates
         self.attention = layer.attention
-        # Numbers from the first: a step is tried before any caption is read when it is recorded.
+        # Numbers from the first: a step is tried before any caption is read when it is static.
         self.text = like.new_zeros(2, captions, c.heads, c.text_length, c.head_size)
         where = slots(layer.attention.pattern, c.grid, c.conv_kernel)
-        self.image = self.make_room(like, where, recorded)
-        self.out = packed(layer.attention.out, self.rows)
-        self.mlp = packed(layer.mlp, self.rows)
+        self.image = self.make_room(like, where)
+        self.out = prepacked(layer.attention.out, self.rows)
+        self.mlp = prepacked(layer.mlp, self.rows)
 
     @abstractmethod
-    def make_room(self, like: Tensor, where: Slots, recorded: bool) -> Memory:
+    def make_room(self, like: Tensor, where: Slots) -> SlotBuffer:
         """The image part, empty."""
 
     @abstractmethod
-    def keep_image(self, states: Tensor, k: Tensor, v: Tensor) -> None:
+    def keep_image(self, states: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> None:
         """Keeps first image positions p, the same for a caption's candidates: normed states
-        [c, p, w], keys and values [c, s, p, d]."""
+        [c, p, w], keys and values [c, s, p, d]. rows: see `SlotBuffer.write_first`."""
 
     @abstractmethod
     def attend(self, states: Tensor, position: int | Tensor) -> Tensor:
@@ -145,8 +190,8 @@ class LayerCache(ABC):
     ) -> Tensor:
         """One softmax over the caption and the image: scaled q [n, s, d] -> [n, s, d].
 
-        on_image: scores [n, s, m]; counts: see `Memory.read`; from_image: what weights [n, s, m]
-        take from the image, [n, s, d].
+        on_image: scores [n, s, m]; counts: see `SlotBuffer.read`; from_image: what weights
+        [n, s, m] take from the image, [n, s, d].
         """
         t = self.text.shape[3]
         if counts is not None:
@@ -163,14 +208,14 @@ class LayerCache(ABC):
 class KeyValueCache(LayerCache):
     """Holds keys and values of the image: [2, n, s, slots, d]."""
 
-    def make_room(self, like: Tensor, where: Slots, recorded: bool) -> Memory:
+    def make_room(self, like: Tensor, where: Slots) -> SlotBuffer:
         a = self.attention
-        self.projection = packed(a.qkv, self.rows)
-        held = like.new_empty(2, self.rows, a.heads, where.length, a.head_size)
-        return Memory(held, 1, 3, where, recorded)
+        self.projection = prepacked(a.qkv, self.rows)
+        held = like.new_zeros(2, self.rows, a.heads, where.length, a.head_size)
+        return SlotBuffer(held, 1, 3, where)
 
-    def keep_image(self, states: Tensor, k: Tensor, v: Tensor) -> None:
-        self.image.write_first(torch.stack([k, v]), self.rows)
+    def keep_image(self, states: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> None:
+        self.image.write_first(torch.stack([k, v]), rows)
 
     def attend(self, states: Tensor, position: int | Tensor) -> Tensor:
         q, *kv = rearrange(
@@ -186,18 +231,18 @@ class KeyValueCache(LayerCache):
 class StateCache(LayerCache):
     """Holds the normed states of the image: [n, slots, w]."""
 
-    def make_room(self, like: Tensor, where: Slots, recorded: bool) -> Memory:
+    def make_room(self, like: Tensor, where: Slots) -> SlotBuffer:
         a = self.attention
         w = a.heads * a.head_size
-        self.query = packed_linear(a.qkv.weight[:w], a.qkv.bias[:w], self.rows)
+        self.query = prepacked_linear(a.qkv.weight[:w], a.qkv.bias[:w], self.rows)
         weights = rearrange(a.qkv.weight[w:], "(two s d) w -> two s d w", two=2, s=a.heads)
         bias = rearrange(a.qkv.bias[w:], "(two s d) -> two s d", two=2, s=a.heads)
         self.weight_k, self.weight_v = weights.detach().unbind()
         self.bias_k, self.bias_v = bias.detach().unbind()
-        return Memory(like.new_empty(self.rows, where.length, w), 0, 1, where, recorded)
+        return SlotBuffer(like.new_zeros(self.rows, where.length, w), 0, 1, where)
 
-    def keep_image(self, states: Tensor, k: Tensor, v: Tensor) -> None:
-        self.image.write_first(states, self.rows)
+    def keep_image(self, states: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None) -> None:
+        self.image.write_first(states, rows)
 
     def attend(self, states: Tensor, position: int | Tensor) -> Tensor:
         self.image.write(states, position)
@@ -232,21 +277,31 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     return (weights[:, :, None] @ v)[:, :, 0]
 
 
-class Cache:
-    """The caches of all layers, for c captions and b candidates of each."""
+class KVCache:
+    """The caches of all layers, for c captions and b candidates of each; knows states, not tokens.
+
+    See `model.TransformerState` for the tokens.
+    """
 
     def __init__(
-        self, transformer: Transformer, captions: int, candidates: int, recorded: bool = False
+        self,
+        layers: Iterable[nn.Module],
+        config: TransformerConfig,
+        captions: int,
+        candidates: int,
+        static: bool = False,
     ) -> None:
-        """recorded: positions will be tensors, see `Memory`."""
-        self.transformer = transformer
+        """layers: those of the transformer. static: positions will be tensors [1]."""
+        self.config, self.candidates = config, candidates
         self.layers: list[LayerCache] = []
-        for layer in transformer.layers:
-            assert isinstance(layer, Layer)
+        self._modules: list[Layer] = []
+        for module in layers:
+            layer = cast(Layer, module)
             kind = StateCache if holds_states(layer.attention.pattern) else KeyValueCache
-            made = kind(layer, transformer.config, captions, candidates, recorded)
-            self.layers.append(made)
-        self.head: nn.Module = packed(transformer.image_head, captions * candidates)
+            self._modules.append(layer)
+            self.layers.append(kind(layer, config, captions, candidates))
+            if static:
+                self.layers[-1].image.prepare()
 
     @property
     def bytes(self) -> int:
@@ -254,23 +309,21 @@ class Cache:
         held = [x for layer in self.layers for x in (layer.text, layer.image.held)]
         return sum(x.numel() * x.element_size() for x in held)
 
-    def read(self, text_tokens: Tensor, prefix: Tensor | None = None) -> None:
-        """Runs captions, int64 [c, t], and the first image tokens of all candidates, int64 [p],
-        in one pass."""
-        c = self.transformer.config
-        x = self.transformer.embed_text(text_tokens)
+    def prefill(self, x: Tensor, rows: Tensor | None = None) -> None:
+        """Runs states of the first positions in one pass and keeps what later steps read.
+
+        x: [c, t + p, w], text and then p image positions, the same for a caption's candidates. Or,
+        with rows, int64 [r], those of so many rows: [r, t + p, w], of which the text is held.
+        """
+        c = self.config
         t = c.text_length
-        if prefix is not None and len(prefix):
-            given = prefix.expand(len(text_tokens), -1)
-            image = self.transformer.embed_image(given, len(prefix))
-            x = torch.cat([x, image], dim=1)
-        for layer, cache in zip(self.transformer.layers, self.layers, strict=True):
-            assert isinstance(layer, Layer)
+        for layer, cache in zip(self._modules, self.layers, strict=True):
             a = layer.attention
             q, k, v = a.project(x)
-            cache.text[0], cache.text[1] = k[:, :, :t], v[:, :, :t]
+            if rows is None:
+                cache.text[0], cache.text[1] = k[:, :, :t], v[:, :, :t]
             if x.shape[1] > t:
-                cache.keep_image(a.norm(x[:, t:]), k[:, :, t:], v[:, :, t:])
+                cache.keep_image(a.norm(x[:, t:]), k[:, :, t:], v[:, :, t:], rows)
             if cache is self.layers[-1]:
                 break  # the last layer's results are not asked for
             y = dense_attention(q, k, v, a.pattern, t, c.grid, c.conv_kernel)
@@ -278,8 +331,7 @@ class Cache:
             x = x + layer.mlp(x)
 
     def step(self, x: Tensor, position: int | Tensor) -> Tensor:
-        """Image logits, float32 [n, v], of states [n, w] fed at an image position."""
+        """States [n, w] at an image position through all layers; position: see `SlotBuffer`."""
         for layer in self.layers:
             x = layer.step(x, position)
-        logits: Tensor = self.head(self.transformer.norm(x))
-        return logits.float()
+        return x

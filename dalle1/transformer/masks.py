@@ -38,7 +38,7 @@ def image_allowed(pattern: Pattern, q: Tensor, k: Tensor, grid: int, kernel: int
     raise ValueError(f"pattern: expected one of {', '.join(PATTERNS)}, got {pattern!r}")
 
 
-def stream_allowed(
+def sequence_allowed(
     pattern: Pattern, q: Tensor, k: Tensor, text_length: int, grid: int, kernel: int
 ) -> Tensor:
     """Whether stream position q may read position k: text reads text causally, an image position
@@ -60,7 +60,9 @@ def allowed(
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel: expected an odd number, got {kernel}")
     position = torch.arange(text_length + grid * grid)
-    return stream_allowed(pattern, position[:, None], position[None, :], text_length, grid, kernel)
+    return sequence_allowed(
+        pattern, position[:, None], position[None, :], text_length, grid, kernel
+    )
 
 
 @lru_cache(maxsize=32)

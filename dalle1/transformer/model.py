@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -16,10 +16,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from dalle1.tokenizer import END_OF_CAPTION, padding_id
 from dalle1.transformer.config import Execution, TransformerConfig
+from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
-from dalle1.transformer.sequence import END_OF_CAPTION
+from dalle1.transformer.prepacked_linear import prepacked
+from dvae.storage import Kind
 
 
 @dataclass
@@ -32,7 +35,10 @@ class Losses:
 
 
 class Transformer(nn.Module):
-    """Autoregressive model of caption tokens followed by image tokens."""
+    """Autoregressive model of caption tokens followed by image tokens.
+
+    A `protocols.Prior`, and a `protocols.TextPrior`.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,66 @@ class Transformer(nn.Module):
                     values = torch.empty(parameter.shape, device="cpu")
                     parameter.copy_(values.normal_(0, std, generator=generator))
 
+    @property
+    def text_vocab(self) -> int:
+        """Tokens of the text vocabulary, without paddings."""
+        return self.config.text_vocab
+
+    @property
+    def text_length(self) -> int:
+        """Text positions."""
+        return self.config.text_length
+
+    @property
+    def image_vocab(self) -> int:
+        """Image tokens."""
+        return self.config.image_vocab
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the image's token grid."""
+        return self.config.grid, self.config.grid
+
+    def empty_caption(self) -> Tensor:
+        """The text of no caption: int64 [text_length], all padding."""
+        c = self.config
+        device = self.start_of_text.device
+        return torch.tensor(
+            [padding_id(c.text_vocab, p) for p in range(c.text_length)], device=device
+        )
+
+    def start(self, captions: int, candidates: int, static: bool = False) -> TransformerState:
+        """Empty caches for so many captions and candidates of each; see `protocols.Prior`."""
+        return TransformerState(self, captions, candidates, static)
+
+    def decoding_bytes(self) -> tuple[int, int]:
+        """Bytes that decoding holds and works with, for each caption and for each candidate."""
+        c, dtype = self.config, self.start_of_image.dtype
+        shared = cache_bytes(c, 0, dtype)
+        return shared, cache_bytes(c, 1, dtype) - shared + working_bytes(c, dtype)
+
+    @torch.no_grad()
+    def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
+        """ln p(image | text) in nats, float32 [b]: int64 [b, text_length] and [b, grid^2]."""
+        _, logits = self(text, image)
+        chosen = logits.log_softmax(dim=-1).gather(-1, image[..., None])[..., 0]
+        total: Tensor = chosen.sum(dim=-1)
+        return total
+
+    @torch.no_grad()
+    def next_text_logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits of the text token behind the first ids of a caption: float32 [text_vocab].
+
+        Text is short: all positions so far are run.
+        """
+        # The last token is a target only, so any will do there.
+        tokens = torch.tensor([[*ids, END_OF_CAPTION]], device=self.start_of_text.device)
+        x = self.embed_text(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        logits: Tensor = self.text_head(self.norm(x[0, -1])).float()
+        return logits
+
     def embed_text(self, text_tokens: Tensor) -> Tensor:
         """States of the text inputs [start, t0 ... t_{T-2}]: int64 [b, t] -> [b, t, w]."""
         b, t = text_tokens.shape
@@ -103,6 +169,12 @@ class Transformer(nn.Module):
         tokens = self.image_embedding(image_tokens[:, : positions - 1])
         x: Tensor = torch.cat([start, tokens], dim=1) + self.grid_positions()[:positions]
         return x
+
+    def embed_image_inputs(self, tokens: Tensor) -> Tensor:
+        """Embeddings [n, w], without positions, of int64 [n]; image_vocab is the start."""
+        is_start = (tokens == self.config.image_vocab)[:, None]
+        embedded = self.image_embedding(tokens.clamp(max=self.config.image_vocab - 1))
+        return torch.where(is_start, self.start_of_image, embedded)
 
     def grid_positions(self) -> Tensor:
         """Row plus column embedding of each image position, raster order: [r * c, w]."""
@@ -177,9 +249,9 @@ class Transformer(nn.Module):
                 f"text_tokens: expected {c.text_length} positions (Tokenizer.encode pads to "
                 f"them), got {text_tokens.shape[1]}"
             )
-        if image_tokens.shape[1] > c.stream.image_length:
+        if image_tokens.shape[1] > c.sequence.image_length:
             raise ValueError(
-                f"image_tokens: expected at most {c.stream.image_length} positions, got "
+                f"image_tokens: expected at most {c.sequence.image_length} positions, got "
                 f"{image_tokens.shape[1]}"
             )
         if text_tokens.shape[0] != image_tokens.shape[0]:
@@ -204,6 +276,115 @@ class Transformer(nn.Module):
                 f"text_tokens: expected tokens in [0, {c.text_vocab - 1}] or, at position p, the "
                 f"padding {c.text_vocab} + p; got {wrong}"
             )
+
+
+class TransformerState:
+    """What the transformer remembers while it draws: a `protocols.DecodingState`.
+
+    A step of several positions is so many steps of one. Positions that are fed again are written
+    over; where a row goes back by more than one, its caches, which hold only what the patterns
+    still read, are filled anew from the tokens that it was fed.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, transformer: Transformer, captions: int, candidates: int, static: bool = False
+    ) -> None:
+        """See `protocols.Prior.start`."""
+        self.transformer, self.candidates, self.static = transformer, candidates, static
+        c, rows = transformer.config, captions * candidates
+        self.captions, self.rows = captions, rows
+        self.cache = KVCache(transformer.layers, c, captions, candidates, static)
+        self._head: nn.Module = prepacked(transformer.image_head, rows)
+        self._positions = transformer.grid_positions()
+        # For rows that go back: the text, the image inputs fed, and how many positions were fed.
+        device = self._positions.device
+        self._text = torch.empty(0, device=device)
+        self._inputs = torch.zeros(rows, c.sequence.image_length, dtype=torch.int64, device=device)
+        self._fed = torch.zeros(rows, dtype=torch.int64)
+
+    @torch.no_grad()
+    def prefill(self, text: Tensor, prefix: Tensor | None = None) -> None:
+        """Runs captions, int64 [c, text_length], and the first image tokens of all rows, int64 [p],
+        in one pass."""
+        c = self.transformer.config
+        if text.shape != (self.captions, c.text_length):
+            raise ValueError(
+                f"text: expected [{self.captions}, {c.text_length}], got {list(text.shape)}"
+            )
+        self._text = text
+        x = self.transformer.embed_text(text)
+        given = 0 if prefix is None else len(prefix)
+        if prefix is not None and given:
+            image = self.transformer.embed_image(prefix.expand(self.captions, -1), given)
+            x = torch.cat([x, image], dim=1)
+            self._inputs[:, 0] = c.image_vocab
+            self._inputs[:, 1:given] = prefix[:-1]
+        self._fed.fill_(given)
+        self.cache.prefill(x)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
+        """Logits, float32 [n, k, image_vocab]; see `protocols.DecodingState`."""
+        if isinstance(position, Tensor) and self.static:
+            return self._step(tokens[:, 0], position)[:, None]
+        first = self._first(position, tokens.shape[1])
+        self._go_back(first)
+        uniform = bool((first == first[0]).all())
+        logits = []
+        for i in range(tokens.shape[1]):
+            here = int(first[0]) + i if uniform else (first + i).to(tokens.device)
+            if isinstance(here, int):
+                self._inputs[:, here] = tokens[:, i]
+            else:
+                self._inputs.scatter_(1, here[:, None], tokens[:, i : i + 1])
+            logits.append(self._step(tokens[:, i], here))
+        self._fed = first + tokens.shape[1]
+        return torch.stack(logits, dim=1)
+
+    def _step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
+        """Logits [n, image_vocab] of tokens [n] fed at a position; see `SlotBuffer`."""
+        x = self.transformer.embed_image_inputs(tokens) + self._positions[position]
+        x = self.cache.step(x, position)
+        logits: Tensor = self._head(self.transformer.norm(x))
+        return logits.float()
+
+    def _first(self, position: int | Tensor, count: int) -> Tensor:
+        """Each row's first position, int64 [n] on the CPU; ValueError where it cannot be fed."""
+        if isinstance(position, int):
+            first = torch.full((self.rows,), position)
+        else:
+            first = position.to("cpu", torch.int64).expand(self.rows)
+        length = self._inputs.shape[1]
+        if int(first.min()) < 0 or bool((first > self._fed).any()):
+            raise ValueError(
+                f"position: expected at most the next one, {int(self._fed.max())}, got "
+                f"{int(first.max())}"
+            )
+        if int(first.max()) + count > length:
+            raise ValueError(
+                f"position: expected at most {length - count} for {count} tokens, got "
+                f"{int(first.max())}"
+            )
+        return first
+
+    def _go_back(self, first: Tensor) -> None:
+        """Fills the caches anew of rows that go back further than to the last position fed: slots
+        of what they read may hold later positions."""
+        behind = first < self._fed - 1
+        for position in first[behind].unique().tolist():
+            rows = (behind & (first == position)).nonzero()[:, 0].to(self._inputs.device)
+            if not position:
+                continue  # nothing before it is read
+            x = self.transformer.embed_text(self._text[rows // self.candidates])
+            before = self._inputs[rows, 1:position]  # without the start
+            image = self.transformer.embed_image(before, position)
+            self.cache.prefill(torch.cat([x, image], dim=1), rows)
+
+
+KIND: Kind = Kind(
+    "prior", "sparse_transformer", TransformerConfig, Transformer, "transformer.safetensors"
+)
 
 
 def text_targets(text_tokens: Tensor, text_vocab: int) -> Tensor:

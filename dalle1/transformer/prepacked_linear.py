@@ -28,7 +28,7 @@ def has_kernels() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """`weight @ x + bias` with a packed copy of the weight [o, i]; inference alone."""
 
     def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
@@ -43,7 +43,7 @@ class PackedLinear(nn.Module):
         return y
 
 
-def packs(weight: Tensor) -> bool:
+def can_prepack(weight: Tensor) -> bool:
     """Whether torch has the kernels for a weight of this type and device."""
     ops = torch.ops.mkldnn
     if weight.device.type != "cpu" or not has_kernels():
@@ -53,30 +53,30 @@ def packs(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def packed_linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
+def prepacked_linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
     """A map of x [..., i] to `weight @ x + bias` [..., o], packed where that is possible."""
-    if packs(weight):
-        return PackedLinear(weight, bias, rows)
+    if can_prepack(weight):
+        return PrepackedLinear(weight, bias, rows)
     plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(bias)
     return plain
 
 
-def packed(module: M, rows: int) -> M:
+def prepacked(module: M, rows: int) -> M:
     """A copy of a module that shares its parameters, with its linear maps packed."""
-    if not all(packs(p) for p in module.parameters()):
+    if not all(can_prepack(p) for p in module.parameters()):
         return module
     if isinstance(module, nn.Linear):
-        return packed_linear(module.weight, module.bias, rows)  # type: ignore[return-value]
+        return prepacked_linear(module.weight, module.bias, rows)  # type: ignore[return-value]
     shared = {id(p): p for p in module.parameters()}
     twin = copy.deepcopy(module, shared)
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
-            twin.set_submodule(name, PackedLinear(part.weight, part.bias, rows))
+            twin.set_submodule(name, PrepackedLinear(part.weight, part.bias, rows))
     return twin
 
 
-def packed_bytes(module: nn.Module) -> int:
+def prepacked_bytes(module: nn.Module) -> int:
     """What packing all linear maps of a module takes beside their own weights."""
     weights = (m.weight for m in module.modules() if isinstance(m, nn.Linear))
-    return sum(w.numel() * w.element_size() for w in weights if packs(w))
+    return sum(w.numel() * w.element_size() for w in weights if can_prepack(w))

@@ -1,11 +1,8 @@
-"""The stream of the transformer: text positions, then image positions in raster order.
+"""The sequence of the transformer: text positions, then image positions in raster order.
 
 Paper section 2.2 and appendix B.1: 256 text + 32 x 32 image positions = 1,280. Position p of a
-segment is fed the token before it (a start token at p = 0) and predicts token p.
-
-Token ids of the text segment:
-    0 ... text_vocab - 1            byte-pair tokens; END_OF_CAPTION is one of them
-    text_vocab + p                  the padding of text position p, one for each position
+segment reads the token before it (a start token at p = 0) and predicts token p. Text ids are those
+of `dalle1.tokenizer`.
 """
 
 from __future__ import annotations
@@ -16,12 +13,10 @@ from typing import Literal, get_args
 Pattern = Literal["row", "column", "conv", "full"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
-END_OF_CAPTION = 0  # the target at the first padding position; never an input
-
 
 @dataclass(frozen=True)
-class Stream:
-    """Where things are in the stream.
+class SequenceShape:
+    """Where things are in the sequence.
 
     text_length: text positions; grid: rows, and columns, of the image's token grid.
     """
@@ -36,11 +31,6 @@ class Stream:
     @property
     def length(self) -> int:
         return self.text_length + self.image_length
-
-
-def padding_id(text_vocab: int, position: int) -> int:
-    """The id that stands for padding at a text position (appendix B.1: each has its own)."""
-    return text_vocab + position
 
 
 def layer_pattern(layer: int, layers: int) -> Pattern:

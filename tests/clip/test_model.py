@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle1 import CLIP, CLIPConfig
+from dalle1 import CLIP, CLIPConfig, Model
+from dalle1.clip import model as clip_model
 from dalle1.clip.model import SelfAttention
 from tests.conftest import randomize
 
@@ -220,3 +221,21 @@ def test_text_errors(clip: CLIP, tokens: Tensor) -> None:
     """A text longer than the positions, or without its batch."""
     with pytest.raises(ValueError, match="at most 7"):
         clip.encode_text(tokens)
+
+
+def test_scores_are_cosines_whatever_is_scored_at_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores scaled by the logit scale, not cosines; parts or captions in another order."""
+    clip = model.ranker
+    assert isinstance(clip, CLIP)
+    images, captions = torch.rand(5, 3, 8, 8), ["a red cat", "one small mat"]
+    with torch.no_grad():
+        expected = torch.stack([clip(images, clip.ids(caption))[:, 0] for caption in captions])
+        a, b = clip.encode_image(images), clip.encode_text(clip.ids(captions[0]))
+    torch.testing.assert_close(expected[0], torch.cosine_similarity(a, b, dim=1))
+    for count in (1, 2, 256):
+        monkeypatch.setattr(clip_model, "SCORED", count)
+        got = clip.score(captions, images)
+        assert got.shape == (2, 5) and got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -73,7 +73,7 @@ def make_config(
         optimizer={"learning_rate": 4.5e-4, "warmup_steps": 50, "schedule": "constant"},
         transformer=TRANSFORMER,
         tokenizer={"captions": 2000},
-        dvae_model=str(folder / "dvae" / "model"),
+        codec=str(folder / "dvae" / "model"),
         compression=compression,
         faults={"timeout": 120.0},
     )

@@ -145,7 +145,7 @@ def test_captions_alone(model: Model, make_settings: SettingsMaker, tmp_path: Pa
 
 def test_true_pictures(make_settings: SettingsMaker) -> None:
     """Pictures of another size than the model's, squeezed, or more than asked for."""
-    settings = make_settings(reference_pictures=3)
+    settings = make_settings(reference_images=3)
     pictures = true_pictures(settings, 8)
     assert pictures is not None
     found = list(pictures)
@@ -190,7 +190,7 @@ def test_mistakes_before_anything_is_drawn(
 ) -> None:
     """Mistakes that show after hours of drawing."""
     make_model(clip=False).save(tmp_path / "bare")
-    with pytest.raises(ValueError, match="has no CLIP to rank with"):
+    with pytest.raises(ValueError, match="has no ranker"):
         prepare(make_settings(model=str(tmp_path / "bare")))
     with pytest.raises(ValueError, match=r"config.json is missing"):
         prepare(make_settings(model=str(tmp_path)))

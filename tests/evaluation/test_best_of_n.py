@@ -7,8 +7,6 @@ import itertools
 import pytest
 import torch
 
-from dalle1 import Model
-from dalle1.clip.ranker import score
 from dalle1.evaluation.best_of_n import best_of_n, oracle_of_n
 
 
@@ -50,18 +48,3 @@ def test_curve_errors(n: int) -> None:
         best_of_n(torch.rand(4), correct, n)
     with pytest.raises(ValueError, match=f"1 to 4 candidates, got {n}"):
         oracle_of_n(correct, n)
-
-
-def test_scores_do_not_depend_on_the_batch(model: Model) -> None:
-    """Scores scaled by the logit scale, not cosines; parts that are joined in another order."""
-    assert model.clip is not None
-    images = torch.rand(5, 3, 8, 8)
-    text = model.tokenizer.encode_for_clip("a red cat", 10)
-    with torch.no_grad():
-        expected = model.clip(images, text)[:, 0]
-        a, b = model.clip.encode_image(images), model.clip.encode_text(text)
-    torch.testing.assert_close(expected, torch.cosine_similarity(a, b, dim=1))
-    for batch in (1, 2, 256):
-        got = score(model.clip, text, images, batch)
-        assert got.shape == (5,) and got.dtype == torch.float32
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dalle1 import Model
+from dalle1.common.images import to_tensor
 from dalle1.data.shapes import dataset as shapes
-from dalle1.evaluation import best_of_n as ranking
 from dalle1.evaluation.candidates import (
     ATTRIBUTES,
     NOT_CLAIMED,
@@ -23,21 +23,21 @@ from dalle1.evaluation.candidates import (
     verdict,
 )
 from dalle1.evaluation.prompts import read_prompts
-from dalle1.generation.generator import Decoder, draw
+from dalle1.generation.generator import Generator, draw
+from dalle1.generation.images import decode
 from dalle1.generation.options import candidate_uniforms
-from dalle1.sampling import decode, to_tensor
 from tests.evaluation.conftest import SettingsMaker
 
 
 def count_draws(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Notes the candidates that each draw makes."""
-    plain, drawn = Decoder.draw, []
+    plain, drawn = Generator.draw, []
 
-    def noted(self: Decoder, text: Tensor, uniforms: Tensor, *rest: Any) -> Tensor:
+    def noted(self: Generator, text: Tensor, uniforms: Tensor, *rest: Any) -> Tensor:
         drawn.append(uniforms.shape[0] * uniforms.shape[1])
         return plain(self, text, uniforms, *rest)
 
-    monkeypatch.setattr(Decoder, "draw", noted)
+    monkeypatch.setattr(Generator, "draw", noted)
     return drawn
 
 
@@ -46,13 +46,13 @@ def test_draws_are_the_candidates(model: Model, make_settings: SettingsMaker) ->
     settings = make_settings(seed=5)
     prompts = read_prompts(settings)
     draw_all(model, prompts, settings, progress=False)
-    assert model.clip is not None
+    assert model.ranker is not None
     for prompt, found in zip(prompts, read_draws(prompts, settings), strict=True):
         text = model.tokenizer.encode(prompt.caption)[0]
         uniforms = candidate_uniforms(5, prompt.caption, 0, 4, 16)
         assert torch.equal(found.tokens, draw(model.transformer, text, uniforms))
-        images = decode(model, found.tokens)
-        scores = ranking.score(model.clip, model.clip.ids(prompt.caption), images)
+        images = decode(model.codec, found.tokens, (4, 4))
+        scores = model.ranker.score([prompt.caption], images)[0]
         torch.testing.assert_close(found.scores, scores)
         assert found.verdicts.shape == (4, 0) and bool(found.correct.all())
 
@@ -86,7 +86,7 @@ def test_ctrl_c_keeps_what_is_complete(
     """Captions that were done, lost with the one in work."""
     settings = make_settings(batch_size=4)
     prompts = read_prompts(settings)
-    plain, calls = Decoder.draw, []
+    plain, calls = Generator.draw, []
 
     def interrupted(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_what_is_complete(
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(Decoder, "draw", interrupted)
+    monkeypatch.setattr(Generator, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw_all(model, prompts, settings, progress=False)
     with pytest.raises(ValueError, match=r"holds 0 of 4 candidates of .*shared run folder"):

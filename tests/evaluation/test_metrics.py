@@ -16,10 +16,10 @@ from dalle1.evaluation.metrics import (
     Comparison,
     batches,
     blurred,
-    clip_network,
     interval,
     metric_classes,
     named_network,
+    ranker_network,
 )
 
 
@@ -103,15 +103,15 @@ def test_interval() -> None:
     assert interval(values, 50) == interval(values, 50)
 
 
-def test_clip_network(model: Model) -> None:
+def test_ranker_network(model: Model) -> None:
     """Features that are not CLIP's, classes that are not the captions."""
-    assert model.clip is not None
+    assert model.ranker is not None
     images = torch.rand(3, 3, 8, 8)
     captions = ["a red cat", "a blue dog", "a red cat"]
-    features, logits = clip_network(model.clip, captions)(images)
+    features, logits = ranker_network(model.ranker, captions)(images)
     with torch.inference_mode():
-        torch.testing.assert_close(features, model.clip.encode_image(images))
-        expected = model.clip.classify(images, captions[:2])
+        torch.testing.assert_close(features, model.ranker.encode_image(images))
+        expected = model.ranker.classify(images, captions[:2])
     assert logits is not None
     torch.testing.assert_close(logits.softmax(-1), expected)
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from dalle1 import Model
 from dalle1.generation import batches as batching
 from dalle1.generation.batches import draw_captions, draw_parts, fitting_batch
-from dalle1.generation.generator import Decoder, cache_bytes, draw
-from dalle1.generation.options import Options, candidate_uniforms
+from dalle1.generation.generator import Generator, draw
+from dalle1.generation.images import decode
+from dalle1.generation.options import SamplingOptions, candidate_uniforms
+from dalle1.transformer.kv_cache import cache_bytes, working_bytes
 
 CAPTIONS = ["a red cat", "a blue dog", "the blue cat", "one small mat", "a red dog"]
 
@@ -56,9 +58,10 @@ def test_parts(
             drawn[i].append(tokens)
     for caption, tokens in zip(CAPTIONS, drawn, strict=True):
         assert torch.equal(torch.cat(tokens), alone(model, caption, candidates))
-    whole = draw_captions(model, CAPTIONS, candidates, 3)
-    for caption, tokens in zip(CAPTIONS, whole, strict=True):
-        assert torch.equal(tokens, alone(model, caption, candidates))
+    complete = draw_captions(model, CAPTIONS, candidates, 3)
+    for caption, found in zip(CAPTIONS, complete, strict=True):
+        assert torch.equal(found.tokens, alone(model, caption, candidates))
+        assert torch.equal(found.images, decode(model.codec, found.tokens, (4, 4)))
 
 
 @pytest.mark.parametrize("candidates", [1, 3, 100])
@@ -67,8 +70,8 @@ def test_batch_fits_the_memory(
 ) -> None:
     """A batch whose caches exceed the free memory, guidance's second pass included."""
     config = model.transformer.config
-    monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
-    monkeypatch.setattr(batching, "packed_bytes", lambda _: 0)
+    monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
+    monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 0)
     found = []
     for free in (0, 10**5, 10**6, 10**7, 10**12):
         for guidance in (1.0, 2.0):
@@ -77,13 +80,13 @@ def test_batch_fits_the_memory(
                 "virtual_memory",
                 lambda free=free: SimpleNamespace(available=free),
             )
-            batch = fitting_batch(model, candidates, 40, Options(guidance=guidance))
+            batch = fitting_batch(model, candidates, 40, SamplingOptions(guidance=guidance))
             c, b = batching._shape(40, candidates, batch)
             taken = c * (1 if guidance == 1 else 2) * cache_bytes(config, b)
             assert 1 <= c * b <= batch <= batching.LARGEST_CPU_BATCH
             assert taken <= free / 2 or batch == 1
             # Nor less than fits: one caption more would not.
-            step = candidates * batching.working_bytes(config, torch.float32)
+            step = candidates * working_bytes(config, torch.float32)
             one = (1 if guidance == 1 else 2) * (cache_bytes(config, candidates) + step)
             if 1 < batch < min(40 * candidates, batching.LARGEST_CPU_BATCH) and one < free / 2:
                 assert (batch // candidates + 1) * one > free / 2
@@ -92,40 +95,40 @@ def test_batch_fits_the_memory(
     assert found[0] == 1 and found[-1] == min(40 * candidates, batching.LARGEST_CPU_BATCH)
 
 
-def test_pictures_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches that leave no room to decode the pictures."""
+def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches that leave no room to decode the images."""
     free = SimpleNamespace(available=8 * 10**5)
     monkeypatch.setattr(batching.psutil, "virtual_memory", lambda: free)
-    monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
-    monkeypatch.setattr(batching, "packed_bytes", lambda _: 0)
-    roomy = fitting_batch(model, 100, 1, Options())
-    taken = 10**5 // batching.pictures_at_once(model)
-    monkeypatch.setattr(batching, "picture_bytes", lambda _: taken)
-    assert 1 < fitting_batch(model, 100, 1, Options()) < roomy
-    monkeypatch.setattr(batching, "picture_bytes", lambda _: 0)
-    monkeypatch.setattr(batching, "packed_bytes", lambda _: 10**5)  # a second copy of the weights
-    assert 1 < fitting_batch(model, 100, 1, Options()) < roomy
+    monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
+    monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 0)
+    roomy = fitting_batch(model, 100, 1, SamplingOptions())
+    monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 10**5)
+    assert 1 < fitting_batch(model, 100, 1, SamplingOptions()) < roomy
+    monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
+    # A second copy of the weights.
+    monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 10**5)
+    assert 1 < fitting_batch(model, 100, 1, SamplingOptions()) < roomy
 
 
 def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that dies of a batch too large, draws other pictures, or halves the user's own size."""
-    plain, sizes = Decoder.draw, []
+    """A run that dies of a batch too large, draws other images, or halves the user's own size."""
+    plain, sizes = Generator.draw, []
     expected = [alone(model, caption, 7) for caption in CAPTIONS[:2]]
 
-    def narrow(self: Decoder, text: Any, uniforms: Tensor, *rest: Any) -> Tensor:
+    def narrow(self: Generator, text: Any, uniforms: Tensor, *rest: Any) -> Tensor:
         sizes.append(tuple(uniforms.shape[:2]))
         if self.captions * self.candidates > 2:
             raise torch.OutOfMemoryError("no memory")
         return plain(self, text, uniforms, *rest)
 
-    monkeypatch.setattr(Decoder, "draw", narrow)
-    (tokens,) = draw_captions(model, CAPTIONS[:1], 7, 3)
-    assert torch.equal(tokens, expected[0])
+    monkeypatch.setattr(Generator, "draw", narrow)
+    (found,) = draw_captions(model, CAPTIONS[:1], 7, 3)
+    assert torch.equal(found.tokens, expected[0])
     assert sizes == [(1, 7), (1, 3), *[(1, 1)] * 7]
     sizes.clear()
     both = draw_captions(model, CAPTIONS[:2], 2, 3)
-    for seven, tokens in zip(expected, both, strict=True):
-        assert torch.equal(tokens, seven[:2])
+    for seven, found in zip(expected, both, strict=True):
+        assert torch.equal(found.tokens, seven[:2])
     assert sizes == [(2, 2), (1, 2), (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         list(draw_parts(model, CAPTIONS[:1], 7, batch_size=7))
@@ -156,6 +159,6 @@ def test_other_errors_are_not_memory(model: Model, monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> Tensor:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Decoder, "draw", fail)
+    monkeypatch.setattr(Generator, "draw", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         list(draw_parts(model, CAPTIONS[:1], 7))

@@ -12,124 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle1 import Transformer, TransformerConfig
-from dalle1.generation.generator import Decoder, cache_bytes, draw, draw_text
-from dalle1.generation.options import Options, candidate_uniforms, choose
-from dalle1.transformer.kv_cache import Cache, Memory
-from dalle1.transformer.masks import cache_length, slots, step_keys
-from dalle1.transformer.prepacked_linear import PackedLinear, packed, packed_linear, packs
-from dalle1.transformer.sequence import PATTERNS, Pattern
+from dalle1 import Transformer
+from dalle1.generation.generator import Generator, complete_text, draw
+from dalle1.generation.options import SamplingOptions, candidate_uniforms, sample_token
 from tests.conftest import TransformerMaker
 
 DRAWS = 20_000
-
-
-def check_steps(
-    transformer: Transformer, captions: int, candidates: int, given: int, recorded: bool
-) -> None:
-    """Logits of every cached step against the full forward pass, each row with its own image."""
-    c = transformer.config
-    g = torch.Generator().manual_seed(captions + given)
-    m, rows = c.grid**2, captions * candidates
-    text = torch.randint(1, c.text_vocab, (captions, c.text_length), generator=g)
-    text[:, 4:] = c.text_vocab + torch.arange(4, c.text_length)
-    image = torch.randint(c.image_vocab, (rows, m), generator=g)
-    image[:, :given] = image[0, :given]
-    with torch.inference_mode():
-        _, expected = transformer(text.repeat_interleave(candidates, dim=0), image)
-        cache = Cache(transformer, captions, candidates, recorded)
-        cache.read(text, image[0, :given])
-        for p in range(given, m):
-            before = image[:, p - 1]
-            fed = transformer.image_embedding(before) if p else transformer.start_of_image
-            x = fed.expand(rows, -1) + transformer.grid_positions()[p]
-            logits = cache.step(x, torch.tensor([p]) if recorded else p)
-            torch.testing.assert_close(logits, expected[:, p], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize(("grid", "kernel"), [(1, 3), (2, 1), (3, 3), (5, 5), (6, 3), (7, 11)])
-def test_cached_steps_of_each_pattern(
-    make_transformer: TransformerMaker, pattern: Pattern, grid: int, kernel: int, recorded: bool
-) -> None:
-    """A cache that holds the wrong position or reads the wrong keys, in one pattern alone."""
-    transformer = make_transformer(layers=1, grid=grid, text_length=7, conv_kernel=kernel)
-    transformer.layers[0].attention.pattern = pattern  # type: ignore[union-attr]
-    check_steps(transformer, 1, 3, 0, recorded)
-    check_steps(transformer, 1, 2, grid, recorded)
-
-
-@pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("kernel", [3, 11])
-def test_cached_steps_of_stacks(
-    make_transformer: TransformerMaker, layers: int, kernel: int, recorded: bool
-) -> None:
-    """A cache that holds the wrong layer, caption or candidate."""
-    transformer = make_transformer(layers=layers, grid=6, text_length=10, conv_kernel=kernel)
-    check_steps(transformer, 1, 3, 0, recorded)
-    check_steps(transformer, 3, 2, 0, recorded)
-
-
-@pytest.mark.parametrize("given", [1, 5, 6, 13, 35])
-def test_cached_steps_after_given_tokens(make_transformer: TransformerMaker, given: int) -> None:
-    """First tokens run in one pass that leave other caches than steps would, ring or grid."""
-    transformer = make_transformer(layers=5, grid=6, conv_kernel=3)
-    check_steps(transformer, 2, 3, given, recorded=False)
-    check_steps(transformer, 2, 3, given, recorded=True)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("grid", [2, 3, 4, 6, 7])
-@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
-def test_slots_hold_what_is_read(pattern: Pattern, grid: int, kernel: int) -> None:
-    """A slot that is written over too early, a slice where slots are not evenly spaced."""
-    where = slots(pattern, grid, kernel)
-    assert where.length == cache_length(pattern, grid, kernel)
-    for recorded in (False, True):
-        memory = Memory(torch.full((2, where.length, 1), -1), 0, 1, where, recorded)
-        for p, keys in enumerate(step_keys(pattern, grid, kernel)):
-            at = torch.tensor([p]) if recorded else p
-            memory.write(torch.full((2, 1), p), at)
-            part, counts = memory.read(at)
-            assert (counts is None) != recorded
-            seen = part[0, :, 0] if counts is None else part[0, counts, 0]
-            assert sorted(seen.tolist()) == keys.tolist()
-
-
-def test_rows_and_columns_are_read_without_a_copy() -> None:
-    """Reading that copies the keys of each step, where a view would do."""
-    for pattern in ("row", "column"):
-        assert all(isinstance(r, slice) and r.step == 1 for r in slots(pattern, 32).reads)  # type: ignore[arg-type]
-
-
-def test_packed_maps(make_transformer: TransformerMaker) -> None:
-    """Packed weights that differ, change the model they come from, or miss a map."""
-    mlp = make_transformer(width=64, heads=8).layers[0].mlp
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        plain = copy.deepcopy(mlp).to(dtype)
-        before = {name: p.clone() for name, p in plain.state_dict().items()}
-        twin = packed(plain, 3)
-        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
-        with torch.inference_mode():
-            torch.testing.assert_close(twin(x), plain(x), rtol=tolerance, atol=tolerance)
-        assert isinstance(plain.up, torch.nn.Linear)
-        for name, p in plain.state_dict().items():
-            assert torch.equal(p, before[name])
-        assert twin.norm.weight is plain.norm.weight
-        if packs(plain.up.weight):
-            assert isinstance(twin.up, PackedLinear) and isinstance(twin.down, PackedLinear)
-    double = copy.deepcopy(mlp).double()
-    assert packed(double, 3) is double  # no kernel: left as it is
-    y = packed_linear(double.up.weight, double.up.bias, 3)(torch.ones(2, 64).double())
-    assert torch.equal(y, double.up(torch.ones(2, 64).double()))
-
-
-def test_cpus_pack() -> None:
-    """Slow products without a word, because torch has given its kernels other names."""
-    if torch.backends.mkldnn.is_available():
-        assert packs(torch.zeros(2, 2))
 
 
 def test_likeliest_tokens(make_transformer: TransformerMaker) -> None:
@@ -137,7 +25,7 @@ def test_likeliest_tokens(make_transformer: TransformerMaker) -> None:
     transformer = make_transformer()
     text = torch.tensor([3, 1, 13, 14, 15, 16])
     steps: list[int] = []
-    uniforms, greedy = torch.rand(2, 16), Options(temperature=0)
+    uniforms, greedy = torch.rand(2, 16), SamplingOptions(temperature=0)
     tokens = draw(transformer, text, uniforms, greedy, on_step=lambda done, _: steps.append(done))
     assert tokens.shape == (2, 16) and tokens.dtype == torch.int64
     assert steps == [4, 8, 12, 16]
@@ -153,29 +41,29 @@ def test_captions_are_drawn_from_the_text_side(make_transformer: TransformerMake
     uniforms = candidate_uniforms(0, "x", 0, 40, 6)
     lengths = set()
     for row in uniforms:
-        ids = draw_text(transformer, [3], row)
+        ids = complete_text(transformer, [3], row)
         assert ids[0] == 3 and 0 not in ids and len(ids) <= 6
         lengths.add(len(ids))
         padded = torch.tensor([ids + [11 + p for p in range(len(ids), 6)]])
         with torch.no_grad():
             logits = transformer(padded, image)[0][0]
-        expected = choose(logits, row, Options()).tolist()
+        expected = sample_token(logits, row, SamplingOptions()).tolist()
         assert ids[1:] == expected[1 : len(ids)]
         if len(ids) < 6:
             assert expected[len(ids)] == 0  # the end, at the first position that is not kept
         # The numbers belong to positions, so more given text changes nothing that follows.
-        assert draw_text(transformer, ids[:2], row) == ids or len(ids) == 1
+        assert complete_text(transformer, ids[:2], row) == ids or len(ids) == 1
     assert len(lengths) > 2
     with pytest.raises(ValueError, match="guidance"):
-        draw_text(transformer, [3], uniforms[0], Options(guidance=2.0))
+        complete_text(transformer, [3], uniforms[0], SamplingOptions(guidance=2.0))
 
 
 def test_draws_do_not_depend_on_the_batch(make_transformer: TransformerMaker) -> None:
-    """Random numbers that are shared by a batch: another batch size, other pictures."""
+    """Random numbers that are shared by a batch: another batch size, other images."""
     transformer = make_transformer()
     text = torch.tensor([3, 1, 13, 14, 15, 16])
     before = text.clone()
-    options = Options(top_p=0.95, guidance=1.5)
+    options = SamplingOptions(top_p=0.95, guidance=1.5)
     drawn = []
     for batch in (1, 3, 8):
         parts = [
@@ -188,22 +76,22 @@ def test_draws_do_not_depend_on_the_batch(make_transformer: TransformerMaker) ->
     assert torch.equal(text, before)  # guidance must not overwrite the caption
 
 
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_captions_drawn_together(
-    make_transformer: TransformerMaker, guidance: float, recorded: bool
+    make_transformer: TransformerMaker, guidance: float, static: bool
 ) -> None:
     """Captions that get each other's images, or what an earlier draw left in the caches."""
     transformer = make_transformer(layers=3)
     text = torch.tensor([[3, 1, 13, 14, 15, 16], [7, 7, 7, 14, 15, 16], [2, 12, 13, 14, 15, 16]])
     uniforms = torch.stack([candidate_uniforms(1, str(i), 0, 2, 16) for i in range(3)])
-    options = Options(guidance=guidance)
+    options = SamplingOptions(guidance=guidance)
     prefix = torch.tensor([3, 1, 4])
-    decoder = Decoder(transformer, 3, 2, options, recorded)
-    first = decoder.draw(text, uniforms)
+    generator = Generator(transformer, 3, 2, options, static)
+    first = generator.draw(text, uniforms)
     kept = first.clone()
-    for given in (prefix, None):  # one decoder, used again and again
-        together = decoder.draw(text, uniforms, given)
+    for given in (prefix, None):  # one generator, used again and again
+        together = generator.draw(text, uniforms, given)
         assert torch.equal(first, kept)
         for i in range(3):
             alone = draw(transformer, text[i], uniforms[i], options, given)
@@ -220,10 +108,10 @@ def test_recorded_graph(make_transformer: TransformerMaker, guidance: float) -> 
     del garbage
     text = torch.tensor([[3, 1, 13, 14, 15, 16], [7, 7, 7, 14, 15, 16]])
     uniforms = torch.stack([candidate_uniforms(1, str(i), 0, 3, 16) for i in range(2)])
-    options = Options(guidance=guidance)
-    graph = Decoder(transformer, 2, 3, options)
+    options = SamplingOptions(guidance=guidance)
+    graph = Generator(transformer, 2, 3, options)
     assert graph.graph is not None
-    plain = Decoder(transformer, 2, 3, options, recorded=False)
+    plain = Generator(transformer, 2, 3, options, static=False)
     for given in (None, torch.tensor([3, 1, 4]), None):
         assert torch.equal(graph.draw(text, uniforms, given), plain.draw(text, uniforms, given))
 
@@ -248,7 +136,7 @@ def tiny(make_transformer: TransformerMaker) -> tuple[Transformer, Tensor]:
     return transformer, torch.tensor([3, 1, 13, 14, 15, 16])
 
 
-def shaped(logits: np.ndarray, options: Options) -> np.ndarray:
+def shaped(logits: np.ndarray, options: SamplingOptions) -> np.ndarray:
     """Probabilities of tokens [v] under the options, re-stated with sets."""
     p = np.exp(logits / options.temperature)
     p /= p.sum()
@@ -268,7 +156,7 @@ def shaped(logits: np.ndarray, options: Options) -> np.ndarray:
 
 
 def enumerated(
-    transformer: Transformer, text: Tensor, options: Options, prefix: list[int]
+    transformer: Transformer, text: Tensor, options: SamplingOptions, prefix: list[int]
 ) -> dict[tuple[int, ...], float]:
     """The probability of each of the 81 images, from the full forward pass."""
     images = list(itertools.product(range(3), repeat=4))
@@ -306,10 +194,10 @@ def test_frequencies(
 ) -> None:
     """Draws of another law: a bias, an option with no effect, a prefix that is not read."""
     transformer, text = tiny(make_transformer)
-    options = Options(**settings)
+    options = SamplingOptions(**settings)
     table = enumerated(transformer, text, options, prefix)
     assert sum(table.values()) == pytest.approx(1)
-    plain = enumerated(transformer, text, Options(), [])
+    plain = enumerated(transformer, text, SamplingOptions(), [])
     given = torch.tensor(prefix) if prefix else None
     uniforms = candidate_uniforms(0, str(settings), 0, DRAWS, 4)
     tokens = draw(transformer, text, uniforms, options, given)
@@ -329,7 +217,7 @@ def test_frequencies(
     chi_square, freedom = misfit(table)
     assert freedom >= 5
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
-    if options != Options() or prefix:  # the test can tell the options apart
+    if options != SamplingOptions() or prefix:  # the test can tell the options apart
         chi_square, freedom = misfit(plain)
         assert chi_square > 3 * freedom
 
@@ -338,13 +226,15 @@ def chosen(uniforms: list[float], **settings: Any) -> list[int]:
     """Tokens that `choose` takes of p = 0.05, 0.5, 0.15, 0.3 at the given uniforms."""
     logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log().expand(len(uniforms), -1)
     before = logits.clone()
-    tokens = choose(logits, torch.tensor(uniforms, dtype=torch.float64), Options(**settings))
+    tokens = sample_token(
+        logits, torch.tensor(uniforms, dtype=torch.float64), SamplingOptions(**settings)
+    )
     assert torch.equal(logits, before)
     return tokens.tolist()
 
 
 def test_choose_by_hand() -> None:
-    """Options in another order, a set too small or too large, a point off its interval."""
+    """SamplingOptions in another order, a set too small or too large, a point off its interval."""
     # p = 0.05, 0.5, 0.15, 0.3: ends of the intervals 0.05, 0.55, 0.7, 1.
     points = [0.0, 0.049, 0.051, 0.549, 0.551, 0.699, 0.701, 1 - 2**-53]
     assert chosen(points) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -387,29 +277,4 @@ def test_choose_by_hand() -> None:
 def test_options_errors(settings: dict[str, float]) -> None:
     """An option out of its range that gives NaN logits instead of an error with its name."""
     with pytest.raises(ValueError, match=next(iter(settings))):
-        Options(**settings)  # type: ignore[arg-type]
-
-
-def test_cache_bytes() -> None:
-    """A caption counted once for each candidate; whole images held where a row is enough."""
-    paper = TransformerConfig()
-    text = 2 * 64 * 3968 * 256 * 2  # keys and values, layers, width, positions, bytes
-    # Keys and values of 47 row layers of 33; states of 16 column layers of 1,024 and of the last
-    # layer's 5 rows + 5 + 1.
-    each = 3968 * (2 * 47 * 33 + 16 * 1024 + 166) * 2
-    assert cache_bytes(paper, 1, torch.float16) == text + each
-    assert cache_bytes(paper, 512, torch.bfloat16) == text + 512 * each
-    assert cache_bytes(paper, 3, torch.float32) == 2 * (text + 3 * each)
-    assert each <= 156e6 and text <= 261e6
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cache_bytes_are_the_caches(make_transformer: TransformerMaker, dtype: torch.dtype) -> None:
-    """A count that is not what is really held, or a cache of another type than the weights."""
-    transformer = make_transformer().to(dtype)
-    assert Cache(transformer, 3, 5).bytes == 3 * cache_bytes(transformer.config, 5, dtype)
-    cache = Cache(transformer, 1, 5)
-    held = [x for layer in cache.layers for x in (layer.text, layer.image.held)]
-    assert all(x.dtype == dtype for x in held)
-    assert sum(x.numel() * x.element_size() for x in held) == cache.bytes
-    assert cache_bytes(transformer.config, 5, dtype) == cache.bytes
+        SamplingOptions(**settings)  # type: ignore[arg-type]

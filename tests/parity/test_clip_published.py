@@ -272,7 +272,7 @@ def test_classify(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         clip.classify(pixels(), [])
     for images in ([], Image.new("RGB", (40, 40))):
-        with pytest.raises(ValueError, match="a list of at least one picture"):
+        with pytest.raises(ValueError, match="a list of at least one image"):
             clip.classify(images, prompts)  # type: ignore[arg-type]
     for wrong in (torch.full((1, LENGTH), COUNT), torch.zeros(1, LENGTH)):
         with pytest.raises(ValueError, match="text tokens: expected int64 in"):

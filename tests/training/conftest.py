@@ -106,8 +106,9 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
                 "image_vocab": 32,
                 "grid": 4,
             },
-            "dvae_model": str(parts / "dvae" / "model"),
-            "clip_model": str(parts / "clip" / "model"),
+            "codec": str(parts / "dvae" / "model"),
+            "ranker": str(parts / "clip" / "model"),
+            "tokenizer": str(parts / "clip"),
             "caption_dropout": 0.1,
         },
     }

@@ -182,7 +182,7 @@ def test_killed_three_times_each_sample_is_trained_on_once(tmp_path: Path) -> No
 
 
 def token_settings(shards: str, parts: Path, out: Path, **settings: object) -> TokenizeSettings:
-    common = {"data": shards, "out": str(out), "dvae_model": str(parts / "dvae" / "model")}
+    common = {"data": shards, "out": str(out), "codec": str(parts / "dvae" / "model")}
     return TokenizeSettings(**(common | {"grid": 4} | settings))  # type: ignore[arg-type]
 
 
@@ -248,7 +248,7 @@ def test_token_shards_of_another_model_are_refused(
     for changes, message in (
         ({"grid": 5}, "a grid of 5, the transformer one of 4"),
         ({"codebook_size": 64}, "a vocabulary of 64, the transformer one of 32"),
-        ({"dvae": "0123"}, "of the dVAE 0123, dvae_model .* is "),
+        ({"dvae": "0123"}, "of the dVAE 0123, codec .* is "),
     ):
         with pytest.raises(ValueError, match=message):
             Trainer(tiny("dalle", written(**changes), tmp_path / "run", parts))

@@ -126,8 +126,8 @@ def test_refuses_to_resume_another_model(tmp_path: Path, shards: str, parts: Pat
         ("dvae", {"reader": {"image_size": 18}}, "must be a multiple of 4"),
         ("clip", {"reader": {"image_size": 8}}, "clip.image_size"),
         ("dalle", {"reader": {"image_size": 32}}, "reader.image_size"),
-        ("dalle", {"dvae_model": "nowhere"}, "nowhere"),
-        ("dalle", {"clip_model": "nowhere"}, "nowhere"),
+        ("dalle", {"codec": "nowhere"}, "nowhere"),
+        ("dalle", {"ranker": "nowhere"}, "nowhere"),
     ],
 )
 def test_mistakes_before_the_first_update(

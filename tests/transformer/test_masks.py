@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dalle1.tokenizer import padding_id
 from dalle1.transformer.attention import dense_attention
 from dalle1.transformer.masks import allowed, cache_length, image_allowed, step_keys
-from dalle1.transformer.sequence import Pattern, layer_pattern, padding_id
+from dalle1.transformer.sequence import Pattern, layer_pattern
 
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 TEXT, GRID, KERNEL = 6, 4, 3

@@ -11,24 +11,24 @@ Dimensions: b samples, v views of each, R side of a picture in pixels, m tokens 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dalle1 import registry
+from dalle1.common.weights import check_finite, device_of, fingerprint
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
 from dalle1.data.samples import CAUSES
 from dalle1.data.shards.index import (
@@ -46,20 +46,21 @@ from dalle1.data.shards.index import (
 from dalle1.data.shards.tar import is_stream
 from dalle1.data.shards.token_shard import END, Source, TokenSettings, TokenShard, write_token_shard
 from dalle1.data.shards.workers import ending_workers, ignore_signals
-from dvae import DVAE
-from dvae import load as load_dvae
+from dvae.codec import Codec
 
 LARGEST_CODEBOOK = 2**16
 # Of what a token shard keeps, the settings that are called otherwise.
-NAMES = {"dvae": "dvae_model", "augmented": "augment", "codebook_size": "dvae_model"}
+NAMES = {"dvae": "codec", "augmented": "augment", "codebook_size": "codec"}
 
 
 class TokenizeSettings(ViewSettings):
     """Everything that token shards depend on, and how they are made."""
 
+    renamed: ClassVar = {"dvae_model": "codec"}
+
     data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
     out: str = Field(description="folder of the token shards; on several machines, a shared one")
-    dvae_model: str = Field(description="model folder of stage one")
+    codec: str = Field(description="folder of the codec that encodes: of stage one, say")
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
     batch_size: int = Field(64, ge=1, description="pictures encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
@@ -108,7 +109,7 @@ def tokenize(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     codec = _load(settings)
-    side = settings.grid * codec.config.stride
+    side = settings.grid * codec.stride
     made_with = _made_with(settings, codec)
     addresses, out = _raw_shards(settings.data), Path(settings.out)
     targets = _targets(addresses, out)
@@ -132,7 +133,8 @@ def tokenize(
     if missing:
         _check_captions(settings, addresses)
         out.mkdir(parents=True, exist_ok=True)
-        codec.to(device)
+        if isinstance(codec, nn.Module):
+            codec.to(device)
     bar = tqdm(total=len(own), initial=report.passed_over, unit="shard", disable=not progress)
     with bar:
         for number, made, end in _encoded(codec, settings, [addresses[i] for i in missing], side):
@@ -156,49 +158,37 @@ def tokenize(
     return report
 
 
-def fingerprint(codec: DVAE) -> str:
-    """The same for the same config and weights, wherever they lie."""
-    sha = hashlib.sha256(json.dumps(codec.config.model_dump(), sort_keys=True).encode())
-    for name, weight in sorted(codec.state_dict().items()):
-        sha.update(f"{name} {list(weight.shape)}".encode())
-        sha.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
 # Before work.
 
 
-def _load(settings: TokenizeSettings) -> DVAE:
-    codec = load_dvae(settings.dvae_model)
-    config = codec.config
-    window = config.encoder_window or 1
-    if config.codebook_size > LARGEST_CODEBOOK:
+def _load(settings: TokenizeSettings) -> Codec:
+    """The codec, tried on one image; ValueError where it cannot encode what is asked for."""
+    codec: Codec = registry.load("codec", settings.codec)
+    if codec.vocab_size > LARGEST_CODEBOOK:
         raise ValueError(
-            f"dvae_model: {settings.dvae_model!r} has {config.codebook_size:,} codes, and token "
-            f"shards hold 16 bits: at most {LARGEST_CODEBOOK:,}"
+            f"codec: {settings.codec!r} has {codec.vocab_size:,} codes, and token shards hold 16 "
+            f"bits: at most {LARGEST_CODEBOOK:,}"
         )
-    if config.channels != 3:
+    check_finite(codec, f"codec: {settings.codec!r}")
+    side = settings.grid * codec.stride
+    try:
+        tokens = codec.encode(torch.zeros(1, 3, side, side, device=device_of(codec)))
+    except ValueError as error:
         raise ValueError(
-            f"dvae_model: {settings.dvae_model!r} encodes {config.channels} channels; pictures "
-            "have 3"
-        )
-    if settings.grid % window:
+            f"codec: {settings.codec!r} cannot encode images of {side}x{side} pixels, which a grid "
+            f"of {settings.grid} is: {error}"
+        ) from error
+    if tokens.shape != (1, settings.grid, settings.grid):
         raise ValueError(
-            f"grid: {settings.grid} rows of tokens are no multiple of {window}, the encoder_window "
-            f"of {settings.dvae_model!r}"
+            f"codec: {settings.codec!r} makes {list(tokens.shape[1:])} tokens of {side}x{side} "
+            f"pixels, not {settings.grid}x{settings.grid}"
         )
-    for name, weight in codec.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise ValueError(
-                f"dvae_model: the weight {name} of {settings.dvae_model!r} is not finite; take an "
-                "earlier checkpoint, the training has diverged"
-            )
     return codec
 
 
-def _made_with(settings: TokenizeSettings, codec: DVAE) -> TokenSettings:
+def _made_with(settings: TokenizeSettings, codec: Codec) -> TokenSettings:
     return TokenSettings(
-        codebook_size=codec.config.codebook_size,
+        codebook_size=codec.vocab_size,
         grid=settings.grid,
         views=settings.views,
         augmented=settings.augment,
@@ -321,7 +311,7 @@ class _Made:
 
 
 def _encoded(
-    codec: DVAE, settings: TokenizeSettings, addresses: Sequence[str], side: int
+    codec: Codec, settings: TokenizeSettings, addresses: Sequence[str], side: int
 ) -> Iterator[tuple[int, _Made, End]]:
     """Shards by number, each when it is done: with several workers, several are in work."""
     chunks = DataLoader(
@@ -349,9 +339,9 @@ def _unchanged(chunk: Any) -> Any:
     return chunk
 
 
-def _encode(codec: DVAE, pictures: Tensor, settings: TokenizeSettings) -> np.ndarray:
+def _encode(codec: Codec, pictures: Tensor, settings: TokenizeSettings) -> np.ndarray:
     """uint16 [n, m] of uint8 [n, 3, R, R]."""
-    device = next(codec.parameters()).device
+    device = device_of(codec)
     found = []
     for some in pictures.split(settings.batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):

@@ -80,7 +80,7 @@ def transformer_work(
     and position; attention is counted by the pairs that its pattern allows.
     """
     blocks, heads, scores = _products(c)
-    n, layers = c.stream.length, c.layers
+    n, layers = c.sequence.length, c.layers
     positions, value = micro_batch * n, WIDTHS[precision]
     rows = positions * c.width
 
@@ -100,7 +100,7 @@ def transformer_work(
         activations = inputs + ends + layers * (attention + mlp)
     chunk = max(
         min(CHUNK, micro_batch * c.text_length) * c.text_vocab,
-        min(CHUNK, micro_batch * c.stream.image_length) * c.image_vocab,
+        min(CHUNK, micro_batch * c.sequence.image_length) * c.image_vocab,
     )
     # Twice a chunk: logsumexp makes exponentials of it.
     logits = FLOAT * (2 * chunk + (c.text_vocab + c.image_vocab) * (c.width + 1))
@@ -125,7 +125,7 @@ def _products(c: TransformerConfig) -> tuple[int, int, int]:
     text, image = weights.pop("text_head"), weights.pop("image_head")
     t, kinds = c.text_length, set(c.patterns)
     pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in kinds}
-    heads = text * t + image * c.stream.image_length
+    heads = text * t + image * c.sequence.image_length
     return sum(weights.values()), heads, 2 * c.width * sum(pairs[p] for p in c.patterns)
 
 

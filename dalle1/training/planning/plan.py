@@ -125,7 +125,7 @@ def plan(config: RunConfig, cluster: ClusterSettings) -> Plan:
 def _positions(config: RunConfig) -> int:
     """Tokens of a sample."""
     if config.transformer is not None:
-        return config.transformer.stream.length
+        return config.transformer.sequence.length
     if config.clip is not None:
         return (config.clip.image_size // config.clip.patch_size) ** 2 + config.clip.text_length
     assert config.dvae is not None

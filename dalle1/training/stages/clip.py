@@ -8,12 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle1.clip.model import CLIP
-from dalle1.common.images import contact_sheet
+from dalle1.clip.model import CLIP, KIND
+from dalle1.common.images import contact_sheet, to_pil
 from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dalle
-from dalle1.model import save_clip
-from dalle1.sampling import to_pil
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import (
@@ -24,7 +22,8 @@ from dalle1.training.stages.base import (
     device_of,
     pixels_of,
 )
-from dalle1.training.stages.text_tokenizer import train_tokenizer
+from dalle1.training.stages.text_tokenizer import run_tokenizer
+from dvae.storage import save_part
 
 
 class CLIPStage(Stage):
@@ -40,8 +39,8 @@ class CLIPStage(Stage):
                 f"reader.image_size {config.reader.image_size} must be at least clip.image_size "
                 f"{config.clip.image_size}"
             )
-        self.tokenizer = train_tokenizer(
-            config, config.tokenizer, config.clip.text_vocab - 2, config.clip.text_length - 1
+        self.tokenizer = run_tokenizer(
+            config, config.clip.text_vocab - 2, config.clip.text_length - 1
         )
         self.model = CLIP(config.clip)
 
@@ -83,4 +82,5 @@ class CLIPStage(Stage):
 
     def export(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, CLIP)
-        save_clip(model, self.tokenizer, folder)
+        model.tokenizer = self.tokenizer
+        save_part(KIND, model, folder)

@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dvae
-from dalle1.common.images import contact_sheet
+from dalle1.common.images import contact_sheet, to_pil
 from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dvae
-from dalle1.sampling import to_pil
 from dalle1.training import distributed
 from dalle1.training.config import DVAESettings, RunConfig
 from dalle1.training.schedules import cosine

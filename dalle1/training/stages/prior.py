@@ -12,16 +12,18 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-import dvae
-from dalle1.common.images import contact_sheet
-from dalle1.data.precompute.encode import fingerprint
+from dalle1 import registry
+from dalle1.common.images import contact_sheet, to_pil
+from dalle1.common.weights import fingerprint
 from dalle1.data.shards.index import TOKENS, Index
 from dalle1.data.shards.loader import Batch
 from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import Augmentation, augment_dalle
 from dalle1.generation.batches import draw_captions
-from dalle1.model import Model, load_clip
-from dalle1.sampling import decode, to_pil
+from dalle1.generation.images import decode
+from dalle1.model import Model
+from dalle1.protocols import Ranker
+from dalle1.tokenizer import padding_id
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import (
@@ -32,48 +34,46 @@ from dalle1.training.stages.base import (
     device_of,
     pixels_of,
 )
-from dalle1.training.stages.text_tokenizer import train_tokenizer
+from dalle1.training.stages.text_tokenizer import run_tokenizer
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer, count_text_targets
-from dalle1.transformer.sequence import padding_id
+from dvae.codec import Codec
 
 
 @dataclass
-class Streams:
-    """A pass of stage two: captions as tokens, and the pictures that the dVAE will encode."""
+class TokenBatch:
+    """A pass of stage two: captions as tokens, and the images that the codec will encode."""
 
     text: Tensor  # int64 [b, text_length]
-    pictures: Batch  # or their tokens
+    images: Batch  # or their tokens
     text_count: float  # text targets of a pass, mean over the passes of all ranks
 
 
-class DALLEStage(Stage):
-    """Stage two: the transformer over captions and the frozen dVAE's tokens (section 2.2)."""
+class PriorStage(Stage):
+    """Stage two: the transformer over captions and a frozen codec's tokens (section 2.2)."""
 
     model: Transformer
 
     def __init__(self, config: RunConfig, sharding: Sharding | None = None) -> None:
         """sharding: given, weights are spread over the ranks as they are made."""
         super().__init__(config)
-        assert config.transformer is not None and config.dvae_model is not None
-        clip = None
-        if config.clip_model is not None:
-            clip, tokenizer = load_clip(config.clip_model)
-        else:
-            assert config.tokenizer is not None
-            t = config.transformer
-            tokenizer = train_tokenizer(config, config.tokenizer, t.text_vocab, t.text_length)
-        codec = dvae.load(config.dvae_model).requires_grad_(False)
-        side = config.transformer.grid * codec.config.stride
+        assert config.transformer is not None and config.codec is not None
+        t = config.transformer
+        codec: Codec = registry.load("codec", config.codec)
+        ranker: Ranker | None = registry.load("ranker", config.ranker) if config.ranker else None
+        for part in (codec, ranker):
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+        side = t.grid * codec.stride
         if side != config.reader.image_size:
             raise ValueError(
-                f"reader.image_size is {config.reader.image_size}, but a grid of "
-                f"{config.transformer.grid} tokens of the dVAE {config.dvae_model} is {side} pixels"
+                f"reader.image_size is {config.reader.image_size}, but a grid of {t.grid} tokens "
+                f"of the codec {config.codec} is {side} pixels"
             )
         # In a tuple, where neither DeepSpeed nor the checkpoint takes them for trained weights.
-        self._frozen = (codec, clip)
-        self.tokenizer = tokenizer.resized(config.transformer.text_length)
-        self._shape = config.transformer
+        self._frozen = (codec, ranker)
+        self.tokenizer = run_tokenizer(config, t.text_vocab, t.text_length)
+        self._shape = t
         self._whole(self.blank())  # refuses parts of different runs before the first step
         if sharding is None:
             self.model = Transformer(config.transformer, config.execution, config.seed)
@@ -104,13 +104,13 @@ class DALLEStage(Stage):
 
     def _whole(self, transformer: nn.Module) -> Model:
         assert isinstance(transformer, Transformer)
-        codec, clip = self._frozen
-        return Model(self.tokenizer, transformer, codec, clip)
+        codec, ranker = self._frozen
+        return Model(self.tokenizer, transformer, codec, ranker)
 
     def _text(self, batch: Batch) -> Tensor:
         rows = []
-        length, vocab = self.tokenizer.text_length, self.tokenizer.vocab_size
-        empty = torch.tensor([padding_id(vocab, p) for p in range(length)])
+        c = self._shape
+        empty = torch.tensor([padding_id(c.text_vocab, p) for p in range(c.text_length)])
         dropout = self.settings.caption_dropout if self.training else 0.0
         for caption, seed in zip(batch.captions, batch.seeds, strict=True):
             rng = random.Random(seed)
@@ -118,45 +118,48 @@ class DALLEStage(Stage):
             rows.append(empty if dropout and rng.random() < dropout else row)
         return torch.stack(rows)
 
-    def parts(self, batch: Batch, size: int) -> Sequence[Streams]:
-        text, pictures = self._text(batch), batch.split(size)
-        count = count_text_targets(text, self._shape.text_vocab) / len(pictures)
+    def parts(self, batch: Batch, size: int) -> Sequence[TokenBatch]:
+        text, images = self._text(batch), batch.split(size)
+        count = count_text_targets(text, self._shape.text_vocab) / len(images)
         # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
         mean = distributed.mean_over_ranks({"count": count})["count"]
-        return [Streams(*pair, mean) for pair in zip(text.split(size), pictures, strict=True)]
+        return [TokenBatch(*pair, mean) for pair in zip(text.split(size), images, strict=True)]
 
     def _image_tokens(self, batch: Batch, device: torch.device) -> Tensor:
-        """int64 [b, grid²]: those of token shards, or what the dVAE makes of the pictures."""
+        """int64 [b, grid²]: those of token shards, or what the codec makes of the images."""
         if batch.tokens is not None:
             return batch.tokens.to(device, torch.int64)
-        codec = self._frozen[0].to(device)
+        codec = self._frozen[0]
+        if isinstance(codec, nn.Module):
+            codec.to(device)
         return rearrange(codec.encode(pixels_of(batch, device)), "b r c -> b (r c)")
 
-    def forward(self, part: Streams, step: int) -> tuple[Tensor, Metrics]:
+    def forward(self, part: TokenBatch, step: int) -> tuple[Tensor, Metrics]:
         device = device_of(self.model)
-        image_tokens = self._image_tokens(part.pictures, device)
+        image_tokens = self._image_tokens(part.images, device)
         losses = self.model.loss(part.text.to(device), image_tokens, part.text_count)
         return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
 
     @torch.no_grad()
     def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
-        """Captions of the batch, each with its own picture and a few draws, unranked."""
+        """Captions of the batch, each with its own image and a few candidates, unranked."""
         whole = self._whole(model).to(device_of(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]
         drawn = draw_captions(whole, captions, SHEET_COLUMNS - 1, self.settings.seed)
-        for own, tokens in zip(self._own(whole, batch), drawn, strict=False):
-            rows.append([to_pil(p) for p in (own, *decode(whole, tokens))])
+        for own, candidates in zip(self._own(whole, batch), drawn, strict=False):
+            rows.append([to_pil(image) for image in (own, *candidates.images)])
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
 
     def _own(self, whole: Model, batch: Batch) -> Tensor:
-        """The batch's own pictures [b, 3, h, w] in [0, 1], decoded where there are tokens alone."""
+        """The batch's own images [b, 3, h, w] in [0, 1], decoded where there are tokens alone."""
         if batch.images is not None:
             return batch.images / 255
         assert batch.tokens is not None
-        return decode(whole, batch.tokens[:SHEET_COLUMNS].to(torch.int64))
+        tokens = batch.tokens[:SHEET_COLUMNS].to(torch.int64)
+        return decode(whole.codec, tokens, whole.prior.grid)
 
     def check_data(self, index: Index) -> None:
-        """Token shards must be of this dVAE, or at least of its grid and vocabulary."""
+        """Token shards must be of this codec, or at least of its grid and vocabulary."""
         if index.kind != TOKENS:
             return
         made, c = TokenShard(index.shards[0]).settings, self._shape
@@ -168,7 +171,7 @@ class DALLEStage(Stage):
                 raise ValueError(
                     f"data: the token shards {index.data!r} have {name} of {theirs}, the "
                     f"transformer one of {ours}: make them anew with launch/tokenize.py and "
-                    f"dvae_model {self.settings.dvae_model}"
+                    f"codec={self.settings.codec}"
                 )
         key = self.settings.reader.caption_key
         if made.caption_key != key:
@@ -179,8 +182,8 @@ class DALLEStage(Stage):
         mine = fingerprint(self._frozen[0])
         if made.dvae != mine:
             raise ValueError(
-                f"data: the token shards {index.data!r} are of the dVAE {made.dvae}, dvae_model "
-                f"{self.settings.dvae_model} is {mine}: what their tokens mean differs"
+                f"data: the token shards {index.data!r} are of the codec {made.dvae}, codec "
+                f"{self.settings.codec} is {mine}: what their tokens mean differs"
             )
 
     def export(self, model: nn.Module, folder: Path) -> None:

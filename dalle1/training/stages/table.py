@@ -6,13 +6,13 @@ from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import Sharding, Stage
 from dalle1.training.stages.clip import CLIPStage
 from dalle1.training.stages.dvae import DVAEStage
-from dalle1.training.stages.prior import DALLEStage
+from dalle1.training.stages.prior import PriorStage
 
-STAGES: dict[str, type[Stage]] = {"dvae": DVAEStage, "clip": CLIPStage, "dalle": DALLEStage}
+STAGES: dict[str, type[Stage]] = {"dvae": DVAEStage, "clip": CLIPStage, "dalle": PriorStage}
 
 
 def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
     """The stage that a config names. The transformer alone is large enough to be made sharded."""
     if config.stage == "dalle":
-        return DALLEStage(config, sharding)
+        return PriorStage(config, sharding)
     return STAGES[config.stage](config)

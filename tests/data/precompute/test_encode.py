@@ -93,7 +93,7 @@ def write_shards(folder: Path, shards: int = 5, samples: int = 7) -> str:
 
 
 def settings_of(codec: tuple[str, DVAE], data: str, out: Path, **changes: Any) -> TokenizeSettings:
-    base = {"data": data, "out": str(out), "dvae_model": codec[0], "grid": 4}
+    base = {"data": data, "out": str(out), "codec": codec[0], "grid": 4}
     return TokenizeSettings(**{**base, **changes})
 
 
@@ -358,8 +358,8 @@ def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> 
         ({"caption_lines": True}, "caption_lines was False and is True"),
         ({"max_aspect": 2.0}, r"max_aspect was 20\.0 and is 2\.0"),
         ({"max_pixels": 9999}, "max_pixels was 50000000 and is 9999"),
-        ({"dvae_model": "other"}, "dvae_model was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"),
-        ({"dvae_model": "codes"}, "dvae_model was 700 and is 9"),
+        ({"codec": "other"}, "codec was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"),
+        ({"codec": "codes"}, "codec was 700 and is 9"),
     ],
 )
 def test_other_settings_are_refused_and_named(
@@ -368,11 +368,11 @@ def test_other_settings_are_refused_and_named(
     """Tokens of two kinds side by side in one data set, also where it is another rank that finds
     them."""
     data, out = write_shards(tmp_path / "in", 3), tmp_path / "out"
-    if "dvae_model" in changes:
-        other = make_codec(**({"codebook_size": 9} if changes["dvae_model"] == "codes" else {}))
+    if "codec" in changes:
+        other = make_codec(**({"codebook_size": 9} if changes["codec"] == "codes" else {}))
         randomize(other, 1)
         other.save(tmp_path / "other")
-        changes = {"dvae_model": str(tmp_path / "other")}
+        changes = {"codec": str(tmp_path / "other")}
     base = {"augment": True, "views": 2}
     tokenize(settings_of(codec, data, out, **base), rank=1, ranks=3)
     before = files(out)
@@ -628,7 +628,7 @@ def test_codecs_that_do_not_fit(
         codec.save(tmp_path / "dvae")
     data = write_shards(tmp_path / "in", 1, 1)
     settings = TokenizeSettings(
-        data=data, out=str(tmp_path / "out"), dvae_model=str(tmp_path / "dvae"), grid=4
+        data=data, out=str(tmp_path / "out"), codec=str(tmp_path / "dvae"), grid=4
     )
     with pytest.raises(ValueError, match=message):
         tokenize(settings)
@@ -681,7 +681,7 @@ def test_a_full_disk(
         patch.setattr(tokens, "flush", full)
         patch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 5}))
         path = ROOT / "configs" / "shapes" / "tokens.yaml"
-        own = [f"data={data}", f"out={out}", f"dvae_model={codec[0]}", "grid=4", "workers=0"]
+        own = [f"data={data}", f"out={out}", f"codec={codec[0]}", "grid=4", "workers=0"]
         assert command.main([str(path), *own]) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"error: '{out}' is full: 00002.safetensors needs about 1.")
@@ -697,7 +697,7 @@ def test_command(codec: tuple[str, DVAE], tmp_path: Path, capsys: Any, monkeypat
     shards, a traceback for a mistake."""
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
     path = tmp_path / "tokens.yaml"
-    path.write_text(f"data: {data}\nout: {out}\ndvae_model: {codec[0]}\ngrid: 4\n")
+    path.write_text(f"data: {data}\nout: {out}\ncodec: {codec[0]}\ngrid: 4\n")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -725,7 +725,7 @@ def test_ctrl_c(codec: tuple[str, DVAE], tmp_path: Path, workers: int) -> None:
     run = subprocess.Popen(
         [
             *(sys.executable, "launch/tokenize.py", "configs/shapes/tokens.yaml"),
-            *(f"data={data}", f"out={out}", f"dvae_model={codec[0]}"),
+            *(f"data={data}", f"out={out}", f"codec={codec[0]}"),
             *("grid=16", "augment=true", "views=4", f"workers={workers}"),
         ],
         cwd=ROOT,

@@ -123,7 +123,7 @@ def test_state_by_stage() -> None:
 
 def tokens(c: TransformerConfig, batch: int) -> tuple[Tensor, Tensor]:
     text = torch.randint(1, c.text_vocab, (batch, c.text_length))
-    return text, torch.randint(c.image_vocab, (batch, c.stream.image_length))
+    return text, torch.randint(c.image_vocab, (batch, c.sequence.image_length))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -152,7 +152,7 @@ def test_recomputed_block_against_autograd() -> None:
     kept, again = (transformer_work(SMALL, Execution(checkpointing=c), 3) for c in (False, True))
     layer = Transformer(SMALL).layers[0]
     assert isinstance(layer, Layer)
-    x = torch.randn(3, SMALL.stream.length, SMALL.width, requires_grad=True)
+    x = torch.randn(3, SMALL.sequence.length, SMALL.width, requires_grad=True)
     held, _ = saved_bytes([*layer.mlp.parameters(), x], lambda: layer.mlp(x))
     assert close(again.block - kept.block, held, 0.01)
 

@@ -1,0 +1,44 @@
+"""What all parts of a model have: a device, weights that are numbers, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def device_of(part: Any) -> torch.device:
+    """Where a part's parameters, or else its buffers, are; the CPU where it has none."""
+    if isinstance(part, nn.Module):
+        for tensor in chain(part.parameters(), part.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def check_finite(part: Any, name: str) -> None:
+    """ValueError that names the weight when one is NaN or infinite; name: of the part."""
+    if not isinstance(part, nn.Module):
+        return
+    for key, weight in part.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"{name}: the weight {key} is not finite; take an earlier checkpoint, the training "
+                "has diverged"
+            )
+
+
+def fingerprint(part: Any) -> str:
+    """The same 16 digits for the same config and weights, wherever they lie and whatever the type
+    that the weights are held in."""
+    config = getattr(part, "config", None)
+    described = config.model_dump() if config is not None else type(part).__name__
+    sha = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    weights = part.state_dict() if isinstance(part, nn.Module) else {}
+    for name, weight in sorted(weights.items()):
+        sha.update(f"{name} {list(weight.shape)}".encode())
+        sha.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""Tokens of a prior's grid to images by a codec, a few at a time.
+
+Dimensions: b images, m image positions (rows x columns of the grid), H W image height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle1.common.weights import device_of
+from dvae.codec import Codec
+
+LARGEST_BATCH = 512
+WIDTH = 256  # channels of a decoder's largest maps: the paper's; few codecs have more
+
+
+@torch.inference_mode()
+def decode(codec: Codec, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images of tokens [b, m]: float32 [b, 3, H, W] in [0, 1], on the CPU."""
+    folded = rearrange(tokens, "b (r c) -> b r c", c=grid[1])
+    device = device_of(codec)
+    parts = folded.split(images_at_once(codec, grid))
+    return torch.cat([codec.decode(part.to(device)).float().cpu() for part in parts])
+
+
+def decode_rows(codec: Codec, tokens: Tensor, rows: int, grid: tuple[int, int]) -> Tensor:
+    """The upper rows of images of which so many rows of tokens [b, m] are drawn: float32
+    [b, 3, rows x out_stride, W] in [0, 1], on the CPU.
+
+    A codec that cannot decode rows alone gets its token 0 for what is not drawn.
+    """
+    drawn = tokens[:, : rows * grid[1]]
+    if codec.decodes_rows:
+        return decode(codec, drawn, grid)
+    full = F.pad(drawn, (0, grid[0] * grid[1] - drawn.shape[1]))
+    return decode(codec, full, grid)[:, :, : rows * codec.out_stride]
+
+
+def image_size(codec: Codec, grid: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of decoded images in pixels."""
+    return grid[0] * codec.out_stride, grid[1] * codec.out_stride
+
+
+def images_at_once(codec: Codec, grid: tuple[int, int]) -> int:
+    """Images that are decoded at once: on CUDA 16 of 256x256 pixels or about as many pixels, on
+    CPUs 16 of 32x32; larger maps leave the processor's cache."""
+    height, width = image_size(codec, grid)
+    pixels = 2**20 if device_of(codec).type == "cuda" else 2**14
+    return min(LARGEST_BATCH, max(1, pixels // (height * width)))
+
+
+def decoding_images_bytes(codec: Codec, grid: tuple[int, int]) -> int:
+    """About what decoding as many images as are decoded at once takes: a few maps each."""
+    height, width = image_size(codec, grid)
+    return images_at_once(codec, grid) * 4 * 4 * WIDTH * height * width
