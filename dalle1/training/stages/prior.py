@@ -74,13 +74,13 @@ class DALLEStage(Stage):
         self._frozen = (codec, clip)
         self.tokenizer = tokenizer.resized(config.transformer.text_length)
         self._shape = config.transformer
-        self._whole(self.blank())  # refuses parts of different runs before the first step
+        self._whole(self.empty_model())  # refuses parts of different runs before the first step
         if sharding is None:
             self.model = Transformer(config.transformer, config.execution, config.seed)
         else:
-            with sharding.building():
+            with sharding.init_context():
                 self.model = Transformer(config.transformer, config.execution, config.seed)
-            self.model.initialize(config.seed, sharding.whole)
+            self.model.initialize(config.seed, sharding.unsharded)
         self._set_precision(config.parallel.precision)
 
     @property
@@ -93,13 +93,13 @@ class DALLEStage(Stage):
             if precision == "bf16":
                 layer.narrow = torch.bfloat16
             elif precision == "fp16":
-                self.gradient_scales += layer.scale_gradients(distributed.ranks())
+                self.gradient_scales += layer.scale_gradients(distributed.world_size())
 
-    def blank(self) -> Transformer:
+    def empty_model(self) -> Transformer:
         with torch.device("meta"):
             return Transformer(self._shape)
 
-    def sharded_apart(self) -> Sequence[nn.Module]:
+    def modules_gathered_in_turn(self) -> Sequence[nn.Module]:
         return list(self.model.layers)
 
     def _whole(self, transformer: nn.Module) -> Model:
@@ -118,7 +118,7 @@ class DALLEStage(Stage):
             rows.append(empty if dropout and rng.random() < dropout else row)
         return torch.stack(rows)
 
-    def parts(self, batch: Batch, size: int) -> Sequence[Streams]:
+    def micro_batches(self, batch: Batch, size: int) -> Sequence[Streams]:
         text, pictures = self._text(batch), batch.split(size)
         count = count_text_targets(text, self._shape.text_vocab) / len(pictures)
         # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
@@ -139,7 +139,9 @@ class DALLEStage(Stage):
         return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+    def draw_contact_sheet(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Image.Image, dict[str, float]] | None:
         """Captions of the batch, each with its own picture and a few draws, unranked."""
         whole = self._whole(model).to(device_of(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]

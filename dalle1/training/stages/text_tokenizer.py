@@ -28,8 +28,8 @@ def train_tokenizer(
             tokenizer.save(path)
         except (OSError, ValueError) as error:
             failure = error
-    if distributed.ranks() > 1:
-        distributed.meeting(timedelta(seconds=config.faults.save_timeout))()
+    if distributed.world_size() > 1:
+        distributed.make_barrier(timedelta(seconds=config.faults.save_timeout))()
     if distributed.any_rank(failure is not None):
         raise failure or ValueError("the first rank could not learn the tokenizer")
     tokenizer = Tokenizer.load(path)
