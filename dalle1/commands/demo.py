@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import HELDOUT, UNSEEN
 from dalle1.evaluation.run import prepare, run
 from dalle1.training.config import load_config
+from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics
 
 STAGES = ("dvae", "clip", "dalle")
@@ -91,14 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, path.parent)
     return 0
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_report(

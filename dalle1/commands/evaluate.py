@@ -19,7 +19,7 @@ from dalle1.commands.command_line import add_config, exit_status, make_parser
 from dalle1.common.config import load_settings
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.run import FILES, prepare, run
-from dalle1.training.distributed import meeting
+from dalle1.training.distributed import make_barrier
 from dalle1.training.engine import start_processes
 
 
@@ -36,7 +36,7 @@ def _rank(options: argparse.Namespace) -> int:
     settings = load_settings(RankSettings, options.config, options.overrides)
     rank, ranks = start_processes()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    page = run(prepare(settings, device), settings, rank, ranks, meeting())
+    page = run(prepare(settings, device), settings, rank, ranks, make_barrier())
     if page:
         for name in FILES:
             print(f"  {page.parent / name}")

@@ -14,7 +14,7 @@ from signal import SIGTERM
 from dalle1.commands.command_line import add_config, make_parser
 from dalle1.training.config import load_config
 from dalle1.training.signals import Interrupted, RanksLost
-from dalle1.training.supervisor import BEATS, Guard
+from dalle1.training.supervisor import HEARTBEAT, Supervisor
 from dalle1.training.trainer import train
 
 
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_intermixed_args(given)
-    if options.restarts and BEATS not in os.environ:  # else this is the rank that a guard started
-        return Guard(
+    if options.restarts and HEARTBEAT not in os.environ:  # else this is the rank
+        return Supervisor(
             [sys.executable, "-m", "dalle1.commands.train", *given], options.restarts
         ).run()
     try:

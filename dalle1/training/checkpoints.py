@@ -1,10 +1,11 @@
-"""Checkpoints: safetensors and JSON, written beside and then renamed.
+"""Checkpoints: safetensors and JSON, written to a temporary folder which is then renamed.
 
     checkpoints/step-0000500/rank-00000-of-00002.safetensors, ..., state.json
 
-Each rank writes whole tensors, its share of all (`ema.shares`), so that no process ever holds a
-whole model and any number of ranks at any ZeRO stage can go on. `state.json` is written last and
-the folder renamed after it: a folder without it does not count. All ranks see the same folder.
+Each rank writes its share of the tensors (`ema.assign_owners`), each of them unsharded. No process
+thus ever holds the full model, and a run can resume on any number of ranks at any ZeRO stage.
+`state.json` is written last and the folder is renamed after it; a folder without it does not count.
+All ranks must see the same folder.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle1.common.files import flush
-from dalle1.training.distributed import any_rank, rank, ranks
+from dalle1.training.distributed import any_rank, rank, world_size
 
 STATE = "state.json"
 
 
 class Tensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files under a prefix, each read when it is asked for."""
+    """Tensors of safetensors files, by the rest of their name after a prefix.
+
+    Each is read from its file when it is asked for.
+    """
 
     def __init__(self, files: Mapping[str, Any], prefix: str = "") -> None:
         """files: the open file that holds each name."""
@@ -47,13 +51,13 @@ class Tensors(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
     def under(self, prefix: str) -> Tensors:
-        """Those whose names begin with the prefix, without it."""
+        """The tensors whose names begin with the prefix, by the rest of the name."""
         return Tensors(self._files, self._prefix + prefix)
 
 
 @dataclass
 class Checkpoint:
-    """What a run goes on from; `state` holds the number of updates done as `step`."""
+    """What a run resumes from; `state["step"]` is the number of updates done."""
 
     path: Path
     tensors: Tensors
@@ -66,58 +70,69 @@ def save(
     state: Mapping[str, Any],
     keep: int,
     keep_every: int | None = None,
-    meet: Callable[[], None] = lambda: None,
+    barrier: Callable[[], None] = lambda: None,
 ) -> Path | None:
-    """Writes this rank's tensors; all ranks call it together. Returns the folder, on all ranks.
+    """Writes a checkpoint and removes old ones; all ranks must call it together.
 
-    None, with a warning, when a rank could not write: the former checkpoints are as they were.
-    Keeps the newest `keep` and those whose update is a multiple of `keep_every`.
-    meet: waits for all ranks, which may take long to write.
+    Args:
+        folder: of the run's checkpoints.
+        tensors: those that this rank writes, by names that no other rank uses.
+        state: everything else, of which the first rank's is written; `state["step"]` is needed.
+        keep: how many of the newest checkpoints stay.
+        keep_every: checkpoints whose update is a multiple of it stay too.
+        barrier: waits for all ranks, which may take long to write.
+
+    Returns:
+        The checkpoint's folder, the same on all ranks. None, with a warning, when a rank could not
+        write; the earlier checkpoints then stay as they were.
     """
     final = folder / f"step-{state['step']:07d}"
-    beside = folder / (final.name + ".tmp")
+    temporary = folder / (final.name + ".tmp")
 
-    def begin() -> None:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    def prepare() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
 
     def write() -> None:
-        path = beside / _file_name(rank(), ranks())
+        path = temporary / _file_name(rank(), world_size())
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
         _sync(path)
 
     def finish() -> None:
-        content = json.dumps({**state, "ranks": ranks()}, indent=2) + "\n"
-        (beside / STATE).write_text(content)
-        _sync(beside / STATE)
+        content = json.dumps({**state, "ranks": world_size()}, indent=2) + "\n"
+        (temporary / STATE).write_text(content)
+        _sync(temporary / STATE)
         if final.exists():
             shutil.rmtree(final)
-        os.replace(beside, final)
+        os.replace(temporary, final)
         for old in _finished(folder)[:-keep]:
             if not keep_every or _step(old) % keep_every:
                 shutil.rmtree(old)
 
-    for act, by in ((begin, rank() == 0), (write, True), (finish, rank() == 0)):
+    for act, by in ((prepare, rank() == 0), (write, True), (finish, rank() == 0)):
         failure: Exception | None = None
         if by:
             try:
                 act()
             except (OSError, SafetensorError) as error:  # a full disk raises either
                 failure = error
-        meet()
+        barrier()
         if any_rank(failure is not None):
             if failure is not None:
                 print(f"warning: checkpoint {final} not saved: {failure}", file=sys.stderr)
             if rank() == 0:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
             return None
     return final
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None where none was ever finished.
+    """The newest undamaged checkpoint, or None where none was ever finished.
 
-    Damaged ones are passed over with a warning; ValueError when all are.
+    Damaged ones are skipped with a warning.
+
+    Raises:
+        ValueError: all are damaged.
     """
     reasons = []
     for path in reversed(_finished(folder)):
@@ -127,7 +142,7 @@ def newest(folder: Path) -> Path | None:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            print(f"warning: {reason}; going on from {path.name}", file=sys.stderr)
+            print(f"warning: {reason}; resuming from {path.name}", file=sys.stderr)
         return path
     if reasons:
         raise ValueError("; ".join(reasons))
@@ -135,7 +150,11 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Opens a checkpoint; ValueError when a rank's file is missing or one is damaged."""
+    """Opens a checkpoint.
+
+    Raises:
+        ValueError: the file of a rank is missing, or one is damaged.
+    """
     files: dict[str, Any] = {}
     try:
         state = json.loads((path / STATE).read_text())
@@ -147,8 +166,8 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, Tensors(files), state)
 
 
-def _file_name(rank: int, ranks: int) -> str:
-    return f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
+def _file_name(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def _finished(folder: Path) -> list[Path]:

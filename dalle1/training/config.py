@@ -17,44 +17,46 @@ from dvae import DVAEConfig
 
 
 class DataSettings(Section):
-    """Where pictures and captions come from, and the size they are brought to."""
+    """Where images and captions come from, and the size that images are brought to."""
 
     renamed: ClassVar = {"lanes": "streams", "most_bad": "max_bad"}
 
     caption_key: str = Field(
         "txt",
-        description="txt, or the name of a key of the json, which holds a text or a list of texts "
-        "of which one is drawn each time",
+        description="txt, or the name of a key of the json; it holds a text, or a list of texts of "
+        "which one is drawn each time",
     )
     caption_lines: bool = Field(
         False, description="each line of a txt is a caption, and one is drawn each time"
     )
-    image_size: int = Field(256, ge=8, description="side of the training pictures, pixels")
+    image_size: int = Field(256, ge=8, description="side of the training images, in pixels")
     augment: bool = Field(
-        True, description="the paper's listing of the stage; false: the middle of each picture"
+        True, description="crop images by the stage's listing in the paper; false: take the middle"
     )
     shuffle_buffer: int = Field(
-        4096, ge=1, description="undecoded samples that are shuffled at a time, over all ranks"
+        4096,
+        ge=1,
+        description="samples, not decoded yet, that are shuffled at a time, over all ranks",
     )
     streams: int | None = Field(
         None,
         ge=1,
-        description="parts of the data that are read side by side; a divisor of batch_size and a "
-        "multiple of the ranks. None: one for each sample of the batch",
+        description="streams of the data order, which are read at the same time; it divides "
+        "batch_size and is a multiple of the ranks. None: one for each sample of the batch",
     )
     counts: str | None = Field(
         None,
-        description="a JSON that says how many samples each shard holds (webdataset's index), for "
-        "pipe: addresses; without, and without _stats.json, they are counted",
+        description="a JSON file that says how many samples each shard holds (webdataset's index), "
+        "for pipe: addresses; without it, and without _stats.json, the samples are counted",
     )
     max_bad: float = Field(
         MAX_BAD, gt=0, le=1, description="a larger share of bad samples stops the run"
     )
     max_aspect: float | None = Field(
-        20.0, ge=1, description="longer side / shorter side of a picture that is used at most"
+        20.0, ge=1, description="images whose longer side / shorter side is larger are skipped"
     )
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger pictures are not decoded")
-    workers: int = Field(0, ge=0, description="processes that decode ahead, for each rank")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are skipped")
+    workers: int = Field(0, ge=0, description="processes that decode images ahead, for each rank")
     shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
 
@@ -69,61 +71,67 @@ class DataSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """AdamW and its step size; the defaults are the transformer's (appendix B.2)."""
+    """AdamW and its learning rate; the defaults are the transformer's (appendix B.2)."""
 
     renamed: ClassVar = {"warm_up": "warmup_steps"}
 
-    learning_rate: float = Field(4.5e-4, gt=0)
+    learning_rate: float = Field(4.5e-4, gt=0, description="at its peak, after the warmup")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.96, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(4.5e-2, ge=0)
-    clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; none: no clip")
-    clip_variance: float | None = Field(None, gt=0, description="bound on the running variance")
+    clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; none: no limit")
+    clip_variance: float | None = Field(None, gt=0, description="largest second moment")
     warmup_steps: int = Field(5000, ge=0, description="updates of linear warmup")
     schedule: Literal["constant", "cosine", "plateau"] = "plateau"
-    cosine_end: float = Field(0.0, ge=0, description="step size at the end of a cosine")
-    cosine_steps: int | None = Field(None, ge=1, description="its length; none: the whole run")
-    plateau_patience: int = Field(5000, ge=1, description="updates of a window, see schedules")
+    cosine_end: float = Field(0.0, ge=0, description="learning rate at the end of a cosine")
+    cosine_steps: int | None = Field(
+        None, ge=1, description="updates of a cosine; none: the full run"
+    )
+    plateau_patience: int = Field(
+        5000, ge=1, description="updates of a window, whose mean losses are compared"
+    )
 
 
 class EMASettings(Section):
-    """The iterate average."""
+    """The average of the weights over updates, which is what is exported."""
 
     decay: float = Field(0.99, ge=0, lt=1)
     every: int = Field(25, ge=1, description="updates between two averagings")
 
 
 class DVAESettings(Section):
-    """The relaxed ELB's schedules (appendix A.2) and the warm start (ours, docs/dvae.md)."""
+    """The schedules of the relaxed ELB (appendix A.2) and the warm start (ours, docs/dvae.md)."""
 
     renamed: ClassVar = {"warm_start_pictures": "warm_start_images"}
 
-    kl_weight: float = Field(6.6, ge=0, description="beta at the end of its rise")
-    kl_steps: int = Field(5000, ge=0, description="updates over which beta rises from 0")
-    temperature_start: float = Field(1.0, gt=0)
-    temperature_end: float = Field(1 / 16, gt=0)
-    temperature_steps: int = Field(150_000, ge=0)
-    grain: float = Field(0.0, ge=0, description="sigma of noise on the training pixels, in [0, 1]")
-    encoder_rate: float = Field(
-        1.0, gt=0, description="the encoder's step size in units of the decoder's"
+    kl_weight: float = Field(
+        6.6, ge=0, description="beta, the weight of the KL, at the end of its rise"
     )
-    warm_start_steps: int = Field(0, ge=0, description="updates without tokens; 0: none")
-    warm_start_learning_rate: float = Field(4e-3, gt=0)
+    kl_steps: int = Field(5000, ge=0, description="updates over which beta rises from 0")
+    temperature_start: float = Field(1.0, gt=0, description="tau at the first update")
+    temperature_end: float = Field(1 / 16, gt=0, description="tau at the end of its cosine")
+    temperature_steps: int = Field(150_000, ge=0, description="updates of that cosine")
+    grain: float = Field(0.0, ge=0, description="sigma of the noise on training images in [0, 1]")
+    encoder_rate: float = Field(
+        1.0, gt=0, description="learning rate of the encoder / that of the decoder"
+    )
+    warm_start_steps: int = Field(0, ge=0, description="updates of the warm start; 0: none")
+    warm_start_learning_rate: float = Field(4e-3, gt=0, description="in place of optimizer's")
     warm_start_bottleneck: int = Field(32, ge=1, description="width of the linear bottleneck")
     warm_start_logit_scale: float = Field(12.0, gt=0, description="s of the k-means logits")
-    warm_start_images: int = Field(2048, ge=1, description="pictures given to k-means")
+    warm_start_images: int = Field(2048, ge=1, description="images given to k-means")
 
 
 class TokenizerSettings(Section):
     """Byte-level BPE (section 2.2)."""
 
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of merges skipped in training")
     captions: int = Field(1_000_000, ge=1, description="captions that the merges are learned from")
 
 
 class ParallelSettings(Section):
-    """How a run is spread over devices, and the precision of its arithmetic."""
+    """How the ranks divide a run, and the precision of its arithmetic."""
 
     renamed: ClassVar = {"shard_ranks": "dp_shard"}
 
@@ -133,14 +141,14 @@ class ParallelSettings(Section):
     dp_shard: int | None = Field(
         None,
         ge=1,
-        description="ranks that share one copy of the state, such as those of a machine; the "
+        description="ranks that share one copy of the state, such as those of one machine; these "
         "groups are replicas of each other (section 2.5). None: all ranks are one group",
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="most samples of one pass of a rank, whose share of the batch takes as many "
-        "passes as it must; none: one pass",
+        description="largest number of samples in one pass of a rank, which makes as many passes "
+        "as its share of the batch needs; none: one pass",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"
@@ -173,14 +181,16 @@ class CompressionSettings(Section):
     renamed: ClassVar = {"rank": "approximation_rank"}
 
     approximation_rank: int = Field(ge=1, description="rank r of the two factors that are sent")
-    first_step: int = Field(0, ge=0, description="updates before it that are sent whole")
+    first_step: int = Field(
+        0, ge=0, description="gradients of earlier updates are sent uncompressed"
+    )
 
 
 class ValidationSettings(Section):
-    """Losses on data that training never sees; without augmentation's dropout of captions."""
+    """Losses on data that training never sees; no caption is emptied there."""
 
     data: str = Field(description="shards or a folder of pairs, as for training")
-    every: int = Field(1000, ge=1, description="updates from one validation to the next")
+    every: int = Field(1000, ge=1, description="updates between two validations")
     batches: int = Field(4, ge=1, description="of batch_size samples, the same each time")
 
 
@@ -190,16 +200,20 @@ class FaultSettings(Section):
     renamed: ClassVar = {"most_skipped": "max_skipped"}
 
     timeout: float = Field(300.0, gt=0, description="seconds that ranks wait for one another")
-    start_timeout: float = Field(600.0, gt=0, description="the same until all ranks have started")
+    start_timeout: float = Field(600.0, gt=0, description="seconds until all ranks have started")
     save_timeout: float = Field(
-        3600.0, gt=0, description="the same while one saves, exports or draws a sheet"
+        3600.0,
+        gt=0,
+        description="seconds that ranks wait while one saves, exports or draws a contact sheet",
     )
     bad_update: Literal["stop", "skip"] = Field(
-        "stop", description="at a loss or gradient that is not finite, or a spike"
+        "stop", description="what to do at a loss or gradient that is not finite, or at a spike"
     )
     max_skipped: int = Field(100, ge=1, description="skipped updates in a row that stop the run")
     spike: float | None = Field(
-        None, gt=1, description="a loss of so many times its running mean is a spike; none: no loss"
+        None,
+        gt=1,
+        description="a loss above so many times its running mean is a spike; none: no loss is",
     )
 
 
@@ -218,15 +232,15 @@ class RunConfig(Section):
     data: str = Field(description="shards, a folder of pairs, or 'shapes'")
     seed: int = Field(0, ge=0)
     steps: int = Field(ge=1, description="updates in all")
-    batch_size: int = Field(ge=1, description="over all ranks")
-    log_every: int = Field(50, ge=1)
+    batch_size: int = Field(ge=1, description="samples of an update, over all ranks")
+    log_every: int = Field(50, ge=1, description="updates between two lines of metrics")
     contact_sheet_every: int | None = Field(
-        1000, ge=1, description="none: no sheets, which take a whole model on the first rank"
+        1000, ge=1, description="none: no contact sheets, which need a full model on the first rank"
     )
-    save_every: int = Field(1000, ge=1)
-    keep_checkpoints: int = Field(2, ge=1, description="the newest so many are kept")
+    save_every: int = Field(1000, ge=1, description="updates between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
     keep_every: int | None = Field(
-        None, ge=1, description="and those whose update is a multiple of this"
+        None, ge=1, description="checkpoints whose update is a multiple of it stay too"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
     reader: DataSettings = DataSettings()

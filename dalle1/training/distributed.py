@@ -1,10 +1,11 @@
-"""What ranks agree on beside their gradients: flags, means, features, meetings.
+"""What ranks tell one another beside gradients: flags, means, tensors, that a long task is done.
 
-Only torch.distributed; all of it is a no-op for a group of one.
+Only torch.distributed. Each function is a no-op in a run of one process.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -22,7 +23,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes there are; 1 where none were started."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -34,15 +35,24 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def barrier() -> None:
-    """Waits for all ranks, as long as the groups' time-out allows."""
-    if ranks() > 1:
-        dist.barrier()
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
-def meeting(timeout: timedelta = LONG) -> Callable[[], None]:
-    """Made by all ranks together; a call waits until every rank has called, however long its work
-    takes (at most `timeout`), and a rank may leave right after."""
+def make_barrier(timeout: timedelta = LONG) -> Callable[[], None]:
+    """A barrier for work that takes one rank much longer than a step: saving, drawing, exporting.
+
+    All ranks must make it together. A call returns when every rank has called. It differs from
+    `torch.distributed.barrier` in two ways: it has a time-out of its own, not that of training's
+    groups, and a rank may exit right after the last call.
+
+    Args:
+        timeout: how long ranks wait for the last one before the call raises RuntimeError.
+    """
     if dist.get_world_size() == 1:
         return lambda: None
     group = dist.new_group(backend="gloo", timeout=timeout)
@@ -52,13 +62,13 @@ def meeting(timeout: timedelta = LONG) -> Callable[[], None]:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on at least one rank; the same answer on all."""
-    return largest_over_ranks([float(flag)])[0] > 0
+    return max_over_ranks([float(flag)])[0] > 0
 
 
-def largest_over_ranks(values: Iterable[float]) -> list[float]:
-    """Each value's largest over the ranks, which all give as many."""
+def max_over_ranks(values: Iterable[float]) -> list[float]:
+    """The largest of each value over the ranks, which must all give the same number of values."""
     values = list(values)
-    if ranks() == 1 or not values:
+    if world_size() == 1 or not values:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device())
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -66,29 +76,32 @@ def largest_over_ranks(values: Iterable[float]) -> list[float]:
 
 
 def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
-    """Each value averaged over the ranks, which all give the same names."""
-    if ranks() == 1 or not values:
+    """Each value averaged over the ranks, which must all give the same names in the same order."""
+    if world_size() == 1 or not values:
         return dict(values)
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
     dist.all_reduce(tensor)
-    return dict(zip(values, (tensor / ranks()).tolist(), strict=True))
+    return dict(zip(values, (tensor / world_size()).tolist(), strict=True))
 
 
-def from_rank(value: Tensor, source: int) -> Tensor:
-    """A CPU tensor as `source` has it, on the CPU of every rank; shapes and types agree."""
-    if ranks() == 1:
+def broadcast(value: Tensor, source: int) -> Tensor:
+    """The CPU tensor of rank `source`, on the CPU of every rank.
+
+    `value` must have the same shape and dtype on all ranks; its numbers count on `source` alone.
+    """
+    if world_size() == 1:
         return value
     moved = value.to(device()).contiguous()
     dist.broadcast(moved, source)
     return moved.cpu()
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of all ranks; on the way back each rank's rows get what all ranks ask of them."""
+class _AllGather(torch.autograd.Function):
+    """Rows of all ranks. Backward, each rank's rows get the gradients that all ranks have."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(ranks())]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return rearrange(parts, "ranks b e -> (ranks b) e")
 
@@ -96,15 +109,15 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return rearrange(gradient, "(ranks b) e -> ranks b e", ranks=ranks())[rank()]
+        return rearrange(gradient, "(ranks b) e -> ranks b e", ranks=world_size())[rank()]
 
 
-def gathered(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """Rows [b, e] of this rank -> those of all ranks, [ranks * b, e], in order; differentiable.
 
-    Every rank gives as many rows, and every rank's loss may depend on all of them.
+    All ranks must give the same shape. Every rank's loss may depend on all of the rows.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return x
-    rows: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    rows: Tensor = _AllGather.apply(x)  # type: ignore[no-untyped-call]
     return rows

@@ -1,4 +1,4 @@
-"""Where a run reports: metrics.jsonl, TensorBoard, a progress line, sample sheets, wandb."""
+"""Where a run reports: metrics.jsonl, TensorBoard, wandb, contact sheets, a progress line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,30 @@ METRICS = "metrics.jsonl"
 SHEETS = "sheets"
 
 
-class RunLog:
-    """Reports of rank 0 of a run that has done `first` of `steps` updates."""
+class MetricsLogger:
+    """Writes the metrics and contact sheets of a run; the first rank alone has one.
+
+    A report that cannot be written, as on a full disk, costs a warning and not the run.
+    """
 
     def __init__(
         self, folder: Path, steps: int, first: int, stage: str, wandb: str | None = None
     ) -> None:
-        """wandb: project to report to as well; ValueError when it is not installed."""
+        """Opens the files of a run; metrics after update `first` are removed.
+
+        Args:
+            folder: of the run.
+            steps: updates of the run.
+            first: updates done so far, where a run resumes.
+            stage: name for the progress line.
+            wandb: project of Weights & Biases to report to as well.
+
+        Raises:
+            ValueError: wandb is not installed.
+        """
         self._wandb = _weights_and_biases(wandb, folder) if wandb is not None else None
         self.folder, self._warned = folder, False
-        _cut(folder / METRICS, first)
+        _drop_lines_after(folder / METRICS, first)
         self._file = (folder / METRICS).open("a")
         self._board = _tensorboard(folder, first)
         live = sys.stderr.isatty()
@@ -44,18 +58,18 @@ class RunLog:
         )
 
     def advance(self) -> None:
-        """One update is done."""
+        """Moves the progress line by one update."""
         self._bar.update()
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the values after `step` updates, and the first of them behind the progress."""
+        """Writes values after `step` updates; loss and speed go to the progress line too."""
         self.scalars(step, values)
         rate = values["images_per_second"]
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s", refresh=False)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Writes values after `step` updates as they are."""
-        with self._going_on():
+        """Writes values after `step` updates to all places."""
+        with self._warn_if_it_fails():
             # JSON knows neither NaN nor infinity.
             line = {k: v if math.isfinite(v) else None for k, v in values.items()}
             self._file.write(json.dumps({"step": step, **line}) + "\n")
@@ -66,32 +80,32 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
-    def sheet(self, step: int, image: Image.Image) -> None:
-        """Keeps a sample sheet as `sheets/step-0000500.png`."""
-        with self._going_on():
+    def contact_sheet(self, step: int, image: Image.Image) -> None:
+        """Saves a contact sheet as `sheets/step-0000500.png` and in TensorBoard."""
+        with self._warn_if_it_fails():
             (self.folder / SHEETS).mkdir(exist_ok=True)
             image.save(self.folder / SHEETS / f"step-{step:07d}.png")
             if self._board is not None:
                 self._board.add_image("sheet", np.asarray(image), step, dataformats="HWC")
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """A report that cannot be written, as on a full disk, costs a warning and not the run."""
+    def _warn_if_it_fails(self) -> Iterator[None]:
+        """Turns the first OSError into a warning and ignores the others."""
         try:
             yield
         except OSError as error:
             if not self._warned:
-                self.say(f"warning: reports are missing from here on: {error}")
+                self.message(f"warning: reports are missing from here on: {error}")
             self._warned = True
 
-    def say(self, text: str) -> None:
-        """A line for the user, above the progress line."""
+    def message(self, text: str) -> None:
+        """Prints a line for the user above the progress line."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the progress line and closes the files."""
+        """Ends the progress line and closes all places."""
         self._bar.close()
-        with self._going_on():
+        with self._warn_if_it_fails():
             self._file.close()
             if self._board is not None:
                 self._board.close()
@@ -104,8 +118,8 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(run) / METRICS).read_text().splitlines()]
 
 
-def _cut(path: Path, first: int) -> None:
-    """Drops lines behind the checkpoint that the run goes on from: they will come again."""
+def _drop_lines_after(path: Path, first: int) -> None:
+    """Drops metrics after the checkpoint that the run resumes from: they will come again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if _step(line) <= first]
         write_text(path, "".join(line + "\n" for line in lines))
@@ -120,12 +134,12 @@ def _step(line: str) -> float:
 
 def _weights_and_biases(project: str, folder: Path) -> Any:
     try:
-        import wandb  # its own choice of the user: it sends what it is given over the network
+        import wandb  # only if the user asks for it: it sends metrics over the network
     except ImportError as error:
         raise ValueError(
-            f"wandb: {project!r} needs Weights & Biases: pip install wandb, or take the setting out"
+            f"wandb: {project!r} needs Weights & Biases: pip install wandb, or remove the setting"
         ) from error
-    # One name for one folder, so that a resumed run goes on in the same place.
+    # The name comes from the folder, so that a resumed run continues the same curves.
     name = str(folder).strip("/").replace("/", "-")
     return wandb.init(project=project, name=name, id=name, resume="allow", dir=str(folder))
 

@@ -1,4 +1,4 @@
-"""AdamW as the engine needs it: over whole parameters or over ZeRO's flat shards of them."""
+"""AdamW as the engine needs it, over full parameters or over ZeRO's flat shards of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dalle1.training.config import OptimizerSettings
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Optimizer(torch.optim.AdamW):
-    """AdamW that leaves updates out when told so, and bounds the running variance (B.2)."""
+class TrainingOptimizer(torch.optim.AdamW):
+    """AdamW that can skip an update, and that bounds the running variance (appendix B.2)."""
 
-    skip = False
+    skip = False  # whether `step` does nothing; the engine sets it before each update
 
     def __init__(self, groups: list[dict[str, Any]], settings: OptimizerSettings) -> None:
-        self.bound = settings.clip_variance
+        self.max_variance = settings.clip_variance
         super().__init__(
             groups,
             lr=settings.learning_rate,
@@ -29,10 +29,13 @@ class Optimizer(torch.optim.AdamW):
             fused=True,
         )
 
-    def begin(self, parameters: Iterable[Tensor]) -> None:
-        """Moments of zero, so that they can be read and written before the first update."""
+    def init_state(self, parameters: Iterable[Tensor]) -> None:
+        """Sets the moments to zero, so that they can be read and written before the first update.
+
+        parameters: what AdamW itself updates, which under ZeRO are this rank's flat shards.
+        """
         for parameter in parameters:
-            # In the parameter's own memory format: the fused update walks both side by side.
+            # In the parameter's own memory format: the fused update walks through both together.
             state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
             self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **state}
 
@@ -41,9 +44,9 @@ class Optimizer(torch.optim.AdamW):
         if self.skip:
             return
         super().step()
-        if self.bound is not None:
+        if self.max_variance is not None:
             for group in self.param_groups:  # ZeRO steps one group after the other
                 for parameter in group["params"]:
                     state = self.state.get(parameter)
                     if state:
-                        state["exp_avg_sq"].clamp_(max=self.bound)
+                        state["exp_avg_sq"].clamp_(max=self.max_variance)

@@ -1,8 +1,8 @@
 """PowerSGD: gradients averaged over replicas, each matrix as a product of two thin ones.
 
 Section 2.5 and appendix E, on Vogels et al. (2019), "PowerSGD: Practical Low-Rank Gradient
-Compression". A replica is whatever holds one copy of the weights: a rank, or the like shards of a
-machine's ranks. Plain torch; gradients, buffers and messages are float32 (ours).
+Compression". A replica is whatever holds one copy of the weights: a rank, or a machine whose ranks
+hold its shards. Only torch is used. Gradients, buffers and messages are float32 (ours).
 
 Dims: m the shorter side of a matrix, n the longer one, r the rank, R the number of replicas.
 """
@@ -28,13 +28,13 @@ def compressible(name: str, shape: Sequence[int]) -> bool:
 
     By its name: `layers.3.` in the transformer, `resblocks.3.` in CLIP, `block_1.` in the dVAE.
     Embeddings, unembeddings, CLIP's projections and the dVAE's input and output convolutions
-    stand outside of the blocks; gains and biases have one dimension.
+    are outside of the blocks; gains and biases have one dimension.
     """
     return len(shape) > 1 and BLOCK.search(name) is not None
 
 
 def matrices(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """The shapes that `PowerSGD` takes, of parameters' shapes: a matrix, or (elements,) if whole.
+    """The shapes that `PowerSGD` takes, of parameters' shapes: a matrix, or (elements,) of others.
 
     A kernel [out, in, k, k] is a matrix [out, in k k]. The transformer's qkv [3w, w] is one matrix,
     which sends 4wr elements where the paper's three send 6wr (see `saving`).
@@ -45,13 +45,13 @@ def matrices(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def pays(shape: Sequence[int], rank: int) -> bool:
-    """Whether the factors of a shape are smaller than the matrix; never so for rank >= m."""
+def worth_compressing(shape: Sequence[int], rank: int) -> bool:
+    """Whether the two factors of a matrix are smaller than it; never so for rank >= m."""
     return len(shape) == 2 and sum(shape) * rank < math.prod(shape)
 
 
 def saving(width: int, rank: int, gpus: int = 8) -> float:
-    """Share of a block's gradient that machines spare each other: 1 - 5r/(8d) for 8 GPUs (App. E).
+    """Share of a block's gradient that need not be sent: 1 - 5r/(8d) for 8 GPUs (appendix E).
 
     A matrix is sharded over a machine's g GPUs along its output, the second one of the MLP along
     its input, and r counts the ranks of all g shards: each shard is compressed to rank r/g. (The
@@ -71,26 +71,28 @@ def saving(width: int, rank: int, gpus: int = 8) -> float:
 class PowerSGD:
     """Averages gradients over the replicas of a process group.
 
-    With M = gradient + error buffer, lying so that m <= n, one round is
+    With M = gradient + error buffer, transposed where that makes m <= n, one round is
 
         P = mean(M Q) + 1e-6 I        [m, r], Q [n, r] a fixed Gaussian
         O = orthonormal basis of P    [m, r], Householder
         S = mean(Mᵀ O)                [n, r]
         gradient <- O Sᵀ = O Oᵀ mean(M), error buffer <- M - O Sᵀ
 
-    M is each replica's own, O Sᵀ is common: a buffer keeps what its replica would have added and
-    the common gradient lacks, as Vogels et al. have it. Gradients thus depend on the buffers' mean
-    alone, which becomes (I - O Oᵀ) mean(M): it is all that a checkpoint needs (see `state`).
-    All replicas compute O from the same P: to the bit the same on like machines.
+    Each replica has its own M, and all have the same O Sᵀ. A buffer keeps what its replica wanted
+    to add and what the common gradient lacks, as in Vogels et al. Gradients thus depend on the mean
+    of the buffers alone, which becomes (I - O Oᵀ) mean(M). A checkpoint needs nothing else (see
+    `state`). All replicas compute O from the same P, with equal bits on equal machines.
 
-    The price of a fixed Q: O spans mean(M) Q, so the buffers' mean times Q is 0, and the next P
-    sees the new gradients alone. What is owed is given through the directions that they open, at a
-    rate of about r/m a step under the noise of batches; a gradient that never changes opens none.
+    A fixed Q has a price. O spans mean(M) Q, so the mean of the buffers times Q is 0, and the next
+    P depends on the new gradients alone. The buffers are worked off in the directions of these, at
+    a rate of about r/m a step under the noise of batches, and not at all if the gradient never
+    changes.
 
-    Arguments:
-        shapes: of the gradients by name, in the same order on all replicas, as of `matrices`. A
-            pair (rows, columns) is compressed where it `pays`, all else is sent whole. It is a
-            view of the gradient, which may have another shape: rows of a flat shard, say.
+    Args:
+        shapes: of the gradients by name, in the same order on all replicas, see `matrices`. A pair
+            (rows, columns) is compressed where it is `worth_compressing`, all else is sent
+            uncompressed. The gradient may have another shape, of which this is a view: the rows of
+            a flat shard, for example.
         rank: r of each matrix; where matrices are sharded the paper's r is that of all shards.
         seed: of the Qs, together with the name; the same on all replicas and after a restart.
         group: the replicas; None: the default group, or one replica without torch.distributed.
@@ -109,7 +111,9 @@ class PowerSGD:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.rank, self.group = rank, group
         self.replicas = dist.get_world_size(group) if dist.is_initialized() else 1
-        self.compressed = [name for name, shape in self.shapes.items() if pays(shape, rank)]
+        self.compressed = [
+            name for name, shape in self.shapes.items() if worth_compressing(shape, rank)
+        ]
         self.q = {
             name: _gaussian(seed, name, max(self.shapes[name]), rank).to(device)
             for name in self.compressed
@@ -120,25 +124,29 @@ class PowerSGD:
 
     @torch.no_grad()
     def average(self, gradients: Mapping[str, Tensor], compress: bool = True) -> bool:
-        """Replaces the gradients by their mean over replicas, compressed; whether it is finite.
+        """Replaces the gradients by their mean over the replicas; all must call it together.
 
-        Where a single number of any replica is not finite, all replicas return False: the error
-        buffers are as before, the compressed gradients are NaN, and the update must be skipped. A
-        replica with another reason to skip it may put a NaN into a gradient. Without `compress`
-        all is sent whole and the buffers are left alone. Call it on all replicas together, with
-        gradients free of any loss scale: buffers outlive it, and the jitter is absolute.
+        Args:
+            gradients: float32, of all names in `shapes`. They must not be multiplied by a loss
+                scale: the buffers outlive a scale, and the jitter is absolute. A replica with a
+                reason to skip the update may put a NaN into one of them.
+            compress: if False, all is sent uncompressed and the buffers do not change.
+
+        Returns:
+            Whether all numbers of all replicas are finite. If not, the error buffers are as before,
+            the compressed gradients are NaN, and the update must be skipped.
         """
         self._check(gradients)
         if not compress:
             return mean_over([gradients[name] for name in self.shapes], self.group)
-        whole = [gradients[name] for name in self.shapes if name not in self.q]
+        uncompressed = [gradients[name] for name in self.shapes if name not in self.q]
         sums = []  # M, in the memory of the gradient where its strides allow: [m, n]
         for name in self.compressed:
             matrix = gradients[name].reshape(self.shapes[name])
-            sums.append(_lying(matrix.add_(self._errors[name])))
+            sums.append(_wide(matrix.add_(self._errors[name])))
         p = [m @ q for m, q in zip(sums, self.q.values(), strict=True)]
         # A mean with an infinity or NaN of any replica is not finite, so that all decide alike.
-        finite = mean_over(whole + p, self.group)
+        finite = mean_over(uncompressed + p, self.group)
         if finite:
             bases = [_basis(x) for x in p]
             s = [m.mT @ basis for m, basis in zip(sums, bases, strict=True)]
@@ -149,29 +157,31 @@ class PowerSGD:
             return False
         for i, name in enumerate(self.compressed):
             common = bases[i] @ s[i].mT  # [m, n]
-            _lying(self._errors[name]).copy_(sums[i]).sub_(common)
+            _wide(self._errors[name]).copy_(sums[i]).sub_(common)
             if self.shapes[name][0] > self.shapes[name][1]:
                 common = common.mT
             gradients[name].copy_(common.reshape(gradients[name].shape))
         return True
 
     def state(self) -> dict[str, Tensor]:
-        """What the replicas still owe: the mean of their error buffers, on the CPU.
+        """The mean of the replicas' error buffers, on the CPU; all must call it together.
 
-        Appendix E's sum, in our units: its replicas add up gradients of a loss divided by the whole
-        batch, ours average gradients of their own share. Gradients given so far, and this, add up
-        to all that was taken in. Call it on all replicas together: each goes on with the mean, as
-        if it had loaded the state. Later gradients are the same but for rounding, a resumed run is
-        equal to the bit, and the buffers' random walk about their mean, which costs precision
-        alone, begins anew.
+        It is the sum of appendix E in our units: the paper's replicas add up gradients of a loss
+        that is divided by the global batch, ours average gradients of their own share. This mean
+        and all gradients returned so far add up to all gradients taken in.
+
+        Each replica continues with the mean, as if it had loaded the state. Later gradients are the
+        same but for rounding, and a resumed run is equal to the bit. The buffers' random walk about
+        their mean, which only costs precision, restarts.
         """
         mean_over(list(self._errors.values()), self.group)
         return {name: error.to("cpu", copy=True) for name, error in self._errors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what `state` returned, under any number of replicas.
+        """Restores what `state` returned, under any number of replicas.
 
-        Raises ValueError when it is of other matrices, as after a change of the rank may be.
+        Raises:
+            ValueError: the state is of other matrices, as after a change of the rank.
         """
         if set(tensors) != set(self.compressed):
             names = sorted(set(tensors) ^ set(self.compressed))
@@ -186,18 +196,18 @@ class PowerSGD:
             error.copy_(tensors[name])
 
     @property
-    def bytes_whole(self) -> int:
-        """Payload of one averaging without compression, for each replica."""
+    def bytes_uncompressed(self) -> int:
+        """Bytes that a replica gives to one average without compression."""
         return 4 * sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def bytes_sent(self) -> int:
-        """Payload of one averaging as it is: (m + n) r for a compressed matrix."""
+        """Bytes that a replica gives to one average; (m + n) r numbers for a compressed matrix."""
         spared = sum(
             math.prod(self.shapes[name]) - sum(self.shapes[name]) * self.rank
             for name in self.compressed
         )
-        return self.bytes_whole - 4 * spared
+        return self.bytes_uncompressed - 4 * spared
 
     def _check(self, gradients: Mapping[str, Tensor]) -> None:
         if set(gradients) != set(self.shapes):
@@ -214,16 +224,16 @@ class PowerSGD:
 
 def mean_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> bool:
     """Mean over the ranks of a group, in place, in few messages; whether all of it is finite."""
-    ranks = dist.get_world_size(group) if dist.is_initialized() else 1
+    world_size = dist.get_world_size(group) if dist.is_initialized() else 1
     finite = []
     for bucket in buckets(tensors, BUCKET):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        if ranks > 1:
+        if world_size > 1:
             dist.all_reduce(flat, group=group)
-            flat.div_(ranks)
-            pieces = flat.split([tensor.numel() for tensor in bucket])
-            for tensor, piece in zip(bucket, pieces, strict=True):
-                tensor.copy_(piece.view(tensor.shape))
+            flat.div_(world_size)
+            means = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, mean in zip(bucket, means, strict=True):
+                tensor.copy_(mean.view(tensor.shape))
         finite.append(flat.isfinite().all())
     return not finite or bool(torch.stack(finite).all())
 
@@ -235,7 +245,7 @@ def _gaussian(seed: int, name: str, rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=generator)
 
 
-def _lying(matrix: Tensor) -> Tensor:
+def _wide(matrix: Tensor) -> Tensor:
     """The matrix or its transpose, a view with rows <= columns (appendix E)."""
     return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
 
@@ -247,12 +257,12 @@ def _basis(p: Tensor) -> Tensor:
     return basis
 
 
-def buckets(tensors: Sequence[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """The tensors in order, in groups of at most so many elements or of a single tensor."""
+def buckets(tensors: Sequence[Tensor], max_elements: int) -> Iterator[list[Tensor]]:
+    """The tensors in order, in groups of at most `max_elements` or of a single tensor."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        if bucket and size + tensor.numel() > most:
+        if bucket and size + tensor.numel() > max_elements:
             yield bucket
             bucket, size = [], 0
         bucket.append(tensor)

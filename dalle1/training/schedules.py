@@ -1,4 +1,4 @@
-"""Numbers that change while training; pure functions of the step unless they say otherwise."""
+"""Schedules: numbers that change while training. The functions depend on the step alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def cosine(step: int, start: float, end: float, steps: int) -> float:
-    """From `start` at step 0 to `end` at `steps` along half a cosine, then `end` (appendix A.2).
+    """From `start` at step 0 to `end` at step `steps` along half a cosine, then `end` (A.2).
 
     With steps = 0 it is `end` from the beginning.
     """
@@ -16,26 +16,34 @@ def cosine(step: int, start: float, end: float, steps: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def warm_up(step: int, steps: int) -> float:
-    """Linear factor: 1/steps at step 0, 1 from step `steps` - 1 on (appendix B.2)."""
+def linear_warmup(step: int, steps: int) -> float:
+    """Factor of the learning rate: 1/steps at step 0, 1 from step `steps` - 1 on (appendix B.2).
+
+    With steps = 0 there is no warmup.
+    """
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
 class PlateauHalving:
-    """Halves the step size when the training loss has stopped falling (appendix B.2).
+    """Halves the learning rate when the training loss has stopped falling (appendix B.2).
 
-    The paper gives no rule for "plateaus"; ours: the mean loss of a window of `patience` updates
-    is not below the former window's by more than `tolerance` (relative). At most `most` halvings.
+    The paper gives no rule for "plateaus". Ours compares the mean losses of two windows: the rate
+    is halved when the later one is not lower by more than a share of `tolerance`.
+
+    Args:
+        patience: updates in a window.
+        tolerance: relative.
+        max_halvings: the paper halves five times.
     """
 
-    def __init__(self, patience: int, tolerance: float = 1e-3, most: int = 5) -> None:
-        self.patience, self.tolerance, self.most = patience, tolerance, most
+    def __init__(self, patience: int, tolerance: float = 1e-3, max_halvings: int = 5) -> None:
+        self.patience, self.tolerance, self.max_halvings = patience, tolerance, max_halvings
         self.halvings, self.count, self.total = 0, 0, 0.0
         self.former = math.inf
 
     @property
     def factor(self) -> float:
-        """What the step size is multiplied with."""
+        """What the learning rate is multiplied by."""
         return 0.5**self.halvings
 
     def update(self, loss: float) -> None:
@@ -44,12 +52,12 @@ class PlateauHalving:
         if self.count < self.patience:
             return
         mean = self.total / self.count
-        if mean > self.former * (1 - self.tolerance) and self.halvings < self.most:
+        if mean > self.former * (1 - self.tolerance) and self.halvings < self.max_halvings:
             self.halvings += 1
         self.former, self.count, self.total = mean, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes; `former` is None before the first window ends."""
+        """All that changes, for a checkpoint; `former` is None before the first window ends."""
         former = None if math.isinf(self.former) else self.former
         return {
             "halvings": self.halvings,
@@ -59,6 +67,6 @@ class PlateauHalving:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Restores what `state_dict` returned."""
         self.halvings, self.count, self.total = state["halvings"], state["count"], state["total"]
         self.former = math.inf if state["former"] is None else state["former"]

@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, and ranks that are gone."""
+"""What ends a run from outside: signals, and ranks that are lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from types import FrameType, TracebackType
 
 from torch.distributed import DistError
 
-# What gloo says, whose errors are plain RuntimeErrors.
-SIGNS = ("gloo", "Connection closed", "Connection reset", "Timed out", "timed out", "Broken pipe")
+# Parts of gloo's messages, which come as plain RuntimeErrors.
+GLOO_MESSAGES = (
+    "gloo", "Connection closed", "Connection reset", "Timed out", "timed out", "Broken pipe",
+)  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -21,20 +23,20 @@ class Interrupted(Exception):
 
 
 class RanksLost(Exception):
-    """Another rank died, hangs or cannot be reached."""
+    """Another rank died, hangs or cannot be reached; the command's exit status is 75."""
 
 
-def ranks_lost(error: BaseException) -> bool:
-    """Whether the error comes from waiting for another rank."""
+def means_lost_rank(error: BaseException) -> bool:
+    """Whether the error comes from waiting for another rank, and not from a mistake."""
     if isinstance(error, DistError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in GLOO_MESSAGES)
 
 
 class StopSignals:
     """Turns Ctrl-C and SIGTERM into a number that the loop reads between two updates.
 
-    A rank whose launcher is gone stops too: nobody else would tell it to.
+    A rank whose launcher is gone stops too, since nobody else would tell it to.
     """
 
     def __init__(self, launched: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""Starting a rank again when it failed, from the newest checkpoint, under any launcher.
+"""Starts a failed rank again from its newest checkpoint, under any launcher.
 
-The process that the launcher started is only a guard, and the rank is its child. When a rank is
-lost the others fail within the time-out, so all guards come to the same: start the rank again with
---resume. They count their attempts alike and meet at a port of each attempt's own.
+The process that the launcher started is only a supervisor, and the rank is its child. When a rank
+is lost, the others fail within the time-out, so all supervisors do the same: they start their rank
+again with --resume. All count their attempts alike, and each attempt has a port of its own.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-BEATS = "DALLE1_BEATS"  # environment: file descriptor that a rank reports to its guard by
+HEARTBEAT = "DALLE1_HEARTBEAT"  # environment: file descriptor that a rank writes heartbeats to
 ATTEMPT = "DALLE1_ATTEMPT"  # environment: how often the rank has been started before
 FINAL = (0, 2, 130)  # trained or stopped by the scheduler; a mistake in the settings; Ctrl-C
-LOOK = 0.2  # seconds between two looks at the rank
-PATIENCE = 1.5  # of what a rank announced, before it is taken to hang
+POLL = 0.2  # seconds between two looks at the rank
+MARGIN = 1.5  # times what a rank announced, before it is taken to hang
 
 
 def attempt() -> int:
-    """How often a guard has started this rank before."""
+    """How often a supervisor has started this rank before."""
     return int(os.environ.get(ATTEMPT, "0"))
 
 
 class Heartbeat:
-    """A rank's signs of life; without a guard nobody listens."""
+    """Tells the supervisor that this rank lives; does nothing where there is no supervisor."""
 
     def __init__(self) -> None:
-        found = os.environ.get(BEATS)
+        found = os.environ.get(HEARTBEAT)
         self._file = int(found) if found else None
 
     def next_within(self, seconds: float) -> None:
-        """Announces that the next sign comes within so many seconds."""
+        """Sends a heartbeat, which promises the next one within so many seconds."""
         if self._file is not None:
             try:
                 os.write(self._file, f"{seconds}\n".encode())
             except OSError:
-                self._file = None  # the guard is gone; `StopSignals` sees to that
+                self._file = None  # the supervisor is gone, which `StopSignals` notices
 
 
-class Guard:
+class Supervisor:
     """Runs one rank, and runs it again at most `restarts` times."""
 
     def __init__(self, command: Sequence[str], restarts: int) -> None:
@@ -55,9 +55,9 @@ class Guard:
         self._launcher = os.getppid()
 
     def run(self) -> int:
-        """The rank's exit status, after the last attempt."""
+        """Runs until the rank needs no other attempt, or none is left; the last exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._forward_signal)
         first = int(os.environ.get("MASTER_PORT", "0"))
         for attempt in range(self.restarts + 1):
             status = self._attempt(attempt, first)
@@ -74,7 +74,7 @@ class Guard:
 
     def _attempt(self, attempt: int, first_port: int) -> int:
         reader, writer = os.pipe()
-        environment = {**os.environ, BEATS: str(writer), ATTEMPT: str(attempt)}
+        environment = {**os.environ, HEARTBEAT: str(writer), ATTEMPT: str(attempt)}
         if first_port and attempt:
             environment["MASTER_PORT"] = str(first_port + attempt)
             environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # which is at the first port
@@ -82,29 +82,31 @@ class Guard:
         self._rank = subprocess.Popen(command, env=environment, pass_fds=[writer])
         os.close(writer)
         try:
-            return self._watch(self._rank, reader)
+            return self._wait(self._rank, reader)
         finally:
             os.close(reader)
 
-    def _watch(self, rank: subprocess.Popen[bytes], reader: int) -> int:
+    def _wait(self, rank: subprocess.Popen[bytes], reader: int) -> int:
+        """The rank's exit status; kills it when its heartbeats do not come."""
         deadline = float("inf")
         while rank.poll() is None:
             if os.getppid() != self._launcher and not self._stopping:
-                self._pass_on(signal.SIGTERM, None)  # nobody else would tell the rank to stop
-            ready, _, _ = select.select([reader], [], [], LOOK)
+                # The launcher is gone: nobody else would tell the rank to stop.
+                self._forward_signal(signal.SIGTERM, None)
+            ready, _, _ = select.select([reader], [], [], POLL)
             if ready:
-                said = os.read(reader, 4096).split()
-                if said:
-                    deadline = time.monotonic() + PATIENCE * float(said[-1])
+                heartbeats = os.read(reader, 4096).split()
+                if heartbeats:
+                    deadline = time.monotonic() + MARGIN * float(heartbeats[-1])
                 else:
-                    time.sleep(LOOK)  # the rank has closed its end, and is about to go
+                    time.sleep(POLL)  # the rank has closed its end, and is about to exit
             if time.monotonic() > deadline:
                 print("the rank gives no sign of life and is killed", file=sys.stderr)
                 rank.kill()
                 deadline = float("inf")
         return rank.returncode
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
         if self._rank is not None and self._rank.poll() is None:
             self._rank.send_signal(number)

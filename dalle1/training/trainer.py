@@ -1,4 +1,4 @@
-"""The training loop of all three stages, top to bottom: step, judge, average, log, sheet, save."""
+"""The training loop of all stages: update, log, validate, draw a contact sheet, save."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,25 +21,31 @@ from dalle1.data.shards.loader import Batch
 from dalle1.tokenizer import TOKENIZER
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
-from dalle1.training.dataloader import Feed
+from dalle1.training.dataloader import TrainingData
 from dalle1.training.distributed import (
+    broadcast,
     device,
-    from_rank,
-    largest_over_ranks,
-    meeting,
+    make_barrier,
+    max_over_ranks,
     rank,
-    ranks,
+    world_size,
 )
-from dalle1.training.ema import EMA, shares
-from dalle1.training.engine import OVERFLOW, Engine, make_sharding, start_processes
-from dalle1.training.loss_guard import Watch
-from dalle1.training.metrics_logger import RunLog
-from dalle1.training.schedules import PlateauHalving, cosine, warm_up
-from dalle1.training.signals import Interrupted, RanksLost, StopSignals, ranks_lost
-from dalle1.training.stages.base import Stage
+from dalle1.training.ema import EMA, assign_owners
+from dalle1.training.engine import (
+    OVERFLOW,
+    Engine,
+    Update,
+    make_zero_sharding,
+    start_processes,
+)
+from dalle1.training.loss_guard import LossGuard
+from dalle1.training.metrics_logger import MetricsLogger
+from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
+from dalle1.training.signals import Interrupted, RanksLost, StopSignals, means_lost_rank
+from dalle1.training.stages.base import Stage, device_of
 from dalle1.training.stages.table import make_stage
 from dalle1.training.supervisor import Heartbeat, attempt
-from dalle1.training.throughput import Speed, known_peak
+from dalle1.training.throughput import Throughput, known_peak
 from dalle1.transformer.gradient_scale import load_scales, scales_state
 
 CONFIG = "config.yaml"
@@ -46,38 +53,40 @@ MODEL = "model."  # prefix of the names, among a stage's, of what is averaged an
 
 
 class Trainer:
-    """One run: a config, its stage, and the state that a checkpoint holds.
+    """One run: its settings, its stage, and the state that a checkpoint holds.
 
-    Raises ValueError before the first update when the settings, the data, the folder of the run
-    or a checkpoint do not fit.
+    Raises:
+        ValueError: before the first update, when the settings, the data, the folder of the run or
+            a checkpoint do not fit.
     """
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
+        """resume: from the newest checkpoint, where there is one."""
         self._launched = "RANK" in os.environ
-        self._beat = Heartbeat()
-        # Longer at each attempt: ranks that are out of step meet at the next one's port.
-        patience = (attempt() + 1) * config.faults.start_timeout
-        self._beat.next_within(patience + config.faults.save_timeout)
-        self.rank, self.ranks = start_processes(config.faults.timeout, patience)
-        self._meet = meeting(timedelta(seconds=config.faults.save_timeout))
+        self._heartbeat = Heartbeat()
+        # Longer at each attempt: ranks at different attempts find each other at a later one's port.
+        start_timeout = (attempt() + 1) * config.faults.start_timeout
+        self._heartbeat.next_within(start_timeout + config.faults.save_timeout)
+        self.rank, self.world_size = start_processes(config.faults.timeout, start_timeout)
+        self._barrier = make_barrier(timedelta(seconds=config.faults.save_timeout))
         self.folder = Path(config.run)
         latest = checkpoints.newest(self.folder / "checkpoints")
         if latest is not None and not resume:
             raise ValueError(
-                f"run: {config.run} already holds {latest.name}; go on with --resume, or give "
+                f"run: {config.run} already holds {latest.name}; resume it with --resume, or give "
                 "another folder (run=...)"
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config = config = _with_data(config, self._meet)
-        self.feed = Feed(config, self.folder, latest is not None, self._meet)
+        self.config = config = _with_data(config, self._barrier)
+        self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
         if latest is None and self.rank == 0:  # of a start that failed
             (self.folder / TOKENIZER).unlink(missing_ok=True)
         torch.manual_seed(config.seed)  # initialization
-        self.stage: Stage = make_stage(config, make_sharding(config))
-        self.feed.set_stage(self.stage)
+        self.stage: Stage = make_stage(config, make_zero_sharding(config))
+        self.data.set_stage(self.stage)
         self.engine = Engine(self.stage, config)
-        self._owner = shares(self.engine.sizes(), self.ranks)
+        self._owner = assign_owners(self.engine.sizes(), self.world_size)
         mine = [
             name.removeprefix(MODEL)
             for name, owner in self._owner.items()
@@ -85,108 +94,135 @@ class Trainer:
         ]
         self.ema = EMA(self.engine.weights(MODEL), mine, config.ema.decay, config.ema.every)
         self.plateau = PlateauHalving(config.optimizer.plateau_patience)
-        self.watch = Watch(config.faults)
-        self._shown: Batch | None = None  # what sheets are drawn of
-        self.step = 0
+        self.loss_guard = LossGuard(config.faults)
+        self._sheet_batch: Batch | None = None  # what contact sheets are drawn of
+        self.step = 0  # updates done
         if latest is not None:
             self._load(latest)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_settings(config, self.folder / CONFIG)
-            self.feed.save()
+            self.data.save()
 
     def run(self) -> None:
         """Trains to the end.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, when a checkpoint is saved; RanksLost when
-        another rank is gone; ValueError when the numbers are, see `Watch`.
+        Raises:
+            Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is saved.
+            RanksLost: another rank is gone.
+            ValueError: the run diverged (see `LossGuard`), or too many samples are bad.
         """
-        log = self._log()
+        logger = self._make_logger()
         try:
-            with _noticing_lost_ranks(lambda: f"after update {self.step}"):
-                self._train(log)
-                self._meet()
+            with _lost_ranks_reported(lambda: f"after update {self.step}"):
+                self._train(logger)
+                self._barrier()
         finally:
-            if log:
-                log.close()
+            if logger:
+                logger.close()
 
-    def _log(self) -> RunLog | None:
+    def _make_logger(self) -> MetricsLogger | None:
         if self.rank:
             return None
         c = self.config
-        return RunLog(self.folder, c.steps, self.step, c.stage, c.wandb)
+        return MetricsLogger(self.folder, c.steps, self.step, c.stage, c.wandb)
 
-    def _train(self, log: RunLog | None) -> None:
-        config, stage, engine = self.config, self.stage, self.engine
-        batches = self.feed.batches()  # its workers end with it
-        if log:
-            log.say(self.feed.line())
-        peak = None if config.parallel.precision == "fp32" else known_peak(device())
-        speed = Speed(config, self.ranks, peak)
+    def _train(self, logger: MetricsLogger | None) -> None:
+        batches = self.data.batches()
+        if logger:
+            logger.message(self.data.describe())
+        peak = None if self.config.parallel.precision == "fp32" else known_peak(device())
+        throughput = Throughput(self.config, self.world_size, peak)
         with StopSignals(self._launched) as signals:
-            stage.train()
-            while self.step < config.steps:
-                self._beat.next_within(config.faults.timeout)
-                with speed.waiting():
+            self.stage.train()
+            while self.step < self.config.steps:
+                self._heartbeat.next_within(self.config.faults.timeout)
+                with throughput.waiting_for_data():
                     batch = next(batches)
-                if stage.sets_weights(self.step):
-                    self._set_weights()
-                rate = self._learning_rate()
-                parts = stage.parts(batch, engine.dims.micro_batch)
-                update = engine.step(parts, self.step, rate, self.watch.accept)
-                if update.skipped != OVERFLOW:
-                    self.watch.after(self.step + 1, update.loss, update.skipped)
-                if update.skipped is None:
-                    if self.ema.due(self.step):
-                        self.ema.update(engine.weights(MODEL))
-                    if config.optimizer.schedule == "plateau":
-                        self.plateau.update(update.loss)
-                self.step += 1
-                last = self.step == config.steps
-                speed.update()
-                if log:
-                    log.advance()
-                    if update.skipped not in (None, OVERFLOW):
-                        log.say(f"warning: update {self.step} was left out: {update.skipped}")
-                if self.step % config.log_every == 0 or last:
-                    values = {"loss": update.loss, **update.metrics, "learning_rate": rate}
-                    values["gradient_norm"] = update.gradient_norm
-                    if self.watch.skipped:
-                        values["updates_skipped"] = self.watch.skipped
-                    if config.optimizer.schedule == "plateau":
-                        values["plateau_factor"] = self.plateau.factor
-                    values |= speed.report() | stage.counts() | self.feed.report()
-                    for i, scale in enumerate(stage.gradient_scales):
-                        values[f"gradient_scale/{i:03d}"] = scale.value
-                    if log:
-                        log.metrics(self.step, values)
-                stop = int(largest_over_ranks([signals.number])[0])
-                with speed.aside():
-                    if config.validation and (self.step % config.validation.every == 0 or last):
-                        self._beat.next_within(config.faults.save_timeout)
-                        self._validate(log)
-                    if config.contact_sheet_every and (
-                        self.step % config.contact_sheet_every == 0 or last
-                    ):
-                        self._beat.next_within(config.faults.save_timeout)
-                        self._sheet(log)
-                    if stop or last or self.step % config.save_every == 0:
-                        self._beat.next_within(2 * config.faults.save_timeout)  # and the export
-                        self._save()
-                if stop and not last:
+                learning_rate, update = self._update(batch)
+                throughput.count_update()
+                self._log(logger, update, learning_rate, throughput)
+                stop = int(max_over_ranks([signals.number])[0])  # the same on all ranks
+                with throughput.paused():
+                    self._validate_and_save(logger, stop)
+                if stop and self.step < self.config.steps:
                     raise Interrupted(
-                        f"stopped after update {self.step}; a checkpoint is saved. Go on with "
-                        "the same command and --resume",
+                        f"stopped after update {self.step}; a checkpoint is saved. Resume with the "
+                        "same command and --resume",
                         stop,
                     )
 
-    def _set_weights(self) -> None:
+    def _update(self, batch: Batch) -> tuple[float, Update]:
+        """One update of all that trains; the learning rate and what came of it."""
+        if self.stage.replaces_weights(self.step):
+            self._replace_weights()
+        learning_rate = self._learning_rate()
+        micro_batches = self.stage.micro_batches(batch, self.engine.dims.micro_batch)
+        update = self.engine.step(
+            micro_batches, self.step, learning_rate, self.loss_guard.reason_to_skip
+        )
+        if update.skipped != OVERFLOW:
+            self.loss_guard.record(self.step + 1, update.loss, update.skipped)
+        if update.skipped is None:
+            if self.ema.due(self.step):
+                self.ema.update(self.engine.weights(MODEL))
+            if self.config.optimizer.schedule == "plateau":
+                self.plateau.update(update.loss)
+        self.step += 1
+        return learning_rate, update
+
+    def _log(
+        self,
+        logger: MetricsLogger | None,
+        update: Update,
+        learning_rate: float,
+        throughput: Throughput,
+    ) -> None:
+        """Reports the update; all ranks call it, since they add up what they have counted."""
+        if logger:
+            logger.advance()
+            if update.skipped not in (None, OVERFLOW):
+                logger.message(f"warning: update {self.step} was skipped: {update.skipped}")
+        if not self._due(self.config.log_every):
+            return
+        values = {"loss": update.loss, **update.metrics, "learning_rate": learning_rate}
+        values["gradient_norm"] = update.gradient_norm
+        if self.loss_guard.skipped:
+            values["updates_skipped"] = self.loss_guard.skipped
+        if self.config.optimizer.schedule == "plateau":
+            values["plateau_factor"] = self.plateau.factor
+        values |= throughput.report() | self.stage.pop_metrics() | self.data.report()
+        for i, scale in enumerate(self.stage.gradient_scales):
+            values[f"gradient_scale/{i:03d}"] = scale.value
+        if logger:
+            logger.metrics(self.step, values)
+
+    def _validate_and_save(self, logger: MetricsLogger | None, stop: int) -> None:
+        """What is due after this update; a run that was told to stop saves in any case."""
+        config, save_timeout = self.config, self.config.faults.save_timeout
+        if config.validation and self._due(config.validation.every):
+            self._heartbeat.next_within(save_timeout)
+            self._validate(logger)
+        if config.contact_sheet_every and self._due(config.contact_sheet_every):
+            self._heartbeat.next_within(save_timeout)
+            self._draw_contact_sheet(logger)
+        if stop or self._due(config.save_every):
+            self._heartbeat.next_within(2 * save_timeout)  # and the export
+            self._save()
+
+    def _due(self, every: int) -> bool:
+        """Whether it is time for what is done every so many updates, and after the last one."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _replace_weights(self) -> None:
+        """Goes from one phase of a stage to the next, whose weights are made of the present."""
         weights = {name: weight.clone() for name, weight in self.engine.weights()}
-        self.engine.load_weights(self.stage.new_weights(weights, self.feed.first_pictures))
+        self.engine.load_weights(self.stage.replacement_weights(weights, self.data.first_images))
         self.engine.reset_optimizer()
         self.ema.reset(self.engine.weights(MODEL))
 
     def _learning_rate(self) -> float:
+        """Of the next update: the phase's, the schedule, and the warmup of the phase."""
         o, phase = self.config.optimizer, self.stage.phase(self.step)
         step, steps = self.step - phase.first, phase.last - phase.first
         rate = phase.learning_rate
@@ -195,61 +231,55 @@ class Trainer:
             rate = cosine(step, rate, end, o.cosine_steps or steps)
         elif o.schedule == "plateau":
             rate *= self.plateau.factor
-        return rate * warm_up(step, o.warmup_steps)
+        return rate * linear_warmup(step, o.warmup_steps)
 
-    def _whole_average(self) -> dict[str, Tensor]:
-        """The average of all ranks, on the first one; all take part."""
+    def _full_average(self) -> dict[str, Tensor]:
+        """The averaged weights of all ranks, on the first one; all take part."""
         average = {}
-        for name, like in self.stage.blank().named_parameters():
+        for name, like in self.stage.empty_model().named_parameters():
             owner = self._owner[MODEL + name]
             mine = self.ema.average.get(name, torch.empty(0))
-            held = from_rank(mine if owner == self.rank else torch.empty(like.shape), owner)
+            value = broadcast(mine if owner == self.rank else torch.empty(like.shape), owner)
             if self.rank == 0:
-                average[name] = held
+                average[name] = value
         return average
 
-    def _validate(self, log: RunLog | None) -> None:
+    def _validate(self, logger: MetricsLogger | None) -> None:
         """Losses on held-out batches, the same ones each time."""
         settings = self.config.validation
         assert settings is not None
-        batches, found = self.feed.held_out_batches(), []
+        batches, found = self.data.held_out_batches(), []
         for _ in range(settings.batches):
             self.stage.eval()
-            parts = self.stage.parts(next(batches), self.engine.dims.micro_batch)
-            found.append(self.engine.evaluate(parts, self.step))
+            batch = next(batches)
+            micro_batches = self.stage.micro_batches(batch, self.engine.dims.micro_batch)
+            found.append(self.engine.evaluate(micro_batches, self.step))
         self.stage.train()
-        if log:
+        if logger:
             means = {key: sum(values[key] for values in found) / len(found) for key in found[0]}
-            log.scalars(self.step, {f"validation/{key}": value for key, value in means.items()})
+            logger.scalars(self.step, {f"validation/{key}": value for key, value in means.items()})
 
-    def _sheet(self, log: RunLog | None) -> None:
-        """A sheet of the same samples each time: held-out ones where there are any."""
-        average = self._whole_average()
-        if log:
-            if self._shown is None:
-                self._shown = next(self.feed.held_out_batches())
-            batch = self._shown
-            model = self.stage.copy_with(average).to(next(self.stage.parameters()).device)
-            drawn = self.stage.sheet(model, batch)
+    def _draw_contact_sheet(self, logger: MetricsLogger | None) -> None:
+        """An image of the same samples each time: held-out ones where there are any."""
+        average = self._full_average()
+        if logger:
+            if self._sheet_batch is None:
+                self._sheet_batch = next(self.data.held_out_batches())
+            model = self.stage.model_with(average).to(device_of(self.stage))
+            drawn = self.stage.draw_contact_sheet(model, self._sheet_batch)
             if drawn is not None:
                 image, values = drawn
-                log.sheet(self.step, image)
+                logger.contact_sheet(self.step, image)
                 if values:
-                    log.scalars(self.step, values)
-        self._meet()
+                    logger.scalars(self.step, values)
+        self._barrier()
 
     def _save(self) -> None:
-        """Checkpoint and exported model; a failure to write is reported and training goes on."""
-        state = {
-            "step": self.step,
-            "updates": self.engine.updates_done(),
-            "plateau": self.plateau.state_dict(),
-            "watch": self.watch.state_dict(),
-            "reader": self.feed.state(self.step),
-            "gradient_scales": scales_state(self.stage.gradient_scales),
-            "config": self.config.model_dump(mode="json", exclude_none=True),
-            "versions": _versions(),
-        }
+        """Saves a checkpoint, then exports the model of it.
+
+        A failure to write is reported, and training continues.
+        """
+        state = self._state()
         # Every rank goes through all tensors, which may be sharded, and keeps its share.
         tensors = {
             name: value.to("cpu", copy=True)
@@ -257,25 +287,39 @@ class Trainer:
             if self._owner[name.split("/")[1]] == self.rank
         }
         tensors |= {f"average/{MODEL}{name}": value for name, value in self.ema.average.items()}
-        compression = self.engine.compression_state()
+        compression = self.engine.exchange.state()
         tensors |= {f"compression/{name}": value for name, value in compression.items()}
         folder, c = self.folder / "checkpoints", self.config
         path = checkpoints.save(
-            folder, tensors, state, c.keep_checkpoints, c.keep_every, self._meet
+            folder, tensors, state, c.keep_checkpoints, c.keep_every, self._barrier
         )
         if path is not None and self.rank == 0:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
-                self.stage.export(self.stage.copy_with(average), self.folder / "model")
+                self.stage.export(self.stage.model_with(average), self.folder / "model")
             except (OSError, SafetensorError) as error:  # a full disk raises either
                 print(f"warning: model not exported: {error}", file=sys.stderr)
-        self._meet()
+        self._barrier()
+
+    def _state(self) -> dict[str, Any]:
+        """A checkpoint's state.json. Its keys are a file format, and stay as they are."""
+        return {
+            "step": self.step,
+            "updates": self.engine.updates_done(),
+            "plateau": self.plateau.state_dict(),
+            "watch": self.loss_guard.state_dict(),
+            "reader": self.data.state(self.step),
+            "gradient_scales": scales_state(self.stage.gradient_scales),
+            "config": self.config.model_dump(mode="json", exclude_none=True),
+            "versions": _versions(),
+        }
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"weights/{name}", value) for name, value in self.engine.weights())
         yield from ((f"moments/{name}", value) for name, value in self.engine.moments())
 
     def _load(self, path: Path) -> None:
+        """Resumes from a checkpoint, of any number of ranks and any ZeRO stage."""
         checkpoint = checkpoints.load(path)
         saved = checkpoint.state["config"]
         mine = self.config.model_dump(mode="json", exclude_none=True)
@@ -283,56 +327,56 @@ class Trainer:
             if saved.get(key) != mine.get(key):
                 raise ValueError(
                     f"{key}: {path} was trained with {saved.get(key)!r}, the config says "
-                    f"{mine.get(key)!r}; a run goes on with the settings it began with"
+                    f"{mine.get(key)!r}; a run resumes with the settings it began with"
                 )
         self.engine.load_weights(checkpoint.tensors.under("weights/"))
         average = checkpoint.tensors.under(f"average/{MODEL}")
         self.ema.average = {name: average[name].clone() for name in self.ema.mine}
         self.engine.load_moments(checkpoint.tensors.under("moments/"), checkpoint.state["updates"])
         buffers = checkpoint.tensors.under("compression/")
-        if not self.engine.load_compression_state(buffers) and self.rank == 0:
+        if not self.engine.exchange.load_state(buffers) and self.rank == 0:
             print(
-                f"warning: compression: {path} holds no error buffers for this rank and cut of the "
-                "weights; they begin with zeros",
+                f"warning: compression: {path} holds no error buffers for this rank and these "
+                "shards of the weights; they begin with zeros",
                 file=sys.stderr,
             )
         self.plateau.load_state_dict(checkpoint.state["plateau"])
-        self.watch.load_state_dict(checkpoint.state["watch"])
+        self.loss_guard.load_state_dict(checkpoint.state["watch"])
         if self.stage.gradient_scales and checkpoint.state["gradient_scales"]:
-            # Both: a run may go on in another precision.
+            # Both, since a run may resume in another precision.
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
-        self.feed.load(checkpoint.state["reader"])
+        self.data.load(checkpoint.state["reader"])
 
 
-def _with_data(config: RunConfig, meet: Callable[[], None]) -> RunConfig:
-    """The config with `data: shapes` replaced by its shards, written on first use."""
+def _with_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:
+    """The config with `data: shapes` replaced by its shards, which are written on first use."""
     if config.data != SHAPES:
         return config
     r = config.reader
     # Named after all that they depend on, so that another size or count never meets old shards.
     folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}"
     if rank() == 0 and not folder.is_dir():
-        beside = folder.with_name(folder.name + ".tmp")
-        shapes.write_shards(beside, "train", r.shapes_count, side=r.image_size)
-        beside.replace(folder)
-    meet()
+        temporary = folder.with_name(folder.name + ".tmp")
+        shapes.write_shards(temporary, "train", r.shapes_count, side=r.image_size)
+        temporary.replace(folder)
+    barrier()
     return config.model_copy(update={"data": str(folder)})
 
 
 @contextmanager
-def _noticing_lost_ranks(when: Callable[[], str]) -> Iterator[None]:
-    """Turns what a collective says of a lost rank into one line that says how to go on."""
+def _lost_ranks_reported(when: Callable[[], str]) -> Iterator[None]:
+    """Turns the error of a collective that lost a rank into one line that says how to resume."""
     try:
         yield
     except RuntimeError as error:
-        if not ranks_lost(error):
+        if not means_lost_rank(error):
             raise
-        # Without the path of the source that says so.
+        # Without the path of the source file that raised it.
         reason = str(error).splitlines()[0].split("] ", 1)[-1][:120]
         raise RanksLost(
-            f"rank {rank()} of {ranks()} lost another one {when()} ({reason}); go on with the same "
-            "command and --resume"
+            f"rank {rank()} of {world_size()} lost another one {when()} ({reason}); resume with "
+            "the same command and --resume"
         ) from error
 
 
@@ -343,6 +387,6 @@ def _versions() -> dict[str, str]:
 
 def train(config: RunConfig, resume: bool = False) -> None:
     """Trains one run from its beginning or its newest checkpoint to its end."""
-    with _noticing_lost_ranks(lambda: "while starting"):
+    with _lost_ranks_reported(lambda: "while starting"):
         trainer = Trainer(config, resume)
     trainer.run()

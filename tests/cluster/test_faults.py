@@ -187,10 +187,10 @@ def test_terminated_then_damaged(
     next(damaged.glob("rank-00001-*")).unlink()
     start = time.monotonic()
     run.start("--restarts", "3", "--resume")
-    run.wait(lambda: run.says("warning", "rank-00001", "going on from"), START, "warning")
+    run.wait(lambda: run.says("warning", "rank-00001", "resuming from"), START, "warning")
     noticed = time.monotonic() - start
     kept = (done - 1) // SAVE * SAVE
-    assert run.says(f"going on from step-{kept:07d}")
+    assert run.says(f"resuming from step-{kept:07d}")
     run.wait(lambda: kept < run.step() != done, START, "training again")
     again = time.monotonic() - start
     run.reach(STEPS)

@@ -118,14 +118,14 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
 def run_until(config: RunConfig, step: int, resume: bool = False) -> Trainer:
     """Trains until `step` updates are done, then stops as Ctrl-C does."""
     trainer = Trainer(config, resume)
-    before = trainer.stage.sets_weights
+    before = trainer.stage.replaces_weights
 
     def stop_at(now: int) -> bool:
         if now == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return before(now)
 
-    trainer.stage.sets_weights = stop_at  # type: ignore[method-assign]
+    trainer.stage.replaces_weights = stop_at  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="--resume"):
         trainer.run()
     return trainer

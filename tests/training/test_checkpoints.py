@@ -77,10 +77,10 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
         checkpoints.newest(tmp_path)
 
 
-def test_goes_back_to_the_newest_whole_one(
+def test_resumes_from_the_newest_undamaged_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that cannot go on, or begins anew, since its last checkpoint was damaged."""
+    """A run that starts again from nothing, or not at all, since its last checkpoint is damaged."""
     save(tmp_path, 5)
     path = save(tmp_path, 6)
     assert path is not None

@@ -196,7 +196,7 @@ def test_token_shards_give_the_losses_of_their_pictures(
     raw = tiny("dalle", shards, tmp_path / "raw", parts, reader=reader)
     tokens = tiny("dalle", str(tmp_path / "tokens"), tmp_path / "tokens-run", parts, reader=reader)
     Trainer(raw).run()
-    assert "pictures that the dVAE encodes as they come" in capfd.readouterr().err
+    assert "images that the dVAE encodes as they come" in capfd.readouterr().err
     run_until(tokens, 9)
     assert "the dVAE's tokens of 1 crop(s) of the middle" in capfd.readouterr().err
     Trainer(tokens, resume=True).run()
@@ -210,7 +210,7 @@ def test_views_of_token_shards_are_drawn(tmp_path: Path, shards: str, parts: Pat
     tokenize(token_settings(shards, parts, tmp_path / "tokens", views=3, augment=True))
     trainer = Trainer(tiny("dalle", str(tmp_path / "tokens"), tmp_path / "run", parts))
     seen: dict[str, set[bytes]] = {}
-    batches = trainer.feed.batches()
+    batches = trainer.data.batches()
     for _ in range(12 * 12):
         batch = next(batches)
         assert batch.tokens is not None

@@ -11,7 +11,7 @@ import torch
 from dalle1.training import distributed
 
 
-def test_meeting_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_barrier_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that give up after half an hour, though another one draws for hours more."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -21,7 +21,7 @@ def test_meeting_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
         "monitored_barrier",
         lambda group, timeout=None: asked.update(barrier=timeout),
     )
-    wait = distributed.meeting()
+    wait = distributed.make_barrier()
     assert "barrier" not in asked
     wait()
     assert asked["group"]["backend"] == "gloo"

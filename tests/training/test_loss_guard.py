@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle1.training import loss_guard as faults
+from dalle1.training import loss_guard
 from dalle1.training.config import FaultSettings
-from dalle1.training.loss_guard import Watch
-from dalle1.training.metrics_logger import RunLog, read_metrics
-from dalle1.training.signals import StopSignals, ranks_lost
+from dalle1.training.loss_guard import LossGuard
+from dalle1.training.metrics_logger import MetricsLogger, read_metrics
+from dalle1.training.signals import StopSignals, means_lost_rank
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny
@@ -22,45 +22,45 @@ from .conftest import tiny
 
 def test_loss_that_is_no_number_stops() -> None:
     """Months of training on NaN."""
-    watch = Watch(FaultSettings())
+    guard = LossGuard(FaultSettings())
     for loss in (math.nan, math.inf):
-        reason = watch.accept(loss)
+        reason = guard.reason_to_skip(loss)
         assert reason is not None and str(loss) in reason
         with pytest.raises(ValueError, match=r"faults\.bad_update=skip"):
-            watch.after(7, loss, reason)
+            guard.record(7, loss, reason)
 
 
 def test_spike_is_measured_by_the_mean() -> None:
     """A spike among the first losses, which fall steeply; a mean that a spike itself lifts."""
-    watch = Watch(FaultSettings(spike=2.0, bad_update="skip"))
-    for step in range(faults.FEWEST):
-        assert watch.accept(100.0) is None  # nothing is a spike yet
-        watch.after(step, 3.0, None)
-    assert watch.mean == pytest.approx(3.0)
-    assert watch.accept(5.9) is None
-    reason = watch.accept(6.1)
+    guard = LossGuard(FaultSettings(spike=2.0, bad_update="skip"))
+    for step in range(loss_guard.MIN_UPDATES):
+        assert guard.reason_to_skip(100.0) is None  # nothing is a spike yet
+        guard.record(step, 3.0, None)
+    assert guard.mean == pytest.approx(3.0)
+    assert guard.reason_to_skip(5.9) is None
+    reason = guard.reason_to_skip(6.1)
     assert reason is not None and "faults.spike" in reason
-    watch.after(60, 6.1, reason)
-    assert watch.mean == pytest.approx(3.0) and watch.skipped == 1
-    again = Watch(watch.settings)
-    again.load_state_dict(watch.state_dict())
-    assert again.accept(6.1) == reason
+    guard.record(60, 6.1, reason)
+    assert guard.mean == pytest.approx(3.0) and guard.skipped == 1
+    again = LossGuard(guard.settings)
+    again.load_state_dict(guard.state_dict())
+    assert again.reason_to_skip(6.1) == reason
 
 
 def test_too_many_skipped_stop() -> None:
     """Skipping for ever; counting those long ago."""
-    watch = Watch(FaultSettings(bad_update="skip", max_skipped=3))
+    guard = LossGuard(FaultSettings(bad_update="skip", max_skipped=3))
     for reason in ("x", "x", None, "x", "x"):
-        watch.after(1, 1.0, reason)
+        guard.record(1, 1.0, reason)
     with pytest.raises(ValueError, match=r"faults\.max_skipped 3"):
-        watch.after(6, 1.0, "x")
+        guard.record(6, 1.0, "x")
 
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_skipped_update_changes_nothing(
     zero: int, tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, moments or the average touched by an update that was left out."""
+    """Weights, moments or the average touched by an update that was skipped."""
     config = tiny(
         "clip",
         shards,
@@ -71,7 +71,7 @@ def test_skipped_update_changes_nothing(
         faults={"bad_update": "skip"},
     )
     trainer = Trainer(config)
-    accept, seen = trainer.watch.accept, []
+    accept, seen = trainer.loss_guard.reason_to_skip, []
 
     def bad_third(loss: float) -> str | None:
         seen.append({name: w.clone() for name, w in trainer.engine.weights()})
@@ -79,7 +79,7 @@ def test_skipped_update_changes_nothing(
         seen[-1] |= {f"average/{n}": a.clone() for n, a in trainer.ema.average.items()}
         return "a test says so" if len(seen) == 3 else accept(loss)
 
-    monkeypatch.setattr(trainer.watch, "accept", bad_third)
+    monkeypatch.setattr(trainer.loss_guard, "reason_to_skip", bad_third)
     trainer.run()
     assert all(torch.equal(seen[2][name], seen[3][name]) for name in seen[2])
     assert not all(torch.equal(seen[1][name], seen[2][name]) for name in seen[1])
@@ -117,10 +117,12 @@ def test_rank_without_a_launcher_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lost_ranks_are_told_from_mistakes() -> None:
     """A defect of the code reported as a lost rank, or a lost rank as a traceback."""
-    assert ranks_lost(torch.distributed.DistBackendError("NCCL communicator was aborted"))
-    assert ranks_lost(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
-    assert not ranks_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not ranks_lost(ValueError("Timed out"))
+    assert means_lost_rank(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert means_lost_rank(
+        RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    )
+    assert not means_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not means_lost_rank(ValueError("Timed out"))
 
 
 def test_reports_on_a_full_disk(
@@ -128,15 +130,15 @@ def test_reports_on_a_full_disk(
 ) -> None:
     """A run that ends since a line of its metrics could not be written."""
     trainer = Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=4))
-    before = trainer._log
+    before = trainer._make_logger
 
-    def full() -> RunLog:
+    def full() -> MetricsLogger:
         log = before()
         assert log is not None
         log._file = open("/dev/full", "a")  # noqa: SIM115
         return log
 
-    trainer._log = full  # type: ignore[method-assign]
+    trainer._make_logger = full  # type: ignore[method-assign]
     trainer.run()
     assert trainer.step == 4 and (tmp_path / "run" / "model").is_dir()
     assert capsys.readouterr().err.count("reports are missing") == 1

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dalle1 import CLIP, CLIPConfig, Transformer, TransformerConfig
-from dalle1.training import powersgd as compression
-from dalle1.training.powersgd import PowerSGD, matrices, pays, saving
+from dalle1.training import powersgd
+from dalle1.training.powersgd import PowerSGD, matrices, saving, worth_compressing
 from dvae import DVAE, DVAEConfig
 
 REPLICAS, RANK, SEED = 2, 3, 7
@@ -29,7 +29,7 @@ SHAPES = {
 MATRICES = ["tall", "wide", "kernel"]
 # What happens at each step of the replicas' run.
 STEPS = [
-    "whole", "", "", "", "inf in a matrix", "", "nan in a bias", "", "save", "", "",
+    "uncompressed", "", "", "", "inf in a matrix", "", "nan in a bias", "", "save", "", "",
 ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def replica(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", store, rank=rank, world_size=REPLICAS, timeout=timedelta(seconds=60)
     )
-    compression.BUCKET = 60  # several messages
+    powersgd.BUCKET = 60  # several messages
     compressor, second = PowerSGD(SHAPES, RANK, SEED), None
     seen: dict[str, Any] = {"q": compressor.q, "averages": [], "finite": [], "resumed": []}
     for step, event in enumerate(STEPS):
@@ -65,13 +65,13 @@ def replica(rank: int, folder: Path) -> None:
             second = PowerSGD(SHAPES, RANK, SEED)
             second.load_state(seen["state"])
         given = gradients(rank, step)
-        seen["finite"].append(compressor.average(given, compress=event != "whole"))
+        seen["finite"].append(compressor.average(given, compress=event != "uncompressed"))
         seen["averages"].append(given)
         if second is not None:
             given = gradients(rank, step)
             second.average(given)
             seen["resumed"].append(given)
-    seen["owed"] = compressor.state()
+    seen["buffer"] = compressor.state()
     torch.save(seen, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -114,8 +114,8 @@ def test_replicas_as_simulated(seen: list[dict[str, Any]], name: str) -> None:
             assert average.shape == gradients(0, step)[name].shape
             assert average.reshape(SHAPES[name]).numpy() == pytest.approx(expected, abs=2e-5), step
     mean = np.mean(simulation.errors, axis=0)
-    owed = seen[0]["owed"][name]
-    assert owed.numpy() == pytest.approx(mean.T if simulation.turned else mean, abs=2e-5)
+    buffer = seen[0]["buffer"][name]
+    assert buffer.numpy() == pytest.approx(mean.T if simulation.turned else mean, abs=2e-5)
 
 
 def test_replicas_agree(seen: list[dict[str, Any]]) -> None:
@@ -134,7 +134,7 @@ def test_sent_whole(seen: list[dict[str, Any]]) -> None:
     """Biases, or matrices that do not pay, that are compressed, summed or forgotten; first steps
     that are not exact."""
     for step in range(3):
-        names = SHAPES if STEPS[step] == "whole" else ("bias", "small")
+        names = SHAPES if STEPS[step] == "uncompressed" else ("bias", "small")
         for name in names:
             average = seen[0]["averages"][step][name]
             torch.testing.assert_close(average, mean_gradient(name, step))
@@ -184,12 +184,12 @@ def test_resumed_with_another_number_of_replicas(seen: list[dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_nothing_is_lost(seen: list[dict[str, Any]], name: str) -> None:
-    """A part of the gradients that is neither given nor owed, or both."""
+    """A part of the gradients that is neither returned nor in the buffers, or that is in both."""
     steps = [i for i, event in enumerate(STEPS) if event in ("", "save")]
     taken = sum(mean_gradient(name, i).double() for i in steps)
     given = sum(seen[0]["averages"][i][name].double() for i in steps)
-    owed = seen[0]["owed"][name].double().reshape(taken.shape)
-    torch.testing.assert_close(given + owed, taken, atol=2e-5, rtol=0)
+    buffer = seen[0]["buffer"][name].double().reshape(taken.shape)
+    torch.testing.assert_close(given + buffer, taken, atol=2e-5, rtol=0)
 
 
 def test_state_is_a_copy() -> None:
@@ -240,15 +240,15 @@ def test_error_feedback() -> None:
 
 def test_buffers_are_orthogonal_to_q() -> None:
     """What the docstring says of a fixed Q no longer true: a gradient that never changes takes the
-    same directions for ever, and its rest is owed for ever."""
+    same directions for ever, and the rest stays in the buffers for ever."""
     true = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     compressor = PowerSGD({"w": (16, 24)}, 2, SEED)
     for step in range(1, 4):
         given = {"w": true.clone()}
         compressor.average(given)
-        owed = compressor.state()["w"]
-        torch.testing.assert_close(owed, step * (true - given["w"]), atol=1e-4, rtol=0)
-        assert (owed @ compressor.q["w"]).abs().max() < 1e-4
+        buffer = compressor.state()["w"]
+        torch.testing.assert_close(buffer, step * (true - given["w"]), atol=1e-4, rtol=0)
+        assert (buffer @ compressor.q["w"]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
@@ -320,23 +320,27 @@ def test_messages() -> None:
     """Hundreds of small messages, one that needs the memory of all gradients, or tensors that are
     sent twice or not at all."""
     tensors = [torch.zeros(n) for n in (30, 20, 10, 1, 59, 60, 200, 0, 5)]
-    cut = [[t.numel() for t in bucket] for bucket in compression.buckets(tensors, 60)]
+    cut = [[t.numel() for t in bucket] for bucket in powersgd.buckets(tensors, 60)]
     assert cut == [[30, 20, 10], [1, 59], [60], [200], [0, 5]]
 
 
 def test_bytes() -> None:
-    """A saving that counts one factor, or that forgets what is sent whole."""
+    """A saving that counts one factor, or that forgets what is sent uncompressed."""
     compressor = PowerSGD(SHAPES, RANK, SEED)
     whole = 7 + 4 * 4
     assert compressor.compressed == MATRICES
-    assert compressor.bytes_whole == 4 * (whole + 40 * 12 + 10 * 30 + 12 * 45)
+    assert compressor.bytes_uncompressed == 4 * (whole + 40 * 12 + 10 * 30 + 12 * 45)
     assert compressor.bytes_sent == 4 * (whole + 3 * (40 + 12 + 10 + 30 + 12 + 45))
 
 
 def test_pays() -> None:
     """Matrices that are compressed to more than they are, or without a gain."""
-    assert pays((8, 8), 3) and not pays((8, 8), 4) and not pays((8, 100), 8)
-    assert not pays((64,), 1)
+    assert (
+        worth_compressing((8, 8), 3)
+        and not worth_compressing((8, 8), 4)
+        and not worth_compressing((8, 100), 8)
+    )
+    assert not worth_compressing((64,), 1)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ def test_saving_of_table_1(width: int, rank: int, percent: int) -> None:
         shards = dict.fromkeys(("q", "k", "v", "out"), (width, piece))
         shards |= {"up": (width, 4 * piece), "down": (4 * piece, width)}
         compressor = PowerSGD(shards, rank // gpus, SEED)
-        spared = 1 - compressor.bytes_sent / compressor.bytes_whole
+        spared = 1 - compressor.bytes_sent / compressor.bytes_uncompressed
         assert spared == pytest.approx(saving(width, rank, gpus))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dalle1.training.ema import EMA, shares
-from dalle1.training.schedules import PlateauHalving, cosine, warm_up
+from dalle1.training.ema import EMA, assign_owners
+from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from dalle1.training.schedules import PlateauHalving, cosine, warm_up
     [(0.0, 6.6, 5000), (1.0, 1 / 16, 150_000), (1e-4, 1.25e-6, 1_200_000)],
 )
 def test_cosine_ends(start: float, end: float, steps: int) -> None:
-    """The paper's three schedules missing their end points, or going on behind them."""
+    """The paper's three schedules missing their end points, or changing after them."""
     assert cosine(0, start, end, steps) == pytest.approx(start)
     assert cosine(steps // 2, start, end, steps) == pytest.approx((start + end) / 2)
     assert cosine(steps, start, end, steps) == end
@@ -29,10 +29,10 @@ def test_cosine_is_a_cosine() -> None:
     assert cosine(25, 1.0, 0.0, 100) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
-def test_warm_up() -> None:
-    """A first update of step size 0, or a warm-up that overshoots."""
-    assert [warm_up(i, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert warm_up(0, 0) == 1
+def test_linear_warmup() -> None:
+    """A first update with a learning rate of 0, or a warmup that overshoots."""
+    assert [linear_warmup(i, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert linear_warmup(0, 0) == 1
 
 
 def test_plateau_halves_at_most_five_times_and_only_on_plateaus() -> None:
@@ -83,9 +83,9 @@ def test_ema_every() -> None:
 
 
 def test_ema_keeps_its_share() -> None:
-    """The whole model in every process' memory; a weight that nobody or two ranks keep."""
+    """The full model in every process' memory; a weight that nobody or two ranks keep."""
     sizes = {"large": 100, "a": 30, "b": 40, "c": 35}
-    owner = shares(sizes, 2)
+    owner = assign_owners(sizes, 2)
     assert owner.keys() == sizes.keys() and set(owner.values()) == {0, 1}
     load = [sum(n for name, n in sizes.items() if owner[name] == rank) for rank in (0, 1)]
     assert sorted(load) == [100, 105]

@@ -1,4 +1,4 @@
-"""The guard that starts a rank again, with programs of a few lines in the rank's place."""
+"""The supervisor that starts a rank again, with programs of a few lines in the rank's place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dalle1.training import supervisor as restarts
-from dalle1.training.supervisor import Guard
+from dalle1.training.supervisor import HEARTBEAT, Heartbeat, Supervisor
 
-GUARD = """
+SUPERVISOR = """
 import sys
-from dalle1.training.supervisor import Guard
-sys.exit(Guard([sys.executable, *sys.argv[2:]], int(sys.argv[1])).run())
+from dalle1.training.supervisor import Supervisor
+sys.exit(Supervisor([sys.executable, *sys.argv[2:]], int(sys.argv[1])).run())
 """
 # Notes each attempt's port and options, then ends with the next status of its list.
 RANK = """
@@ -34,11 +33,11 @@ sys.exit(status)
 """
 
 
-def guarded(tmp_path: Path, statuses: str, times: int) -> tuple[int, list[str]]:
+def supervised(tmp_path: Path, statuses: str, times: int) -> tuple[int, list[str]]:
     rank, log = tmp_path / "rank.py", tmp_path / "log.txt"
     rank.write_text(RANK)
     done = subprocess.run(
-        [sys.executable, "-c", GUARD, str(times), str(rank), str(log), statuses],
+        [sys.executable, "-c", SUPERVISOR, str(times), str(rank), str(log), statuses],
         env={**os.environ, "MASTER_PORT": "29600"},
         check=False,
     )
@@ -47,7 +46,7 @@ def guarded(tmp_path: Path, statuses: str, times: int) -> tuple[int, list[str]]:
 
 def test_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     """A run started from its beginning, or at a port where an old rank still listens."""
-    status, attempts = guarded(tmp_path, "75,-9,0", 3)
+    status, attempts = supervised(tmp_path, "75,-9,0", 3)
     assert status == 0
     assert attempts == ["29600", "29601 --resume", "29602 --resume"]
 
@@ -55,42 +54,42 @@ def test_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("statuses", "expected", "attempts"), [("2", 2, 1), ("75,1,1", 1, 3)])
 def test_gives_up(tmp_path: Path, statuses: str, expected: int, attempts: int) -> None:
     """A mistake in the settings tried again and again; more restarts than were asked for."""
-    status, found = guarded(tmp_path, statuses, 2)
+    status, found = supervised(tmp_path, statuses, 2)
     assert (status, len(found)) == (expected, attempts)
 
 
 def test_hanging_rank_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A stopped rank that its guard waits for without end."""
+    """A stopped rank that its supervisor waits for without end."""
     program = (
         "from dalle1.training.supervisor import Heartbeat; import time;"
         "Heartbeat().next_within(0.2); time.sleep(60)"
     )
     monkeypatch.setattr(signal, "signal", lambda *args: None)
-    assert Guard([sys.executable, "-c", program], 0).run() == -signal.SIGKILL
+    assert Supervisor([sys.executable, "-c", program], 0).run() == -signal.SIGKILL
 
 
 def test_signal_reaches_the_rank_and_ends_it_all(tmp_path: Path) -> None:
-    """A scheduler's warning that only the guard hears, or that is answered with a restart."""
+    """A scheduler's warning that only the supervisor hears, or that is answered with a restart."""
     program = (
         "import signal, sys, time; from pathlib import Path;"
         "signal.signal(signal.SIGTERM, lambda *a: sys.exit(75));"
         f"Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
     )
-    guard = subprocess.Popen([sys.executable, "-c", GUARD, "3", "-c", program])
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, "3", "-c", program])
     while not (tmp_path / "ready").exists():
         time.sleep(0.05)
-    guard.terminate()
-    assert guard.wait(30) == 75
+    process.terminate()
+    assert process.wait(30) == 75
 
 
-def test_no_guard_no_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_supervisor_no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run without --restarts that writes into a stranger's file."""
-    monkeypatch.delenv(restarts.BEATS, raising=False)
-    restarts.Heartbeat().next_within(1)
+    monkeypatch.delenv(HEARTBEAT, raising=False)
+    Heartbeat().next_within(1)
 
 
 def test_launcher_is_gone(tmp_path: Path) -> None:
-    """A guard that outlives its launcher, and keeps its rank training where nobody can stop it."""
+    """A supervisor and a rank that outlive their launcher, and that nobody can stop."""
     rank = (
         "import signal, sys, time; from pathlib import Path;"
         "signal.signal(signal.SIGTERM, lambda *a: "
@@ -99,7 +98,8 @@ def test_launcher_is_gone(tmp_path: Path) -> None:
     )
     launcher = (
         "import subprocess, sys, time;"
-        f"subprocess.Popen([sys.executable, '-c', {GUARD!r}, '3', '-c', {rank!r}]); time.sleep(60)"
+        f"subprocess.Popen([sys.executable, '-c', {SUPERVISOR!r}, '3', '-c', {rank!r}]);"
+        "time.sleep(60)"
     )
     launched = subprocess.Popen([sys.executable, "-c", launcher])
     while not (tmp_path / "ready").exists():

@@ -113,7 +113,7 @@ def test_refuses_to_overwrite_a_run(tmp_path: Path, shards: str, parts: Path) ->
 
 
 def test_refuses_to_resume_another_model(tmp_path: Path, shards: str, parts: Path) -> None:
-    """Going on with another batch size or shape as if nothing had happened."""
+    """Resuming with another batch size or shape as if nothing had happened."""
     Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=2)).run()
     with pytest.raises(ValueError, match="batch_size"):
         Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=4, batch_size=4), resume=True)
@@ -163,11 +163,11 @@ def test_validation_is_the_same_batches_without_dropout(
         validation={"data": shards, "every": 2, "batches": 2},
     )
     trainer = Trainer(config)
-    batch = next(trainer.feed.held_out_batches())
+    batch = next(trainer.data.held_out_batches())
     trainer.stage.eval()
-    with_captions = trainer.stage.parts(batch, 8)
+    with_captions = trainer.stage.micro_batches(batch, 8)
     trainer.stage.train()
-    without = trainer.stage.parts(batch, 8)
+    without = trainer.stage.micro_batches(batch, 8)
     padding = 300  # text_vocab
     assert bool((with_captions[0].text[:, 0] < padding).all())
     assert not bool((without[0].text[:, 0] < padding).all())

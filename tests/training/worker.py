@@ -100,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     trainer = Trainer(load_config(options.config), options.resume)
-    parts, before = trainer.stage.parts, trainer.stage.sets_weights
+    parts, before = trainer.stage.micro_batches, trainer.stage.replaces_weights
     order = Path(options.config).with_name(f"order-{trainer.rank}.txt")
 
     def noted(batch: Batch, size: int) -> Sequence[object]:
@@ -114,8 +114,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGINT)  # one rank alone: the others must agree
         return before(now)
 
-    trainer.stage.sets_weights = stop_at  # type: ignore[method-assign]
-    trainer.stage.parts = noted  # type: ignore[method-assign]
+    trainer.stage.replaces_weights = stop_at  # type: ignore[method-assign]
+    trainer.stage.micro_batches = noted  # type: ignore[method-assign]
     try:
         trainer.run()
     except Interrupted:

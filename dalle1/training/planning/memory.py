@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dalle1.training.config import RunConfig
-from dalle1.training.ema import shares
+from dalle1.training.ema import assign_owners
 from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import FLOAT, parameter_count, pass_work
 from dalle1.training.planning.network import compressed_matrices
@@ -83,7 +83,7 @@ def cpu_memory(config: RunConfig, module: nn.Module, ranks: int) -> dict[str, in
     """Bytes of the rank that holds most."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     load: Counter[int] = Counter()
-    for name, owner in shares(sizes, ranks).items():
+    for name, owner in assign_owners(sizes, ranks).items():
         load[owner] += sizes[name]
     cpu = {"average": FLOAT * max(load.values())}
     share = FLOAT * -(-sum(sizes.values()) // dp_shard_of(config.parallel, ranks))

@@ -12,7 +12,7 @@ from torch import nn
 from dalle1.training.config import RunConfig
 from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import FLOAT, parameter_count
-from dalle1.training.powersgd import matrices, pays
+from dalle1.training.powersgd import matrices, worth_compressing
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ def compressed_matrices(
     found = []
     for shape in matrices({name: p.shape for name, p in module.named_parameters()}).values():
         size, columns = -(-math.prod(shape) // shards), shape[-1]
-        if len(shape) == 2 and size % columns == 0 and pays((size // columns, columns), rank):
+        if (
+            len(shape) == 2
+            and size % columns == 0
+            and worth_compressing((size // columns, columns), rank)
+        ):
             found.append((size // columns, columns, rank))
     return found
 

@@ -1,4 +1,4 @@
-"""What a stage of training is to the trainer: a model, its loss, its sheet, its export."""
+"""What the trainer needs of a stage: a model, its loss, its contact sheet, its export."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ Weights = Mapping[str, Tensor]
 
 
 class Sharding(Protocol):
-    """How weights are spread over the ranks from the beginning (ZeRO 3)."""
+    """Builds a model whose weights are sharded over the ranks from the beginning (ZeRO 3)."""
 
-    def building(self) -> AbstractContextManager[object]:
-        """Modules made in this context hold their shard of each weight alone."""
+    def init_context(self) -> AbstractContextManager[object]:
+        """A module that is made in this context holds only this rank's shard of each weight."""
 
-    def whole(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
-        """The weight is whole in this context; all ranks set it to the same."""
+    def unsharded(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
+        """In this context the weight has all its numbers, and all ranks set it to the same."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Updates [first, last) with one course of the step size."""
+    """Updates [first, last) with one schedule of the learning rate."""
 
     first: int
     last: int
-    learning_rate: float
+    learning_rate: float  # at its peak
 
 
 class Stage(nn.Module):
-    """A model in training. `forward` is one pass's loss, so that DeepSpeed wraps all of it.
+    """A model in training. `forward` is the loss of a micro-batch, so that DeepSpeed wraps it all.
 
-    What is drawn and exported is not `model`, whose weights may be sharded over the ranks, but a
-    copy with the averaged weights, see `copy_with`.
+    Contact sheets and exports do not use `model`, whose weights may be sharded over the ranks, but
+    an unsharded copy with the averaged weights (`model_with`).
     """
 
     model: nn.Module  # what is averaged and exported
@@ -59,73 +59,87 @@ class Stage(nn.Module):
     @property
     @abstractmethod
     def augmentation(self) -> Augmentation:
-        """The paper's listing: what is done to each training picture."""
+        """What is done to each training image, by the paper's listing 1 or 2."""
 
     def check_data(self, index: Index) -> None:
-        """ValueError where the data are not the model's; token shards are stage two's alone."""
+        """Raises ValueError where the model cannot be trained on the data.
 
-    @abstractmethod
-    def forward(self, part: Any, step: int) -> tuple[Tensor, Metrics]:
-        """The loss of one of `parts` at update `step`, and values for the log (scalars, detached).
-
-        Its mean over the parts of all ranks is the loss of the whole batch.
+        Only stage two is ever given token shards.
         """
 
     @abstractmethod
-    def blank(self) -> nn.Module:
-        """A model like `model` without weights, on the meta device."""
+    def forward(self, micro_batch: Any, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of one of `micro_batches` at update `step`, and scalars for the log, detached.
+
+        The mean over the micro-batches of all ranks is the loss of the global batch.
+        """
 
     @abstractmethod
-    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
-        """A picture of what a (whole) model does with a batch, and values for the log."""
+    def empty_model(self) -> nn.Module:
+        """A model like `model` on the meta device, which has shapes and no numbers."""
+
+    @abstractmethod
+    def draw_contact_sheet(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Image.Image, dict[str, float]] | None:
+        """An image of what an unsharded model does with a batch, and values for the log.
+
+        None where there is nothing to see yet.
+        """
 
     @abstractmethod
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes a (whole) model for use."""
+        """Writes an unsharded model for use."""
 
-    def parts(self, batch: Batch, size: int) -> Sequence[object]:
-        """This rank's batch in passes of `size` samples. Every rank calls it for every update."""
+    def micro_batches(self, batch: Batch, size: int) -> Sequence[object]:
+        """This rank's batch in parts of `size` samples; all ranks call it for each update."""
         return batch.split(size)
 
-    def sharded_apart(self) -> Sequence[nn.Module]:
-        """Modules whose weights ZeRO 3 gathers one after the other; all others stand through the
-        whole pass."""
+    def modules_gathered_in_turn(self) -> Sequence[nn.Module]:
+        """Modules whose weights ZeRO 3 gathers one module after the other.
+
+        All other weights stay gathered for a full pass.
+        """
         return ()
 
-    def copy_with(self, weights: Weights) -> nn.Module:
-        """A whole model in eval mode with these weights (names of `model`), which it shares."""
-        model = self.blank()
+    def model_with(self, weights: Weights) -> nn.Module:
+        """An unsharded model in eval mode that shares these tensors, by the names of `model`."""
+        model = self.empty_model()
         model.load_state_dict(dict(weights), assign=True)
         return model.eval()
 
     def phase(self, step: int) -> Phase:
-        """The phase that an update belongs to; one for the whole run unless a stage has more."""
+        """The phase that an update belongs to; there is one unless a stage has more."""
         return Phase(0, self.settings.steps, self.settings.optimizer.learning_rate)
 
-    def placed(self) -> None:
-        """Called once the engine has put whole weights on their device."""
+    def after_move_to_device(self) -> None:
+        """Called once the engine has put unsharded weights on their device."""
 
     def parameter_groups(self) -> list[list[str]]:
-        """Names of the parameters that share a step size; see `rate_factors`."""
+        """Names of the parameters of each group; see `learning_rate_factors`."""
         return [[name for name, _ in self.named_parameters()]]
 
-    def rate_factors(self, step: int) -> list[float]:
-        """What each group's step size is multiplied with at update `step`."""
+    def learning_rate_factors(self, step: int) -> list[float]:
+        """What the learning rate of each parameter group is multiplied by at update `step`."""
         return [1.0]
 
-    def sets_weights(self, step: int) -> bool:
-        """Whether `new_weights` takes the place of training's before update `step`."""
+    def replaces_weights(self, step: int) -> bool:
+        """Whether `replacement_weights` replace all weights before update `step`."""
         return False
 
-    def new_weights(self, weights: Weights, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
-        """Weights to go on from, of the present ones (whole, names of the stage).
+    def replacement_weights(
+        self, weights: Weights, read: Callable[[int], Tensor]
+    ) -> dict[str, Tensor]:
+        """Weights to train on with, made of the present ones.
 
-        read(n) gives n training pictures, uint8 [n, 3, R, R], the same on all ranks.
+        Args:
+            weights: unsharded, by the names of this stage's parameters; so is the result.
+            read: read(n) gives n training images, uint8 [n, 3, R, R], the same on all ranks.
         """
-        raise NotImplementedError  # only called where `sets_weights` says so
+        raise NotImplementedError  # only called where `replaces_weights` says so
 
-    def counts(self) -> dict[str, float]:
-        """Values gathered since the last call; every rank calls it."""
+    def pop_metrics(self) -> dict[str, float]:
+        """Values for the log that were collected since the last call; all ranks call it."""
         return {}
 
 
@@ -133,20 +147,25 @@ SHEET_COLUMNS = 8
 
 
 def pixels_of(batch: Batch, device: torch.device) -> Tensor:
+    """Images of a batch on a device: float32 [b, 3, R, R] in [0, 1]."""
     assert batch.images is not None  # see Stage.check_data
     return batch.images.to(device).float() / 255
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the run asks for it; parameters and losses stay in 32 bits."""
+    """Matrix products in bfloat16 where the run asks for it; weights and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.parallel.precision == "bf16")
 
 
-def zero_of(*modules: Any) -> Tensor:
-    """0, with a gradient of 0 for the modules' weights: those that a loss does not read would keep
-    their last gradient under ZeRO 3, and it would count in the norm."""
+def zero_loss_of(*modules: Any) -> Tensor:
+    """0, with gradients of 0 for all weights of the modules.
+
+    It is added to a loss that does not read these weights. Under ZeRO 3 they would otherwise keep
+    their last gradient, which would count in the norm.
+    """
     return 0.0 * torch.stack([p.sum() for m in modules for p in m.parameters()]).sum()
 
 
 def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first parameter lies."""
     return next(module.parameters()).device

@@ -1,4 +1,4 @@
-"""CLIP, which ranks what is drawn (section 2.6)."""
+"""CLIP, which ranks the candidates (section 2.6)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dvae.storage import save_part
 
 
 class CLIPStage(Stage):
-    """CLIP, by the symmetric cross-entropy over the whole batch; it also trains the tokenizer."""
+    """CLIP, by the symmetric cross-entropy over the global batch; it also learns the tokenizer."""
 
     model: CLIP
 
@@ -48,25 +48,28 @@ class CLIPStage(Stage):
     def augmentation(self) -> Augmentation:
         return augment_dalle
 
-    def blank(self) -> CLIP:
+    def empty_model(self) -> CLIP:
         with torch.device("meta"):
             return CLIP(self.model.config)
 
     def _tokens(self, captions: list[str]) -> Tensor:
+        """int64 [b, text_length]"""
         ids = self.tokenizer.encode_for_clip(captions, self.model.config.text_length)
         return ids.to(device_of(self.model))
 
-    def forward(self, part: Batch, step: int) -> tuple[Tensor, Metrics]:
-        images = pixels_of(part, device_of(self.model))
-        tokens = self._tokens(part.captions)
+    def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        images = pixels_of(micro_batch, device_of(self.model))
+        tokens = self._tokens(micro_batch.captions)
         first = distributed.rank() * len(images)
         with autocast(self.settings, images.device):
-            loss = self.model.loss(images, tokens, distributed.gathered, first)
+            loss = self.model.loss(images, tokens, distributed.all_gather, first)
         return loss, {"logit_scale": self.model.scale().detach()}
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
-        """The batch's captions, each with its own picture and then those that fit it best."""
+    def draw_contact_sheet(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Image.Image, dict[str, float]] | None:
+        """The batch's captions, each with its own image and then those that fit it best."""
         assert isinstance(model, CLIP)
         images = pixels_of(batch, device_of(model))
         scores = model(images, self._tokens(batch.captions)).t()  # [texts, images]

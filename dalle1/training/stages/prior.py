@@ -74,13 +74,15 @@ class PriorStage(Stage):
         self._frozen = (codec, ranker)
         self.tokenizer = run_tokenizer(config, t.text_vocab, t.text_length)
         self._shape = t
-        self._whole(self.blank())  # refuses parts of different runs before the first step
+        self._model_with(
+            self.empty_model()
+        )  # refuses parts of different runs before the first step
         if sharding is None:
             self.model = Transformer(config.transformer, config.execution, config.seed)
         else:
-            with sharding.building():
+            with sharding.init_context():
                 self.model = Transformer(config.transformer, config.execution, config.seed)
-            self.model.initialize(config.seed, sharding.whole)
+            self.model.initialize(config.seed, sharding.unsharded)
         self._set_precision(config.parallel.precision)
 
     @property
@@ -93,16 +95,16 @@ class PriorStage(Stage):
             if precision == "bf16":
                 layer.narrow = torch.bfloat16
             elif precision == "fp16":
-                self.gradient_scales += layer.scale_gradients(distributed.ranks())
+                self.gradient_scales += layer.scale_gradients(distributed.world_size())
 
-    def blank(self) -> Transformer:
+    def empty_model(self) -> Transformer:
         with torch.device("meta"):
             return Transformer(self._shape)
 
-    def sharded_apart(self) -> Sequence[nn.Module]:
+    def modules_gathered_in_turn(self) -> Sequence[nn.Module]:
         return list(self.model.layers)
 
-    def _whole(self, transformer: nn.Module) -> Model:
+    def _model_with(self, transformer: nn.Module) -> Model:
         assert isinstance(transformer, Transformer)
         codec, ranker = self._frozen
         return Model(self.tokenizer, transformer, codec, ranker)
@@ -118,7 +120,7 @@ class PriorStage(Stage):
             rows.append(empty if dropout and rng.random() < dropout else row)
         return torch.stack(rows)
 
-    def parts(self, batch: Batch, size: int) -> Sequence[TokenBatch]:
+    def micro_batches(self, batch: Batch, size: int) -> Sequence[TokenBatch]:
         text, images = self._text(batch), batch.split(size)
         count = count_text_targets(text, self._shape.text_vocab) / len(images)
         # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
@@ -141,22 +143,24 @@ class PriorStage(Stage):
         return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module, batch: Batch) -> tuple[Image.Image, dict[str, float]] | None:
+    def draw_contact_sheet(
+        self, model: nn.Module, batch: Batch
+    ) -> tuple[Image.Image, dict[str, float]] | None:
         """Captions of the batch, each with its own image and a few candidates, unranked."""
-        whole = self._whole(model).to(device_of(self.model))
+        full = self._model_with(model).to(device_of(self.model))
         rows, captions = [], batch.captions[:SHEET_COLUMNS]
-        drawn = draw_captions(whole, captions, SHEET_COLUMNS - 1, self.settings.seed)
-        for own, candidates in zip(self._own(whole, batch), drawn, strict=False):
+        drawn = draw_captions(full, captions, SHEET_COLUMNS - 1, self.settings.seed)
+        for own, candidates in zip(self._own(full, batch), drawn, strict=False):
             rows.append([to_pil(image) for image in (own, *candidates.images)])
         return contact_sheet(rows, captions, ("its own", "drawn"), columns_before_gap=1), {}
 
-    def _own(self, whole: Model, batch: Batch) -> Tensor:
+    def _own(self, model: Model, batch: Batch) -> Tensor:
         """The batch's own images [b, 3, h, w] in [0, 1], decoded where there are tokens alone."""
         if batch.images is not None:
             return batch.images / 255
         assert batch.tokens is not None
         tokens = batch.tokens[:SHEET_COLUMNS].to(torch.int64)
-        return decode(whole.codec, tokens, whole.prior.grid)
+        return decode(model.codec, tokens, model.prior.grid)
 
     def check_data(self, index: Index) -> None:
         """Token shards must be of this codec, or at least of its grid and vocabulary."""
@@ -187,4 +191,4 @@ class PriorStage(Stage):
             )
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        self._whole(model).save(folder)
+        self._model_with(model).save(folder)

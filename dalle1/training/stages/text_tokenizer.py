@@ -28,8 +28,8 @@ def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> Token
             _find(config, vocab_size, text_length).save(path)
         except (OSError, ValueError) as error:
             failure = error
-    if distributed.ranks() > 1:
-        distributed.meeting(timedelta(seconds=config.faults.save_timeout))()
+    if distributed.world_size() > 1:
+        distributed.make_barrier(timedelta(seconds=config.faults.save_timeout))()
     if distributed.any_rank(failure is not None):
         raise failure or ValueError("tokenizer: the first rank has none")
     tokenizer = Tokenizer.load(path)
