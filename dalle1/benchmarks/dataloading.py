@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvae
+from dalle1.common.hardware import default_device
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.loader import Batch, Batches
@@ -211,7 +212,7 @@ def measure_tokenizing(
                     workers=count,
                 )
                 start = time.perf_counter()
-                tokenize(settings, device=_device())
+                tokenize(settings, device=default_device())
                 seconds.append(time.perf_counter() - start)
             spent = max(seconds[1] - seconds[0], 1e-9)
             rates[f"tokenizing, {count} workers"].rounds.append(2 * samples / spent)
@@ -222,7 +223,7 @@ def measure_waiting(
     folder: Path, codec: dvae.DVAE, workers: list[int], steps: int
 ) -> dict[str, Any]:
     """Of training steps of a small transformer: seconds, and the share that waits for data."""
-    device = _device()
+    device = default_device()
     found: dict[str, Any] = {}
     model = Transformer(TRANSFORMER).to(device)
     codec = codec.to(device)
@@ -262,10 +263,6 @@ def _train_step(
     optimizer.zero_grad()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def report_data(samples: int, workers: list[int], repeats: int) -> dict[str, Any]:

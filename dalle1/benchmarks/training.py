@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.benchmarks.timing import DTYPES, Measured, device_name, peak_memory, timed
+from dalle1.benchmarks.timing import Measured, timed
+from dalle1.common.hardware import DTYPES, known_peak, peak_memory
 from dalle1.transformer.attention import dense_attention, sparse_attention
 from dalle1.transformer.config import Execution, TransformerConfig
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.model import Transformer
 from dalle1.transformer.sequence import Pattern
 
-# Dense 16-bit matrix products of the SXM boards, as the makers give them: FLOP/s.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12}
 DENSE, OURS = "dense mask", "ours"
 MFU = (
     "MFU = FLOPs of the model a step / seconds / peak of the device; FLOPs a sample = 6 (12 w^2 n L"
@@ -200,9 +199,8 @@ def report_train(
         f"checkpointing {execution.checkpointing}, compile {execution.compile}"
     )
     results = measure_train(c, variants, batch, dtype, device, repeats)
-    peak = next((p for name, p in PEAKS.items() if name in device_name(device)), None)
-    if dtype == "float32":
-        peak = None  # the table is of 16-bit products
+    # The table of peaks is of 16-bit products.
+    peak = None if dtype == "float32" else known_peak(device)
     report: dict[str, Any] = {}
     for name, m in results.items():
         middle = m.spread()[1] / 1e3

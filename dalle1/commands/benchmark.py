@@ -29,10 +29,10 @@ import torch
 from dalle1.benchmarks.dataloading import report_data
 from dalle1.benchmarks.float16 import report_half
 from dalle1.benchmarks.generation import report_sample
-from dalle1.benchmarks.timing import DTYPES, device_name
 from dalle1.benchmarks.training import report_attention, report_train
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
+from dalle1.common.hardware import DTYPES, default_device, device_name
 from dalle1.training.config import load_config
 from dalle1.transformer.config import Execution, TransformerConfig
 
@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=_numbers, default=[0, 1, 2], help="of data: 0,1,2")
     parser.add_argument("--out", type=Path, help="a JSON file for all figures")
     options = parser.parse_intermixed_args(arguments)
-    gpu = torch.cuda.is_available() and options.what != "half"
-    device = torch.device("cuda" if gpu else "cpu")
+    device = torch.device("cpu") if options.what == "half" else default_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     given = sys.argv[1:] if arguments is None else arguments
     print(f"$ python launch/benchmark.py {' '.join(given)}")

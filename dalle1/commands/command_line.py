@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from dalle1.common.hardware import default_device
 from dalle1.common.images import to_rgb
 from dalle1.model import Model
 from dalle1.sampling import resolve
 
-DTYPES = ("float32", "bfloat16", "float16")
 FAILED, MISTAKE, RANK_LOST, STOPPED = 1, 2, 75, 130  # exit statuses
 
 
@@ -34,7 +34,7 @@ def add_config(parser: argparse.ArgumentParser, example: str) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of commands that open a model folder; see `open_model`."""
     parser.add_argument("--model", type=Path, help="model folder (or set DALLE1_MODEL)")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 
 def exit_status(work: Callable[[], int], stopped: str = "stopped", failed: str = "") -> int:
@@ -54,11 +54,6 @@ def exit_status(work: Callable[[], int], stopped: str = "stopped", failed: str =
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return STOPPED
-
-
-def default_device() -> str:
-    """CUDA where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def open_model(options: argparse.Namespace, dtype: torch.dtype | None = None) -> Model:

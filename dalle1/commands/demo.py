@@ -9,7 +9,6 @@ everything runs; its pictures are noise.
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 
 from dalle1.commands.command_line import make_parser
 from dalle1.common.config import load_settings
+from dalle1.common.hardware import peak_memory
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
@@ -80,9 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds["report"] = time.monotonic() - start
-    usage = resource.getrusage
-    peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
-    summary |= {"seconds": seconds, "peak_memory_gb": peak / 2**20}
+    peak = peak_memory(torch.device("cpu"), children=True)
+    summary |= {"seconds": seconds, "peak_memory_gb": peak / 1e9}
     path = options.runs / "report" / "report.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, path.parent)

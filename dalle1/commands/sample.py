@@ -10,16 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dalle1.commands.command_line import (
-    DTYPES,
     add_model,
     exit_status,
     make_parser,
     open_image,
     open_model,
 )
+from dalle1.common.hardware import DTYPES
 from dalle1.sampling import sample
 
 
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sample(options: argparse.Namespace) -> int:
     result = sample(
         options.captions,
-        model=open_model(options, getattr(torch, options.dtype)),
+        model=open_model(options, DTYPES[options.dtype]),
         candidates=options.candidates,
         keep=options.keep,
         temperature=options.temperature,

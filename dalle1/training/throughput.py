@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from dalle1.common.hardware import peak_memory
 from dalle1.training.config import RunConfig
+from dalle1.training.distributed import device
 from dalle1.training.parallel import ParallelDims
 from dalle1.training.planning.flops import pass_work
-
-# TFLOP/s of dense 16-bit products, from the makers' data sheets, by a part of the device's name.
-PEAKS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
-
-
-def known_peak(device: torch.device) -> float | None:
-    """FLOP/s of a GPU's 16-bit products, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
 
 
 class Speed:
@@ -70,7 +57,7 @@ class Speed:
             "images_per_second": rate * self._batch,
             "seconds_per_update": spent / max(self._updates, 1),
             "data_wait": self._waited / spent,  # share of the time
-            "memory_gb": _memory() / 1e9,  # at its peak, of this rank
+            "memory_gb": peak_memory(device()) / 1e9,  # at its peak, of this rank
         }
         if self._tokens:
             values["tokens_per_second"] = rate * self._tokens
@@ -78,10 +65,3 @@ class Speed:
             values["mfu"] = rate * self._flops / self._peak
         self._begin()
         return values
-
-
-def _memory() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else 1024 * peak)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
+from dalle1.common.hardware import known_peak
 from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.loader import Batch
 from dalle1.training import checkpoints
@@ -38,7 +39,7 @@ from dalle1.training.stages.base import Stage
 from dalle1.training.stages.table import make_stage
 from dalle1.training.stages.text_tokenizer import TOKENIZER
 from dalle1.training.supervisor import Heartbeat, attempt
-from dalle1.training.throughput import Speed, known_peak
+from dalle1.training.throughput import Speed
 from dalle1.transformer.gradient_scale import load_scales, scales_state
 
 CONFIG = "config.yaml"
