@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from dalle1.benchmarks.timing import Measured, timed
 from dalle1.common.hardware import DTYPES, known_peak, peak_memory
+from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.attention import dense_attention, sparse_attention
 from dalle1.transformer.config import Execution, TransformerConfig
-from dalle1.transformer.masks import allowed
 from dalle1.transformer.model import Transformer
 from dalle1.transformer.sequence import Pattern
 
@@ -33,14 +33,6 @@ MFU = (
 
 
 WARM_UP = 2
-
-
-def step_flops(c: TransformerConfig) -> float:
-    """FLOPs that one sample's training step needs, as `MFU` says."""
-    n, t, m = c.stream.length, c.text_length, c.stream.image_length
-    weights = 12 * c.width**2 * n * c.layers + c.width * (t * c.text_vocab + m * c.image_vocab)
-    pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in set(c.patterns)}
-    return 6.0 * weights + 12.0 * c.width * sum(pairs[p] for p in c.patterns)
 
 
 def measure_attention(
@@ -204,7 +196,7 @@ def report_train(
     report: dict[str, Any] = {}
     for name, m in results.items():
         middle = m.spread()[1] / 1e3
-        flops = batch * step_flops(c) / middle
+        flops = batch * training_flops(c) / middle
         tokens = batch * c.stream.length / middle
         share = f"  {flops / peak:.1%} MFU" if peak else ""
         speed = f"{tokens:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s{share}"

@@ -10,7 +10,7 @@ from dalle1.common.hardware import peak_memory
 from dalle1.training.config import RunConfig
 from dalle1.training.distributed import device
 from dalle1.training.parallel import ParallelDims
-from dalle1.training.planning.flops import pass_work
+from dalle1.training.planning.flops import step_cost
 
 
 class Speed:
@@ -25,7 +25,7 @@ class Speed:
         self._flops = 0.0  # of an update, on one rank; those of the model, not done again
         if peak is not None:
             dims = ParallelDims(config.batch_size, config.parallel, ranks)
-            self._flops = dims.grad_accum_steps * pass_work(config, dims.micro_batch, ranks).flops
+            self._flops = dims.grad_accum_steps * step_cost(config, dims.micro_batch, ranks).flops
         self._begin()
 
     def _begin(self) -> None:

@@ -16,9 +16,9 @@ from dalle1 import TransformerConfig
 from dalle1.benchmarks import dataloading as data
 from dalle1.benchmarks import float16 as half
 from dalle1.benchmarks import generation as sampling
-from dalle1.benchmarks import training
 from dalle1.commands import benchmark
 from dalle1.data.transforms import augment_dalle, read_image
+from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import layer_pattern
 from dvae import DVAEConfig
@@ -40,7 +40,7 @@ def test_flops_of_a_training_step() -> None:
     for allowed_pairs in pairs():
         products += n * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 2 * allowed_pairs * 16
     products += 8 * 16 * 50 + 36 * 16 * 60
-    assert training.step_flops(CONFIG) == 3 * 2 * products
+    assert training_flops(CONFIG) == 3 * 2 * products
 
 
 def test_roofline_of_a_decoding_step() -> None:
