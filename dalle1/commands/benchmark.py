@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from dalle1.benchmarks.dataloading import report_data
-from dalle1.benchmarks.float16 import report_half
+from dalle1.benchmarks.dataloading import report_dataloading
+from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
-from dalle1.benchmarks.training import report_attention, report_train
+from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
 from dalle1.common.hardware import DTYPES, default_device, device_name
@@ -45,11 +45,11 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         if options.config:
             raise ValueError(f"half takes no config, got {options.config!r}")
         figure = options.figure
-        return report_half(options.layers, options.width, options.updates, options.span, figure)
+        return report_float16(options.layers, options.width, options.updates, options.span, figure)
     if options.what == "data":
         if options.config:
             raise ValueError(f"data takes no config, got {options.config!r}")
-        return report_data(options.samples, options.workers, options.repeats)
+        return report_dataloading(options.samples, options.workers, options.repeats)
     batch, dtype, repeats = options.batch, options.dtype, options.repeats
     if options.what == "attention" and not options.config:
         return report_attention(TransformerConfig(), batch, dtype, device, repeats)
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if options.what == "attention":
         return report_attention(c, batch, dtype, device, repeats)
     if options.what == "train":
-        return report_train(c, execution, batch, dtype, device, repeats)
+        return report_training(c, execution, batch, dtype, device, repeats)
     return report_sample(c, dtype, device, options.candidates)
 
 
