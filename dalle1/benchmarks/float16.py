@@ -127,7 +127,7 @@ def plant_span(model: Transformer, span: float, narrow_stream: bool) -> list[flo
     return [last * step ** (len(layers) - 1 - i) for i in range(len(layers))]
 
 
-class _Update(Protocol):
+class _Method(Protocol):
     """One way of training's own part: the scales of its gradients."""
 
     def scales(self) -> list[float]:
@@ -200,7 +200,7 @@ def train(way: str, c: TransformerConfig, updates: int, span: float) -> Run:
     model, run = Transformer(c, seed=0), Run()
     layers = [layer for layer in model.layers if isinstance(layer, Layer)]
     factors = plant_span(model, span, way == STREAM16)
-    method: _Update
+    method: _Method
     if way == FLOAT32:
         _record_gradient_sizes(layers, factors, run)
         method = _Float32()
