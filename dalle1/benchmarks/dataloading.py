@@ -1,6 +1,6 @@
-"""How fast data arrive: pictures, tokens made of them, token shards; against a loop by hand.
+"""How fast samples are read, as images and as tokens, against a loop by hand.
 
-The ways take turns, round by round, so that noise hits all of them.
+All ways of reading take turns, round by round, so that noise hits all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvae
+from dalle1.common.hardware import default_device
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.loader import Batch, Batches
@@ -33,10 +33,10 @@ from dalle1.transformer.model import Transformer
 
 WIDTH, HEIGHT, SIDE, GRID = 500, 375, 256, 32
 CODEBOOK = 8192
-DIFFERENT = 64  # photographs; more samples repeat them
+DIFFERENT = 64  # photographs that are made; more samples repeat them
 BATCH = 32
 STEP_BATCH = 4  # of training steps
-BARE = "decode and resize, by hand"
+BY_HAND = "decode and resize, by hand"
 CODEC = dvae.DVAEConfig(width=8, codebook_size=CODEBOOK, blocks_per_group=1)
 TRANSFORMER = TransformerConfig(
     width=128, heads=2, head_size=64, layers=2, text_length=64, text_vocab=512
@@ -44,8 +44,7 @@ TRANSFORMER = TransformerConfig(
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG of 500 x 375 with large shapes, edges and grain: about as many bytes as a photograph
-    of that size."""
+    """A JPEG of 500 x 375 with large shapes, edges and noise, of about a photograph's size."""
     coarse = rng.normal(size=(9, 12, 3)).cumsum(0).cumsum(1)
     coarse = 255 * (coarse - coarse.min()) / np.ptp(coarse)
     small = Image.fromarray(coarse.astype(np.uint8))
@@ -62,14 +61,14 @@ def photograph(rng: np.random.Generator) -> bytes:
 def write_photographs(folder: Path, samples: int, shards: int = 4) -> None:
     """Tars of photographs with captions, in img2dataset's layout."""
     rng = np.random.default_rng(0)
-    pictures = [photograph(rng) for _ in range(min(DIFFERENT, samples))]
+    images = [photograph(rng) for _ in range(min(DIFFERENT, samples))]
     folder.mkdir(parents=True)
     for shard in range(shards):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for i in range(shard, samples, shards):
                 caption = f"a photograph with the number {i}"
                 files = {
-                    "jpg": pictures[i % len(pictures)],
+                    "jpg": images[i % len(images)],
                     "txt": caption.encode(),
                     "json": json.dumps({"caption": caption, "key": f"{i:09d}"}).encode(),
                 }
@@ -91,7 +90,7 @@ def write_tokens(folder: Path, samples: int, shards: int = 4) -> None:
         write_token_shard(folder / f"{shard:05d}.safetensors", keys, captions, tokens, settings)
 
 
-def bare(data: bytes, rng: np.random.Generator) -> Tensor:
+def read_by_hand(data: bytes, rng: np.random.Generator) -> Tensor:
     """Listing 2 as one writes it in a few lines of PIL: uint8 [3, SIDE, SIDE]."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     w, h = image.size
@@ -113,105 +112,119 @@ class Rates:
 
     @property
     def median(self) -> float:
+        """The middle one of the rounds."""
         return statistics.median(self.rounds)
 
     def text(self) -> str:
+        """The median and the extremes, for a table."""
         low, high = min(self.rounds), max(self.rounds)
         return f"{self.median:12,.0f} samples/s  ({low:,.0f} to {high:,.0f})"
 
 
-def _reader(data: Path) -> Batches:
-    return Batches(str(data), BATCH, SIDE, augment_dalle, seed=0)
+class _ByHand:
+    """The loop by hand over images in memory: as many bytes as the reader takes from files."""
+
+    def __init__(self, data: Path, samples: int) -> None:
+        self._images = [raw["jpg"] for raw in raw_samples(str(data))]
+        self._samples = samples
+        self._rng = np.random.default_rng(0)
+
+    def prepare(self) -> None:
+        """Nothing has to be done before a round."""
+
+    def round(self) -> int:
+        """Reads all samples; how many there were."""
+        for i in range(self._samples):
+            read_by_hand(self._images[i % len(self._images)], self._rng)
+        return self._samples
 
 
-def _by_hand(data: Path, samples: int) -> Callable[[], int]:
-    # All of them in memory: as many bytes as the reader takes from files.
-    pictures = [raw["jpg"] for raw in raw_samples(str(data))]
-    rng = np.random.default_rng(0)
+class _ByReader:
+    """Batches of the reader that training uses."""
 
-    def round_() -> int:
-        for i in range(samples):
-            bare(pictures[i % len(pictures)], rng)
-        return samples
+    def __init__(self, data: Path, samples: int, workers: int) -> None:
+        self._data, self._batches_a_round, self._workers = data, samples // BATCH, workers
+        self._batches = self._reader().loader(workers)
 
-    return round_
-
-
-def _by_reader(
-    data: Path, samples: int, workers: int
-) -> tuple[Callable[[], int], Callable[[], None]]:
-    """A round, and what comes before it: workers' queues are emptied; without workers a round
-    begins anew, with the headers of the shards and the first windows of the lanes."""
-    batches = _reader(data).loader(workers)
-
-    def take(count: int) -> None:
-        for _ in range(count):
-            next(batches)
-
-    def round_() -> int:
-        take(samples // BATCH)
-        return samples // BATCH * BATCH
-
-    def prepare() -> None:
-        nonlocal batches
-        if workers:
-            take(2 * workers)
+    def prepare(self) -> None:
+        """Empties the workers' queues. Without workers a round begins with a new reader, which
+        reads the shards' headers and the first windows of the streams again."""
+        if self._workers:
+            self._take(2 * self._workers)
         else:
-            batches = _reader(data).loader()
+            self._batches = self._reader().loader()
 
-    return round_, prepare
+    def round(self) -> int:
+        """Reads all full batches; how many samples they hold."""
+        self._take(self._batches_a_round)
+        return self._batches_a_round * BATCH
+
+    def _reader(self) -> Batches:
+        return Batches(str(self._data), BATCH, SIDE, augment_dalle, seed=0)
+
+    def _take(self, count: int) -> None:
+        for _ in range(count):
+            next(self._batches)
 
 
 def measure_reading(
     folder: Path, samples: int, workers: list[int], repeats: int
 ) -> dict[str, Rates]:
-    """Rates of the loop by hand, of pictures and of token shards, by the number of workers."""
+    """Rates of the loop by hand, of images and of token shards, by the number of workers."""
     photographs, tokens = folder / "photographs", folder / "tokens"
     write_photographs(photographs, samples)
     write_tokens(tokens, max(20_000, samples))
-    ways: dict[str, tuple[Callable[[], int], Callable[[], None]]] = {
-        BARE: (_by_hand(photographs, samples), lambda: None)
-    }
+    ways: dict[str, _ByHand | _ByReader] = {BY_HAND: _ByHand(photographs, samples)}
     for count in workers:
-        ways[f"pictures, {count} workers"] = _by_reader(photographs, samples, count)
+        ways[_images_by(count)] = _ByReader(photographs, samples, count)
     for count in workers:
-        ways[f"token shards, {count} workers"] = _by_reader(tokens, 20 * samples, count)
+        ways[_tokens_by(count)] = _ByReader(tokens, 20 * samples, count)
     rates = {name: Rates() for name in ways}
     for turn in range(repeats + 1):
-        for name, (round_, prepare) in ways.items():
-            prepare()
+        for name, way in ways.items():
+            way.prepare()
             start = time.perf_counter()
-            done = round_()
+            done = way.round()
             if turn:  # the first fills caches
                 rates[name].rounds.append(done / (time.perf_counter() - start))
     return rates
 
 
+def _images_by(workers: int) -> str:
+    return f"images, {workers} workers"
+
+
+def _tokens_by(workers: int) -> str:
+    return f"token shards, {workers} workers"
+
+
 def measure_tokenizing(
     folder: Path, codec: dvae.DVAE, samples: int, workers: list[int], repeats: int
 ) -> dict[str, Rates]:
-    """Rates of launch/tokenize.py, its start and its end left out by measuring a longer run too."""
+    """Rates of launch/tokenize.py, by the number of workers.
+
+    Its start and its end are left out: a run of three times the samples is measured too, and the
+    rate is that of the difference.
+    """
     codec.save(folder / "codec")
     few, many = folder / "few", folder / "many"
     write_photographs(few, samples, shards=2)
     write_photographs(many, 3 * samples, shards=2)
     rates = {f"tokenizing, {count} workers": Rates() for count in workers}
-    number = 0
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for count in workers:
             seconds = []
             for data in (few, many):
-                number += 1
                 settings = TokenizeSettings(
                     data=str(data),
-                    out=str(folder / f"made-{number}"),
+                    out=str(folder / f"tokens-of-{data.name}-{repeat}-{count}"),
                     codec=str(folder / "codec"),
                     grid=GRID,
                     batch_size=BATCH,
                     workers=count,
                 )
                 start = time.perf_counter()
-                tokenize(settings, device=_device())
+                tokenize(settings, device=default_device())
                 seconds.append(time.perf_counter() - start)
             spent = max(seconds[1] - seconds[0], 1e-9)
             rates[f"tokenizing, {count} workers"].rounds.append(2 * samples / spent)
@@ -220,10 +233,13 @@ def measure_tokenizing(
 
 def measure_waiting(
     folder: Path, codec: dvae.DVAE, workers: list[int], steps: int
-) -> dict[str, Any]:
-    """Of training steps of a small transformer: seconds, and the share that waits for data."""
-    device = _device()
-    found: dict[str, Any] = {}
+) -> dict[str, dict[str, float]]:
+    """Training steps of a small transformer, by kind of data and number of workers.
+
+    Returns the seconds of a step, and the share of them that waits for data.
+    """
+    device = default_device()
+    found = {}
     model = Transformer(TRANSFORMER).to(device)
     codec = codec.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
@@ -250,6 +266,7 @@ def measure_waiting(
 def _train_step(
     model: Transformer, codec: dvae.DVAE, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> None:
+    """One update; images are encoded first."""
     device = next(model.parameters()).device
     if batch.tokens is not None:
         tokens = batch.tokens.to(device, torch.int64)
@@ -264,12 +281,11 @@ def _train_step(
         torch.cuda.synchronize(device)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def report_dataloading(samples: int, workers: list[int], repeats: int) -> dict[str, Any]:
+    """Measures reading, tokenizing and waiting; prints, and returns for a JSON file, the figures.
 
-
-def report_data(samples: int, workers: list[int], repeats: int) -> dict[str, Any]:
-    """Measures and prints all; the figures."""
+    Raises ValueError for a number of workers below 0 or fewer samples than a batch.
+    """
     if min(workers) < 0 or samples < BATCH:
         raise ValueError(f"--workers must be 0 or more, --samples {BATCH} or more")
     torch.manual_seed(0)
@@ -277,31 +293,39 @@ def report_data(samples: int, workers: list[int], repeats: int) -> dict[str, Any
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rates = measure_reading(folder, samples, workers, repeats)
-        hand = rates[BARE].median
+        by_hand = rates[BY_HAND].median
         for way, found in rates.items():
-            print(f"  {way:<28}{found.text()}  {found.median / hand:8.2f} x by hand", flush=True)
+            ratio = found.median / by_hand
+            print(f"  {way:<28}{found.text()}  {ratio:8.2f} x by hand", flush=True)
         made = measure_tokenizing(folder, codec, BATCH, workers, min(repeats, 3))
         for way, found in made.items():
             print(f"  {way:<28}{found.text()}", flush=True)
         waits = measure_waiting(folder, codec, workers, steps=6)
-        print(f"  training steps of {STEP_BATCH} samples, width {TRANSFORMER.width}:")
-        for way, values in waits.items():
-            print(
-                f"  {way:<28}{1e3 * values['seconds_per_step']:12,.0f} ms, "
-                f"{values['waits']:.1%} of it waiting for data",
-                flush=True,
-            )
-    ratios = {f"{way} / {BARE}": found.median / hand for way, found in rates.items() if way != BARE}
-    ratios |= {
-        f"token shards / pictures, {count} workers": rates[f"token shards, {count} workers"].median
-        / rates[f"pictures, {count} workers"].median
+        _print_waiting(waits)
+    tokens_to_images = {
+        f"token shards / images, {count} workers": rates[_tokens_by(count)].median
+        / rates[_images_by(count)].median
         for count in workers
     }
-    for way in list(ratios)[-len(workers) :]:
-        print(f"  {way}: {ratios[way]:.0f}")
-    every = rates | made
+    for way, ratio in tokens_to_images.items():
+        print(f"  {way}: {ratio:.0f}")
+    to_hand = {
+        f"{way} / {BY_HAND}": found.median / by_hand
+        for way, found in rates.items()
+        if way != BY_HAND
+    }
     return {
-        "samples_per_second": {way: found.rounds for way, found in every.items()},
-        "ratios": ratios,
+        "samples_per_second": {way: found.rounds for way, found in (rates | made).items()},
+        "ratios": to_hand | tokens_to_images,
         "waiting": waits,
     }
+
+
+def _print_waiting(waits: dict[str, dict[str, float]]) -> None:
+    print(f"  training steps of {STEP_BATCH} samples, width {TRANSFORMER.width}:")
+    for way, values in waits.items():
+        print(
+            f"  {way:<28}{1e3 * values['seconds_per_step']:12,.0f} ms, "
+            f"{values['waits']:.1%} of it waiting for data",
+            flush=True,
+        )

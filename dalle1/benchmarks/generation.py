@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.benchmarks.timing import DTYPES, Measured, bandwidth, matmul_rate, peak_memory, timed
+from dalle1.benchmarks.timing import Measured, bandwidth, matmul_rate, timed
+from dalle1.common.hardware import DTYPES, peak_memory
 from dalle1.generation.batches import free_memory
 from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions, candidate_uniforms, sample_token

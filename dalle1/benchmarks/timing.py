@@ -1,8 +1,7 @@
-"""Seconds, bytes and rates of a device."""
+"""Seconds, bytes and rates of a device, measured."""
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -13,17 +12,16 @@ import torch
 
 from dalle1.transformer.prepacked_linear import prepacked_linear
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass
 class Measured:
-    """Seconds of each repeat, and the peak memory in bytes where it can be told apart."""
+    """Seconds of each repeat, and the peak memory in bytes where it is the variant's own."""
 
     seconds: list[float]
     memory: int | None
 
     def text(self) -> str:
+        """The median with the extremes, and the memory, for a table."""
         low, middle, high = self.spread()
         memory = "" if self.memory is None else f"  {self.memory / 2**20:8,.0f} MB"
         return f"{middle:9.2f} ms  ({low:.2f} to {high:.2f}){memory}"
@@ -34,35 +32,23 @@ class Measured:
         return min(ms), statistics.median(ms), max(ms)
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, the device's queue included."""
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, until all that it has queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    work()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes at most so far: of the device's allocator, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
 @torch.inference_mode()
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that the device reads and writes, copying what fits in no cache; the best of
-    a few."""
+    """Bytes a second that the device reads and writes when it copies, the best of a few.
+
+    The tensor is larger than the caches.
+    """
     n = 2**28 if device.type == "cuda" else 2**26
     source = torch.ones(n, device=device)
     target = torch.empty_like(source)
@@ -71,7 +57,7 @@ def bandwidth(device: torch.device) -> float:
 
 @torch.inference_mode()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product; the best of a few."""
+    """FLOP/s of a large square matrix product, the best of a few."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     product = prepacked_linear(a, a.new_zeros(n), n)

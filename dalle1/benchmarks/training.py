@@ -1,7 +1,7 @@
-"""Attention calls and whole training steps: boolean masks against ours.
+"""Attention calls and training steps: boolean masks against ours.
 
 On CPUs the variants of a training step are separate processes that take turns, step by step, so
-that noise hits both and each one's peak memory is its own; on CUDA they run one after the other.
+that noise hits both and each one's peak memory is its own. On CUDA they run one after the other.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.benchmarks.timing import DTYPES, Measured, device_name, peak_memory, timed
+from dalle1.benchmarks.timing import Measured, timed
+from dalle1.common.hardware import DTYPES, known_peak, peak_memory
+from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.attention import dense_attention, sparse_attention
 from dalle1.transformer.config import Execution, TransformerConfig
-from dalle1.transformer.masks import allowed
 from dalle1.transformer.model import Transformer
 from dalle1.transformer.sequence import Pattern
 
-# Dense 16-bit matrix products of the SXM boards, as the makers give them: FLOP/s.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12}
-DENSE, OURS = "dense mask", "ours"
+CAUSAL, DENSE, OURS = "causal", "dense mask", "ours"
+PATTERNS: tuple[Pattern, ...] = ("row", "column", "conv")
+WARM_UP = 2  # turns that are not measured
 MFU = (
     "MFU = FLOPs of the model a step / seconds / peak of the device; FLOPs a sample = 6 (12 w^2 n L"
     " + w (t V_text + m V_image)) + 12 w sum over layers of allowed (query, key) pairs: forward and"
@@ -33,86 +35,109 @@ MFU = (
 )
 
 
-WARM_UP = 2
+@dataclass
+class _AttentionInputs:
+    """Queries, keys, values and the output's gradient, all [b, s, n, d]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def random(
+        cls, c: TransformerConfig, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> _AttentionInputs:
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (batch, c.heads, c.sequence.length, c.head_size)
+        q, k, v, gradient = (
+            torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(4)
+        )
+        return cls(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), gradient)
+
+    def step(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """One call of the function, forward and backward."""
+        self.q.grad = self.k.grad = self.v.grad = None
+        attend(self.q, self.k, self.v).backward(self.gradient)
 
 
-def step_flops(c: TransformerConfig) -> float:
-    """FLOPs that one sample's training step needs, as `MFU` says."""
-    n, t, m = c.sequence.length, c.text_length, c.sequence.image_length
-    weights = 12 * c.width**2 * n * c.layers + c.width * (t * c.text_vocab + m * c.image_vocab)
-    pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in set(c.patterns)}
-    return 6.0 * weights + 12.0 * c.width * sum(pairs[p] for p in c.patterns)
+def _attention_variants(
+    c: TransformerConfig, pattern: Pattern
+) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """The ways to run a pattern, and causal attention for comparison, as a dense model has it."""
+    sizes = (c.text_length, c.grid, c.conv_kernel)
+    return {
+        CAUSAL: lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        DENSE: lambda q, k, v: dense_attention(q, k, v, pattern, *sizes),
+        OURS: lambda q, k, v: sparse_attention(q, k, v, pattern, *sizes),
+    }
 
 
 def measure_attention(
     c: TransformerConfig, batch: int, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> dict[str, dict[str, Measured]]:
-    """Forward and backward of one call: of each pattern, of each way to run it."""
-    n = c.sequence.length
-    made = torch.Generator(device).manual_seed(0)
-    shape = (batch, c.heads, n, c.head_size)
-    q, k, v, grad = (
-        torch.randn(shape, generator=made, device=device, dtype=dtype) for _ in range(4)
-    )
-    for x in (q, k, v):
-        x.requires_grad_()
-    rest = (c.text_length, c.grid, c.conv_kernel)
+    """Forward and backward of one attention call, for each pattern and each way to run it.
 
-    def causal(*_: Any) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    patterns: tuple[Pattern, ...] = ("row", "column", "conv")
+    Returns seconds by pattern and variant, and on CUDA the peak memory.
+    """
+    inputs = _AttentionInputs.random(c, batch, dtype, device)
     results: dict[str, dict[str, Measured]] = {}
-    for pattern in patterns:
-        # One shared reference: causal attention, as a dense transformer would have.
-        runs: dict[str, Callable[..., Tensor]] = {
-            "causal": causal,
-            DENSE: dense_attention,
-            OURS: sparse_attention,
-        }
-
-        def step(run: Callable[..., Tensor], pattern: Pattern = pattern) -> None:
-            q.grad = k.grad = v.grad = None
-            run(q, k, v, pattern, *rest).backward(grad)
-
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        memory: dict[str, int | None] = dict.fromkeys(runs)
+    for pattern in PATTERNS:
+        variants = _attention_variants(c, pattern)
+        results[pattern] = found = {name: Measured([], None) for name in variants}
         for turn in range(WARM_UP + repeats):
-            for name, run in runs.items():
+            for name, attend in variants.items():
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
-                took = timed(lambda run=run: step(run), device)  # type: ignore[misc]
+                seconds = timed(lambda attend=attend: inputs.step(attend), device)  # type: ignore[misc]
                 if device.type == "cuda":
-                    memory[name] = peak_memory(device)
+                    found[name].memory = peak_memory(device)
                 if turn >= WARM_UP:
-                    seconds[name].append(took)
-        results[pattern] = {name: Measured(seconds[name], memory[name]) for name in runs}
+                    found[name].seconds.append(seconds)
     return results
 
 
-def _train_worker(
-    config: dict[str, Any], execution: dict[str, Any], batch: int, dtype: str, kind: str, pipe: Any
-) -> None:
-    """A process of one variant: answers every "step" with its seconds, "end" with its memory."""
-    device = torch.device(kind)
+@dataclass(frozen=True)
+class TrainingBenchmark:
+    """What all variants of a training step have in common."""
+
+    config: TransformerConfig
+    batch: int
+    dtype: str
+    device: torch.device
+
+    def training_step(self, execution: Execution) -> Callable[[], None]:
+        """A step of a new model on random tokens: loss, gradients, clipping, AdamW."""
+        c, dtype, kind = self.config, self.dtype, self.device.type
+        with self.device:
+            transformer = Transformer(c, execution)
+            text = torch.randint(1, c.text_vocab, (self.batch, c.text_length))
+            image = torch.randint(c.image_vocab, (self.batch, c.sequence.image_length))
+        optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
+        autocast = (
+            contextlib.nullcontext() if dtype == "float32" else torch.autocast(kind, DTYPES[dtype])
+        )
+
+        def step() -> None:
+            with autocast:
+                loss = transformer.loss(text, image).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(transformer.parameters(), 4.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+
+def _serve_steps(benchmark: TrainingBenchmark, execution: Execution, pipe: Connection) -> None:
+    """The process of one variant: answers each "step" with its seconds, "end" with its memory.
+
+    A step that does not fit into the GPU's memory is answered with None, and is the last.
+    """
+    device = benchmark.device
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA, where the logits stay in 32 bits
-    c = TransformerConfig(**config)
-    with device:
-        transformer = Transformer(c, Execution(**execution))
-        text = torch.randint(1, c.text_vocab, (batch, c.text_length))
-        image = torch.randint(c.image_vocab, (batch, c.sequence.image_length))
-    optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
-    mixed = torch.autocast(kind, DTYPES[dtype]) if dtype != "float32" else contextlib.nullcontext()
-
-    def step() -> None:
-        with mixed:
-            loss = transformer.loss(text, image).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 4.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = benchmark.training_step(execution)
     turns = 0
     while pipe.recv() == "step":
         if turns == WARM_UP and device.type == "cuda":
@@ -126,62 +151,79 @@ def _train_worker(
     pipe.send(peak_memory(device))
 
 
-def measure_train(
-    c: TransformerConfig,
-    variants: dict[str, Execution],
-    batch: int,
-    dtype: str,
-    device: torch.device,
-    repeats: int,
+class _Variant:
+    """A process that runs training steps when it is asked to."""
+
+    def __init__(self, name: str, benchmark: TrainingBenchmark, execution: Execution) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.name, self.seconds = name, list[float]()
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=_serve_steps, args=(benchmark, execution, theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def step(self, measured: bool) -> bool:
+        """Runs a step; whether it fitted into the memory."""
+        self._pipe.send("step")
+        seconds = self._pipe.recv()
+        if seconds is not None and measured:
+            self.seconds.append(seconds)
+        return seconds is not None
+
+    def result(self) -> Measured:
+        """The seconds of all measured steps and the peak memory."""
+        self._pipe.send("end")
+        return Measured(self.seconds, self._pipe.recv())
+
+    def join(self) -> None:
+        """Waits for the end of the process."""
+        self._process.join()
+
+
+def measure_training(
+    benchmark: TrainingBenchmark, variants: dict[str, Execution], repeats: int
 ) -> dict[str, Measured]:
-    """Whole training steps of each variant."""
-    spawn = multiprocessing.get_context("spawn")
-    groups = [[name] for name in variants] if device.type == "cuda" else [list(variants)]
-    results = {}
-    for group in groups:
-        pipes, processes = {}, []
-        for name in group:
-            pipes[name], theirs = spawn.Pipe()
-            settings = (c.model_dump(), variants[name].model_dump(), batch, dtype, device.type)
-            process = spawn.Process(target=_train_worker, args=(*settings, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-        seconds: dict[str, list[float]] = {name: [] for name in group}
+    """Full training steps of each variant; one that runs out of memory is left out."""
+    together = benchmark.device.type != "cuda"
+    groups = [list(variants)] if together else [[name] for name in variants]
+    results: dict[str, Measured] = {}
+    for names in groups:
+        started = [_Variant(name, benchmark, variants[name]) for name in names]
+        running = started
         for turn in range(WARM_UP + repeats):
-            for name in list(pipes):
-                pipes[name].send("step")
-                took = pipes[name].recv()
-                if took is None:
-                    print(f"  {name:11} out of memory")
-                    del pipes[name]
-                elif turn >= WARM_UP:
-                    seconds[name].append(took)
-        for name, pipe in pipes.items():
-            pipe.send("end")
-            results[name] = Measured(seconds[name], pipe.recv())
-        for process in processes:
-            process.join()
+            fitted = [(v, v.step(measured=turn >= WARM_UP)) for v in running]
+            for variant in (v for v, fits in fitted if not fits):
+                print(f"  {variant.name:11} out of memory")
+            running = [v for v, fits in fitted if fits]
+        results |= {variant.name: variant.result() for variant in running}
+        for variant in started:
+            variant.join()
     return results
 
 
 def report_attention(
     c: TransformerConfig, batch: int, dtype: str, device: torch.device, repeats: int
 ) -> dict[str, Any]:
-    """Prints, and returns, what `measure_attention` finds."""
+    """Prints, and returns for a JSON file, what `measure_attention` finds."""
     print(
         f"attention, forward and backward: batch {batch}, {c.heads} heads x {c.head_size}, "
         f"{c.text_length} + {c.grid}x{c.grid} positions, {dtype}"
     )
     results = measure_attention(c, batch, DTYPES[dtype], device, repeats)
-    for pattern, ways in results.items():
-        for name, m in ways.items():
-            ratio = ways[OURS].spread()[1] / m.spread()[1]
-            print(f"  {pattern:7} {name:11} {m.text()}  ours takes {ratio:.2f} of it")
-    return {p: {n: asdict(m) for n, m in ways.items()} for p, ways in results.items()}
+    for pattern, variants in results.items():
+        ours = variants[OURS].spread()[1]
+        for name, measured in variants.items():
+            ratio = ours / measured.spread()[1]
+            print(f"  {pattern:7} {name:11} {measured.text()}  ours takes {ratio:.2f} of it")
+    return {
+        pattern: {name: asdict(measured) for name, measured in variants.items()}
+        for pattern, variants in results.items()
+    }
 
 
-def report_train(
+def report_training(
     c: TransformerConfig,
     execution: Execution,
     batch: int,
@@ -189,29 +231,26 @@ def report_train(
     device: torch.device,
     repeats: int,
 ) -> dict[str, Any]:
-    """Prints, and returns, what `measure_train` finds of boolean masks and of ours."""
-    variants = {
-        DENSE: execution.model_copy(update={"attention": "dense"}),
-        OURS: execution.model_copy(update={"attention": "auto"}),
-    }
+    """Prints, and returns for a JSON file, what `measure_training` finds of masks and of ours."""
     print(
         f"train step: batch {batch}, {c.layers} layers of width {c.width}, "
         f"{c.sequence.length} positions, {dtype}, "
         f"checkpointing {execution.checkpointing}, compile {execution.compile}"
     )
-    results = measure_train(c, variants, batch, dtype, device, repeats)
-    peak = next((p for name, p in PEAKS.items() if name in device_name(device)), None)
-    if dtype == "float32":
-        peak = None  # the table is of 16-bit products
-    report: dict[str, Any] = {}
-    for name, m in results.items():
-        middle = m.spread()[1] / 1e3
-        flops = batch * step_flops(c) / middle
-        tokens = batch * c.sequence.length / middle
-        share = f"  {flops / peak:.1%} MFU" if peak else ""
-        speed = f"{tokens:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s{share}"
-        print(f"  {name:11} {m.text()}  {speed}")
-        report[name] = {**asdict(m), "tokens_per_second": tokens, "flops_per_second": flops}
+    benchmark = TrainingBenchmark(c, batch, dtype, device)
+    variants = {
+        DENSE: execution.model_copy(update={"attention": "dense"}),
+        OURS: execution.model_copy(update={"attention": "auto"}),
+    }
+    results = measure_training(benchmark, variants, repeats)
+    report = {name: _figures(benchmark, measured) for name, measured in results.items()}
+    # The table of peaks is of 16-bit products.
+    peak = None if dtype == "float32" else known_peak(device)
+    for name, figures in report.items():
+        flops = figures["flops_per_second"]
+        speed = f"{figures['tokens_per_second']:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s"
+        speed += f"  {flops / peak:.1%} MFU" if peak else ""
+        print(f"  {name:11} {results[name].text()}  {speed}")
     if len(results) == 2:
         dense, ours = results[DENSE], results[OURS]
         assert dense.memory and ours.memory
@@ -221,3 +260,13 @@ def report_train(
         )
     print(f"  {MFU}")
     return report
+
+
+def _figures(benchmark: TrainingBenchmark, measured: Measured) -> dict[str, Any]:
+    """Seconds, memory and rates of a variant, by its median step."""
+    c, seconds = benchmark.config, measured.spread()[1] / 1e3
+    return {
+        **asdict(measured),
+        "tokens_per_second": benchmark.batch * c.sequence.length / seconds,
+        "flops_per_second": benchmark.batch * training_flops(c) / seconds,
+    }

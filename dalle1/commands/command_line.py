@@ -1,27 +1,45 @@
-"""What the commands have in common: parsers, devices, exit statuses."""
+"""What the commands have in common: parsers, exit statuses, warnings, models and images."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from dalle1.common.hardware import default_device
 from dalle1.common.images import to_rgb
 from dalle1.model import Model
 from dalle1.sampling import resolve
 
-DTYPES = ("float32", "bfloat16", "float16")
 FAILED, MISTAKE, RANK_LOST, STOPPED = 1, 2, 75, 130  # exit statuses
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and adds the default to each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        none = default is None or isinstance(default, bool) or default is argparse.SUPPRESS
+        if none or not action.option_strings:
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".lstrip()
+
+
 def make_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of `dalle1 VERB`; the description is the first line of the module's docstring."""
-    first = (description or "").strip().splitlines()
-    return argparse.ArgumentParser(prog=f"dalle1 {verb}", description=first[0] if first else None)
+    """A parser of `dalle1 VERB`, whose help shows the description: the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"dalle1 {verb}",
+        description=(description or "").strip(),
+        formatter_class=_HelpFormatter,
+    )
 
 
 def add_config(parser: argparse.ArgumentParser, example: str) -> None:
@@ -34,16 +52,24 @@ def add_config(parser: argparse.ArgumentParser, example: str) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of commands that open a model folder; see `open_model`."""
     parser.add_argument("--model", type=Path, help="model folder (or set DALLE1_MODEL)")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 
-def exit_status(work: Callable[[], int], stopped: str = "stopped", failed: str = "") -> int:
-    """What a command ends with: the work's own status; MISTAKE for a mistake of the user's, FAILED
-    for a disk or a network that fails, STOPPED for Ctrl-C. Each has a line on stderr in place of a
-    traceback; failed: stands at its end where a disk or a network failed.
+def exit_status(command: Callable[[], int], stopped: str = "stopped", failed: str = "") -> int:
+    """Runs a command; its exit status, with one line on stderr in place of a traceback.
+
+    Args:
+        command: returns the status of a run without an exception.
+        stopped: the line for Ctrl-C.
+        failed: the end of the line where a disk or a network failed.
+
+    Returns:
+        The command's own status; MISTAKE for a mistake of the user's, FAILED for a disk or a
+        network that failed, STOPPED for Ctrl-C.
     """
     try:
-        return work()
+        with plain_warnings():
+            return command()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
@@ -56,13 +82,48 @@ def exit_status(work: Callable[[], int], stopped: str = "stopped", failed: str =
         return STOPPED
 
 
-def default_device() -> str:
-    """CUDA where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """In this block a FutureWarning is one line on stderr, without the source line that warns.
+
+    These are Python's warnings for users, such as those of settings that have a new name.
+    """
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, FutureWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+
+
+def require_deepspeed(verb: str) -> None:
+    """Raises ValueError where DeepSpeed is not installed, which some commands start with."""
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            f"deepspeed: expected to be installed for `dalle1 {verb}`, got none; it runs on Linux: "
+            "`pip install deepspeed`"
+        )
 
 
 def open_model(options: argparse.Namespace, dtype: torch.dtype | None = None) -> Model:
-    """The model that `add_model`'s arguments name, on its device; ValueError if it cannot be."""
+    """The model that `add_model`'s arguments name, on its device.
+
+    Raises ValueError where the folder is no model or the device is not there.
+    """
     try:
         return resolve(options.model).to(options.device, dtype)
     except (RuntimeError, AssertionError) as error:  # what torch raises where there is no CUDA

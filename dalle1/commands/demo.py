@@ -1,15 +1,15 @@
-"""Trains the three stages on the built-in shapes, then draws, ranks and judges: `make demo`.
+"""Trains all parts on the built-in shapes, then draws, ranks and reports.
 
-    python launch/demo.py [--runs runs/shapes] [--quick]
+    dalle1 demo [--runs runs/shapes] [--quick]
+    python launch/demo.py [--runs runs/shapes] [--quick]      what `make demo` runs
 
-Goes on where it stopped when run again. --quick trains each stage for a few updates, to see that
-everything runs; its pictures are noise.
+When it is stopped, the same command resumes. It runs in a checkout, whose configs it reads.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from dalle1.commands.command_line import make_parser
+from dalle1.commands.command_line import exit_status, make_parser, require_deepspeed
 from dalle1.common.config import load_settings
+from dalle1.common.hardware import peak_memory
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
@@ -48,55 +49,81 @@ CAPTIONS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains what is not trained yet and writes the report; exit status of the first failure."""
+    """Exit status 0, or that of the first stage that failed; 1 when a disk fails or is full, 2 for
+    a mistake of the user's, 130 when stopped."""
     parser = make_parser("demo", __doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="folder of the runs")
-    parser.add_argument("--quick", action="store_true", help="a few updates only")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few updates only, to see that everything runs"
+    )
     options = parser.parse_args(arguments)
-    seconds: dict[str, float] = {}
-    overrides = {name: [f"run={options.runs / name}"] for name in STAGES}
-    overrides["dalle"] += [
-        f"codec={options.runs / 'dvae' / 'model'}",
-        f"ranker={options.runs / 'clip' / 'model'}",
-        f"tokenizer={options.runs / 'clip'}",
-    ]
-    for name in STAGES:
-        if options.quick:
-            overrides[name] += [*QUICK[name], "reader.shapes_count=500"]
-            if name == "clip":
-                overrides[name].append("tokenizer.captions=500")
-        start = time.monotonic()
-        # A port of its own: the launcher's default collides with any other run on the machine.
-        command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port())]
-        command += ["launch/train.py", f"configs/shapes/{name}.yaml", *overrides[name], "--resume"]
-        print("\n$ " + " ".join(command), flush=True)
-        code = subprocess.run(command).returncode
-        if code:
-            return code
-        seconds[name] = time.monotonic() - start
+    again = "the same command resumes"
+    return exit_status(lambda: _demo(options), f"stopped; {again}", f"; {again}")
 
+
+def _demo(options: argparse.Namespace) -> int:
+    require_deepspeed("demo")
+    seconds: dict[str, float] = {}
+    for stage in STAGES:
+        start = time.monotonic()
+        if status := _train_stage(stage, _overrides(stage, options.runs, options.quick)):
+            return status
+        seconds[stage] = time.monotonic() - start
     start = time.monotonic()
     torch.manual_seed(0)
     sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
-    try:
-        summary = write_report(options.runs, overrides["dvae"], *sizes)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    dvae_overrides = _overrides("dvae", options.runs, options.quick)
+    summary = write_report(options.runs, dvae_overrides, *sizes)
     seconds["report"] = time.monotonic() - start
-    usage = resource.getrusage
-    peak = max(usage(who).ru_maxrss for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
-    summary |= {"seconds": seconds, "peak_memory_gb": peak / 2**20}
+    peak = peak_memory(torch.device("cpu"), children=True)
+    summary |= {"seconds": seconds, "peak_memory_gb": peak / 1e9}
     path = options.runs / "report" / "report.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary, path.parent)
     return 0
 
 
+def _overrides(stage: str, runs: Path, quick: bool) -> list[str]:
+    """The settings of a stage's run that differ from its config."""
+    overrides = [f"run={runs / stage}"]
+    if stage == "dalle":
+        overrides += [
+            f"codec={runs / 'dvae' / 'model'}",
+            f"ranker={runs / 'clip' / 'model'}",
+            f"tokenizer={runs / 'clip'}",
+        ]
+    if quick:
+        overrides += [*QUICK[stage], "reader.shapes_count=500"]
+        if stage == "clip":
+            overrides.append("tokenizer.captions=500")
+    return overrides
+
+
+def _train_stage(stage: str, overrides: list[str]) -> int:
+    """Trains one stage, or what is left of it; the exit status."""
+    # A port of its own: the launcher's default collides with any other run on the machine.
+    command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port())]
+    command += ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
+    print("\n$ " + " ".join(command), flush=True)
+    return subprocess.run(command).returncode
+
+
 def write_report(
     runs: Path, dvae_overrides: list[str], count: int, candidates: int, drawn: int, keep: int
 ) -> dict[str, object]:
-    """Judges `count` unseen captions, half as many with held-out pairs; writes the pictures."""
+    """Reports on `count` unseen captions and half as many with held-out pairs of attributes.
+
+    Args:
+        runs: folder of the runs.
+        dvae_overrides: the settings of the dVAE's run that differ from its config.
+        count: unseen captions.
+        candidates: drawn for each of them.
+        drawn: candidates of each caption on the contact sheet.
+        keep: the best of those, which the sheet shows.
+
+    Returns:
+        The numbers of report.json.
+    """
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
     reader = load_config("configs/shapes/dvae.yaml", dvae_overrides).reader
@@ -137,7 +164,7 @@ def show(summary: dict[str, object], folder: Path) -> None:
     n = summary["candidates"]
     print(f"\n{'of captions, shown exactly':34}{'unseen':>10}{'held-out':>10}")
     for key, label in (
-        ("reconstruction", "dVAE's copy of a true picture"),
+        ("reconstruction", "dVAE's copy of a true image"),
         ("single_draw", "a single draw"),
         ("clip_best", f"CLIP's first of {n}"),
         ("oracle_best", f"at least one of {n} (oracle)"),

@@ -1,7 +1,10 @@
-"""Drops what is not worth training on: `python launch/filter.py IN OUT [options]`.
+"""Drops samples that are not worth training on.
 
-IN is shards such as 'path/{0000..0009}.tar' or a folder of tars; OUT gets a shard for each, with
-the samples that stay as they were. The same command goes on where it was stopped.
+    dalle1 filter IN OUT [--report report.json] [--workers 4]
+    python launch/filter.py IN OUT [--report report.json] [--workers 4]
+
+IN is shards such as 'path/{0000..0009}.tar' or a folder of tars. OUT gets a shard for each, with
+the samples that are kept, unchanged. When it is stopped, the same command resumes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import DUPLICATES, ENGLISH, FilterSettings
 
-# Of each of `FilterSettings` what argparse is told.
+# What argparse is told of each field of `FilterSettings`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "caption_key": {"help": "txt, or a key of the json"},
     "min_words": {"type": int, "help": "of a caption; 0: any"},
@@ -29,20 +32,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "english": {
         "choices": ENGLISH,
-        "help": "script: no other letters than Latin ones; language: also py3langid's judgment",
+        "help": "script: no other letters than Latin ones; language: also what py3langid says",
     },
     "min_english": {"type": float, "help": "least probability, of --english language"},
     "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
     "min_side": {"type": int, "help": "pixels of the shorter side"},
     "duplicates": {
         "choices": DUPLICATES,
-        "help": "pair: the same picture and caption; picture: the same picture, any caption",
+        "help": "pair: the same image and caption; picture: the same image, any caption",
     },
     "near_duplicates": {
         "type": int,
         "metavar": "BITS",
-        "help": f"drops pictures whose hashes differ in at most so many of 64 bits, 0 to "
-        f"{MAX_DISTANCE}; needs imagehash",
+        "help": f"drops images whose hashes differ in at most so many of 64 bits, 0 to "
+        f"{MAX_DISTANCE}; needs imagehash (default: off)",
     },
 }
 
@@ -54,13 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", metavar="IN", help="shards, or a folder of tars")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the filtered shards")
     for field in fields(FilterSettings):
-        told = dict(OPTIONS[field.name])
-        told["help"] += f" (default: {'off' if field.default is None else field.default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **told)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=field.default, **OPTIONS[field.name])
     parser.add_argument("--report", type=Path, help="file for the counts and examples (.json)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and judge (0)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read and filter")
     options = parser.parse_args(arguments)
-    again = "the same command goes on"
+    again = "the same command resumes"
     return exit_status(lambda: _filter(options), f"stopped; {again}", f"; {again}")
 
 
@@ -68,7 +70,7 @@ def _filter(options: argparse.Namespace) -> int:
     settings = FilterSettings(**{f.name: getattr(options, f.name) for f in fields(FilterSettings)})
     report: Path | None = options.report
     if report and report.is_dir():
-        raise ValueError(f"report: {str(report)!r} is a folder; give a file")
+        raise ValueError(f"--report: expected a file, got the folder {str(report)!r}")
     found = filter_shards(
         options.data, options.out, settings, options.workers, progress=sys.stderr.isatty()
     )

@@ -1,7 +1,10 @@
-"""Says what a data set holds and what is wrong with it: `python launch/inspect_data.py DATA`.
+"""Says what a data set holds and what is wrong with it.
+
+    dalle1 inspect DATA [--sheet sheet.png]
+    python launch/inspect_data.py DATA [--sheet sheet.png]
 
 DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
-tars, or a folder of pictures with a .txt of the same name beside each.
+tars, or a folder of images with a .txt of the same name for each.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("inspect", __doc__)
     parser.add_argument("data", help="shards, a folder of tars, or a folder of pairs")
     parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
-    parser.add_argument("--samples", type=int, default=1000, help="read and decoded (1000)")
-    parser.add_argument("--all", action="store_true", help="reads and decodes all of them")
-    parser.add_argument("--sheet", type=Path, help="where to draw some samples: sheet.png")
-    parser.add_argument("--count", type=int, default=24, help="samples on the sheet (24)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--samples", type=int, default=1000, help="that are read and decoded")
+    parser.add_argument("--all", action="store_true", help="read and decode all samples")
+    parser.add_argument("--sheet", type=Path, help="file for a contact sheet of some samples")
+    parser.add_argument("--count", type=int, default=24, help="samples on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     options = parser.parse_args(arguments)
     return exit_status(lambda: _inspect(options))
 
@@ -35,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     sheet: Path | None = options.sheet
     if sheet and sheet.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"sheet: {str(sheet)!r} must end in .png, .jpg or the like")
+        raise ValueError(
+            f"--sheet: expected a name that ends in .png, .jpg or the like, got {str(sheet)!r}"
+        )
     if sheet and options.count < 1:
-        raise ValueError(f"count must be 1 or more, not {options.count}")
+        raise ValueError(f"--count: expected 1 or more, got {options.count}")
     report = inspect(
         options.data,
         options.caption_key,
@@ -50,7 +55,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(report.pictures).save(sheet)
-        # The sheet shortens long captions, and its font has the letters of English alone. The file
+        # The sheet shortens long captions, and its font has English letters only. The file
         # has another stem, or the two would be a pair to a reader of their folder.
         captions = sheet.with_name(f"{sheet.stem}_captions.txt")
         texts = (" ".join(text.split()) for _, text in report.pictures)

@@ -27,10 +27,10 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; its exit status, or 2 for a verb that does not exist."""
+    """Runs a verb; its exit status, or 2 for a verb that is missing or does not exist."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print(usage())
+        print(_usage())
         return 0 if given else MISTAKE
     verb, rest = given[0], given[1:]
     if verb not in VERBS:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def usage() -> str:
+def _usage() -> str:
     """The verbs, a line each."""
     lines = ["usage: dalle1 VERB ...", ""]
     lines += [f"  {verb:10} {text}" for verb, text in VERBS.items()]

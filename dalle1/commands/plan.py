@@ -1,6 +1,9 @@
-"""Says what a run asks of a cluster: `python launch/plan.py CONFIG [key=value ...] --gpus 8`.
+"""Says what a run needs of a cluster: memory, FLOPs, messages and time.
 
-Parameters, memory of each GPU and CPU, FLOPs, bytes on the network and time; nothing is run.
+    dalle1 plan CONFIG [key=value ...] --gpus 128 [--memory 80] [--network 400]
+    python launch/plan.py CONFIG [key=value ...] --gpus 128
+
+Nothing is run, and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from dalle1.commands.command_line import exit_status, make_parser
+from dalle1.commands.command_line import FAILED, add_config, exit_status, make_parser
 from dalle1.training.config import load_config
 from dalle1.training.planning.network import ClusterSettings
 from dalle1.training.planning.plan import plan
@@ -20,21 +23,19 @@ HELP = {
     "gpus": "in all",
     "gpus_per_node": "GPUs of a machine",
     "memory": "GB (1e9 bytes) of a GPU",
-    "network": "Gbit/s of a machine",
-    "mfu": "share of the peak that the products reach",
-    "peak": "dense TFLOP/s of a GPU in the run's precision",
+    "network": "Gbit/s of a machine, each way",
+    "mfu": "share of the peak that the matrix products reach",
+    "peak": "TFLOP/s of a GPU's dense products in the run's precision",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when the run fits, 1 when it does not, 2 for a mistake in the settings."""
     parser = make_parser("plan", __doc__)
-    parser.add_argument("config", help="a YAML file such as configs/paper/12b.yaml")
-    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
+    add_config(parser, "configs/paper/12b.yaml")
     for field in fields(ClusterSettings):
-        flag = "--" + field.name.replace("_", "-")
-        help_ = f"{HELP[field.name]} (default: {field.default:g})"
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=help_)
+        flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
+        parser.add_argument(flag, type=kind, default=field.default, help=HELP[field.name])
     options = parser.parse_intermixed_args(arguments)
     return exit_status(lambda: _plan(options))
 
@@ -43,7 +44,7 @@ def _plan(options: argparse.Namespace) -> int:
     cluster = ClusterSettings(**{f.name: getattr(options, f.name) for f in fields(ClusterSettings)})
     made = plan(load_config(options.config, options.overrides), cluster)
     print(describe(made))
-    return 0 if made.fits else 1
+    return 0 if made.fits else FAILED
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Scores images against a caption, best first.
 
-dalle1 rank "a yellow cross" out/*.png --model runs/shapes/dalle/model
+    dalle1 rank CAPTION IMAGE ... --model FOLDER
+    dalle1 rank "a yellow cross" out/*.png --model runs/shapes/dalle/model
+
+launch/rank.py is another command, `dalle1 evaluate`.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from dalle1.sampling import rank
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("rank", __doc__)
-    parser.add_argument("caption")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image")
+    parser.add_argument("caption", help="what the images should show")
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
     add_model(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _rank(options))

@@ -1,6 +1,9 @@
 """Draws images for captions and keeps the best.
 
-dalle1 sample "a red circle above a blue square" --model runs/shapes/dalle/model --out out
+    dalle1 sample CAPTION ... --model FOLDER [--candidates 512] [--keep 8] [--out out]
+    dalle1 sample "a red circle above a blue square" --model runs/shapes/dalle/model
+
+The folder gets the images, best first, and a contact sheet.
 """
 
 from __future__ import annotations
@@ -10,35 +13,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dalle1.commands.command_line import (
-    DTYPES,
     add_model,
     exit_status,
     make_parser,
     open_image,
     open_model,
 )
+from dalle1.common.hardware import DTYPES
 from dalle1.sampling import sample
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
+    """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("sample", __doc__)
-    parser.add_argument("captions", nargs="+", metavar="caption")
+    parser.add_argument("captions", nargs="+", metavar="caption", help="what to draw")
     parser.add_argument("--candidates", type=int, default=512, help="drawn for each caption")
     parser.add_argument("--keep", type=int, default=8, help="kept for each caption, best first")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the images")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this mass")
+    parser.add_argument("--guidance", type=float, default=1.0, help="1: none")
     parser.add_argument("--image", type=Path, help="image whose first rows are kept")
     parser.add_argument("--rows", type=int, default=0, help="token rows of --image to keep")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     parser.add_argument("--batch-size", type=int, help="candidates drawn at once")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the prior")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the prior")
     add_model(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _sample(options))
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sample(options: argparse.Namespace) -> int:
     result = sample(
         options.captions,
-        model=open_model(options, getattr(torch, options.dtype)),
+        model=open_model(options, DTYPES[options.dtype]),
         candidates=options.candidates,
         keep=options.keep,
         temperature=options.temperature,
@@ -62,7 +63,7 @@ def _sample(options: argparse.Namespace) -> int:
     folder = result.save(options.out)
     for caption, scores in zip(result.captions, result.scores.tolist(), strict=True):
         print(f"{caption}: best score {scores[0]:.3f}")
-    print(f"{folder / 'sheet.png'}, and {sum(map(len, result.images))} images beside it")
+    print(f"{folder / 'sheet.png'}, and {sum(map(len, result.images))} images in {folder}")
     return 0
 
 

@@ -1,6 +1,9 @@
-"""Packs pictures and captions as WebDataset shards: `python launch/shard.py SOURCE OUT`.
+"""Writes images and captions as WebDataset shards.
 
-SOURCE is a folder of pictures with a .txt beside each, or a .csv, .tsv or .parquet of paths and
+    dalle1 shard SOURCE OUT [--seed 0]
+    python launch/shard.py SOURCE OUT [--seed 0]
+
+SOURCE is a folder of images with a .txt for each, or a .csv, .tsv or .parquet of paths and
 captions. Rows that cannot be used are left out, counted by cause and named.
 """
 
@@ -17,16 +20,16 @@ from dalle1.data.curation.write_shards import pack
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("shard", __doc__)
-    parser.add_argument("source", help="folder of pictures and .txt, or .csv, .tsv, .parquet")
+    parser.add_argument("source", help="folder of images and .txt, or .csv, .tsv, .parquet")
     parser.add_argument("out", help="folder for the shards; must not hold any")
-    parser.add_argument("--shard-size", type=int, default=1000, help="most samples of a shard")
+    parser.add_argument("--shard-size", type=int, default=1000, help="samples of a shard at most")
     parser.add_argument(
-        "--max-bytes", type=_whole, default=10**9, help="most bytes of a shard (1e9)"
+        "--max-bytes", type=_integer, default=10**9, help="bytes of a shard at most, such as 1e9"
     )
-    parser.add_argument("--image-column", default="path", help="of a table (path)")
-    parser.add_argument("--caption-column", default="caption", help="of a table (caption)")
+    parser.add_argument("--image-column", default="path", help="of a table")
+    parser.add_argument("--caption-column", default="caption", help="of a table")
     parser.add_argument("--seed", type=int, help="shuffles; without, the order of the source")
-    parser.add_argument("--workers", type=int, default=4, help="threads that read (4)")
+    parser.add_argument("--workers", type=int, default=4, help="threads that read")
     options = parser.parse_args(arguments)
     return exit_status(
         lambda: _shard(options),
@@ -34,22 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _whole(text: str) -> int:
-    return int(float(text))
-
-
 def _shard(options: argparse.Namespace) -> int:
-    packed = pack(**vars(options), progress=sys.stderr.isatty())
-    shards = len(packed.shards)
+    written = pack(**vars(options), progress=sys.stderr.isatty())
+    shards = len(written.shards)
     print(
-        f"{packed.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "
-        f"{packed.bytes / 1e6:,.1f} MB: data={options.out}"
+        f"{written.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "
+        f"{written.bytes / 1e6:,.1f} MB: data={options.out}"
     )
-    if packed.skipped:
-        print(f"left out {packed.skipped.total():,} of {packed.skipped.total() + packed.samples:,}")
-        for line in packed.faults():
+    if written.skipped:
+        left_out = written.skipped.total()
+        print(f"left out {left_out:,} of {left_out + written.samples:,}")
+        for line in written.faults():
             print(f"  {line}")
     return 0
+
+
+def _integer(text: str) -> int:
+    """An integer that may be written as 1e9."""
+    return int(float(text))
 
 
 if __name__ == "__main__":

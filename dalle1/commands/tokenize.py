@@ -1,9 +1,9 @@
-"""Turns raw shards into token shards, with a frozen dVAE.
+"""Encodes shards of images as token shards, with a frozen codec.
 
-    python launch/tokenize.py CONFIG [key=value ...]
-    deepspeed launch/tokenize.py CONFIG [key=value ...]     the shards dealt to the ranks
+    dalle1 tokenize CONFIG [key=value ...]                  one process
+    deepspeed launch/tokenize.py CONFIG [key=value ...]     the shards spread over all GPUs
 
-Ctrl-C loses the shards in work alone; the same command goes on.
+Ctrl-C loses the shards in progress only; the same command resumes.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings, 130 when stopped."""
     parser = make_parser("tokenize", __doc__)
     add_config(parser, "configs/shapes/tokens.yaml")
-    options = parser.parse_args(arguments)
-    again = "the same command goes on"
+    options = parser.parse_intermixed_args(arguments)
+    again = "the same command resumes"
     return exit_status(lambda: _tokenize(options), f"stopped; {again}", f"; {again}")
 
 
 def _tokenize(options: argparse.Namespace) -> int:
     settings = load_settings(TokenizeSettings, options.config, options.overrides)
-    # The ranks have nothing to tell each other: no group of processes is made.
-    rank, ranks = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    # The ranks exchange nothing, so that no process group is made.
+    rank, world_size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     device = "cpu"
     if torch.cuda.is_available():
-        device = f"cuda:{_number('LOCAL_RANK', 0) % torch.cuda.device_count()}"
+        device = f"cuda:{_variable('LOCAL_RANK', 0) % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
-    report = tokenize(settings, rank, ranks, device, progress=rank == 0 and sys.stderr.isatty())
-    head = f"rank {rank} of {ranks}:\n" if ranks > 1 else ""
-    print(f"{head}{report.table()}\ndata={settings.out}", flush=True)  # at once: ranks share it
+    progress = rank == 0 and sys.stderr.isatty()
+    report = tokenize(settings, rank, world_size, device, progress=progress)
+    head = f"rank {rank} of {world_size}:\n" if world_size > 1 else ""
+    # One write: the ranks share the output.
+    print(f"{head}{report.table()}\ndata={settings.out}", flush=True)
     return 0
 
 
-def _number(name: str, otherwise: int) -> int:
+def _variable(name: str, otherwise: int) -> int:
+    """A number from the launcher's environment."""
     return int(os.environ.get(name, otherwise))
 
 

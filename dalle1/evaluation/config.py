@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from dalle1.common.config import SHAPES, Section
+from dalle1.common.hardware import DTypeName
 from dalle1.generation.options import SamplingOptions
 
 
@@ -30,9 +31,7 @@ class RankSettings(Section):
     top_p: float | None = None
     guidance: float = 1.0
     batch_size: int | None = Field(None, ge=1, description="drawn at once; none: what memory holds")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the transformer that draws"
-    )
+    dtype: DTypeName = Field("float32", description="of the transformer that draws")
     blur: list[float] = Field([0, 1, 2, 4, 8], min_length=1, description="radii, pixels")
     features: str | None = Field(
         None, description="'module:function' that returns a network for FID; none: CLIP"

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dalle1.common.config import save_settings
+from dalle1.common.hardware import DTYPES
 from dalle1.evaluation import benchmark, page, plots
 from dalle1.evaluation.candidates import claim, draw_all
 from dalle1.evaluation.config import RankSettings
@@ -36,7 +35,7 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     if model.ranker is None:
         raise ValueError(f"model: {settings.model} has no ranker")
     model.check_finite()
-    model.to(device, getattr(torch, settings.dtype))
+    model.to(device, DTYPES[settings.dtype])
     prompts = read_prompts(settings)
     captions = [p.caption for p in prompts]
     for caption in captions:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from dalle1.common.hardware import peak_memory
 from dalle1.training.config import RunConfig
+from dalle1.training.distributed import device
 from dalle1.training.parallel import ParallelDims
-from dalle1.training.planning.flops import pass_work
-
-# TFLOP/s of dense 16-bit products, from the makers' data sheets, by a part of the device's name.
-PEAKS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "V100": 125.0}
-
-
-def known_peak(device: torch.device) -> float | None:
-    """FLOP/s of a GPU's 16-bit products, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+from dalle1.training.planning.flops import step_cost
 
 
 class Throughput:
@@ -44,7 +31,7 @@ class Throughput:
         self._flops = 0.0  # of an update, on one rank, without recomputation
         if peak is not None:
             dims = ParallelDims(config.batch_size, config.parallel, world_size)
-            cost = pass_work(config, dims.micro_batch, world_size)
+            cost = step_cost(config, dims.micro_batch, world_size)
             self._flops = dims.grad_accum_steps * cost.flops
         self._restart()
 
@@ -77,7 +64,7 @@ class Throughput:
             "images_per_second": rate * self._batch,
             "seconds_per_update": spent / max(self._updates, 1),
             "data_wait": self._waited / spent,
-            "memory_gb": _memory() / 1e9,
+            "memory_gb": peak_memory(device()) / 1e9,
         }
         if self._tokens:
             values["tokens_per_second"] = rate * self._tokens
@@ -85,10 +72,3 @@ class Throughput:
             values["mfu"] = rate * self._flops / self._peak
         self._restart()
         return values
-
-
-def _memory() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else 1024 * peak)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
+from dalle1.common.hardware import known_peak
 from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.loader import Batch
 from dalle1.tokenizer import TOKENIZER
@@ -45,7 +46,7 @@ from dalle1.training.signals import Interrupted, RanksLost, StopSignals, means_l
 from dalle1.training.stages.base import Stage, device_of
 from dalle1.training.stages.table import make_stage
 from dalle1.training.supervisor import Heartbeat, attempt
-from dalle1.training.throughput import Throughput, known_peak
+from dalle1.training.throughput import Throughput
 from dalle1.transformer.gradient_scale import load_scales, scales_state
 
 CONFIG = "config.yaml"

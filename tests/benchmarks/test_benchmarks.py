@@ -14,11 +14,11 @@ from PIL import Image
 
 from dalle1 import TransformerConfig
 from dalle1.benchmarks import dataloading as data
-from dalle1.benchmarks import float16 as half
+from dalle1.benchmarks import float16
 from dalle1.benchmarks import generation as sampling
-from dalle1.benchmarks import training
 from dalle1.commands import benchmark
 from dalle1.data.transforms import augment_dalle, read_image
+from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import layer_pattern
 from dvae import DVAEConfig
@@ -40,7 +40,7 @@ def test_flops_of_a_training_step() -> None:
     for allowed_pairs in pairs():
         products += n * (16 * 48 + 16 * 16 + 16 * 64 + 64 * 16) + 2 * allowed_pairs * 16
     products += 8 * 16 * 50 + 36 * 16 * 60
-    assert training.step_flops(CONFIG) == 3 * 2 * products
+    assert training_flops(CONFIG) == 3 * 2 * products
 
 
 def test_roofline_of_a_decoding_step() -> None:
@@ -62,21 +62,21 @@ def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     sizes = ["--layers", "3", "--width", "16", "--updates", "12", "--figure", str(figure)]
     assert benchmark.main(["half", *sizes, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert all(printed.count(f"  {way} ") == 2 for way in half.WAYS)
-    with Image.open(figure) as picture:
-        assert picture.width > 1000
+    assert all(printed.count(f"  {way} ") == 2 for way in float16.WAYS)
+    with Image.open(figure) as image:
+        assert image.width > 1000
     without, planted = json.loads(out.read_text())["results"].values()
-    wide = without[half.FLOAT32]
+    wide = without[float16.FLOAT32]
     for name in ("losses", "sizes"):
-        assert planted[half.FLOAT32][name] == pytest.approx(wide[name], rel=0.02)
+        assert planted[float16.FLOAT32][name] == pytest.approx(wide[name], rel=0.02)
     for runs in (without, planted):
-        assert runs[half.BLOCKS]["losses"] == pytest.approx(wide["losses"], rel=0.05)
-        assert runs[half.BLOCKS]["losses"] != wide["losses"]
+        assert runs[float16.BLOCKS]["losses"] == pytest.approx(wide["losses"], rel=0.05)
+        assert runs[float16.BLOCKS]["losses"] != wide["losses"]
         assert {len(run["losses"]) for run in runs.values()} == {12}
         assert {len(shares) for run in runs.values() for shares in run["zeros"]} == {6}
     # One scale begins at 2^16, where the first blocks overflow.
-    assert planted[half.STREAM32]["skipped"] >= 1 and planted[half.BLOCKS]["skipped"] == 0
-    assert without[half.STREAM16]["losses"] == pytest.approx(wide["losses"], rel=0.05)
+    assert planted[float16.STREAM32]["skipped"] >= 1 and planted[float16.BLOCKS]["skipped"] == 0
+    assert without[float16.STREAM16]["losses"] == pytest.approx(wide["losses"], rel=0.05)
     assert benchmark.main(["half", "--width", "24"]) == 2
     assert "multiple of 16" in capsys.readouterr().err
 
@@ -84,7 +84,7 @@ def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ways that read other pictures than the loop by hand, or a ratio of other rates."""
+    """Ways that read other images than the loop by hand, or a ratio of other rates."""
     small = {"GRID": 4, "SIDE": 32, "BATCH": 8, "DIFFERENT": 4}
     for name, value in small.items():
         monkeypatch.setattr(data, name, value)
@@ -99,15 +99,15 @@ def test_data(
     found = json.loads(out.read_text())["results"]
     rates = found["samples_per_second"]
     assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in rates.values())
-    hand = statistics.median(rates[data.BARE])
+    hand = statistics.median(rates[data.BY_HAND])
     for count in (0, 1):
-        pictures, tokens = (
+        images, tokens = (
             statistics.median(rates[f"{what}, {count} workers"])
-            for what in ("pictures", "token shards")
+            for what in ("images", "token shards")
         )
-        assert found["ratios"][f"pictures, {count} workers / {data.BARE}"] == pictures / hand
-        name = f"token shards / pictures, {count} workers"
-        assert found["ratios"][name] == tokens / pictures and name in printed
+        assert found["ratios"][f"images, {count} workers / {data.BY_HAND}"] == images / hand
+        name = f"token shards / images, {count} workers"
+        assert found["ratios"][name] == tokens / images and name in printed
     assert len(found["waiting"]) == 4
     assert all(0 <= values["waits"] <= 1 for values in found["waiting"].values())
     assert benchmark.main(["data", "configs/shapes/dalle.yaml"]) == 2
@@ -118,10 +118,10 @@ def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:
     """A loop that is easier than what it is compared with: no crop, no resize, another size."""
     photograph = data.photograph(np.random.default_rng(0))
     assert 25_000 < len(photograph) < 80_000
-    with Image.open(io.BytesIO(photograph)) as picture:
-        assert picture.size == (500, 375)
+    with Image.open(io.BytesIO(photograph)) as image:
+        assert image.size == (500, 375)
     ours = augment_dalle(read_image(photograph), 256, np.random.default_rng(1)).transpose(2, 0, 1)
-    hand = data.bare(photograph, np.random.default_rng(1)).numpy()
+    hand = data.read_by_hand(photograph, np.random.default_rng(1)).numpy()
     assert hand.shape == ours.shape and hand.dtype == ours.dtype
     # The same means, and the same large shapes; the crops may be a few pixels apart.
     assert abs(hand.astype(float).mean() - ours.astype(float).mean()) < 5

@@ -1,6 +1,6 @@
-"""What one pass over a micro-batch takes: bytes that wait for the backward pass, FLOPs.
+"""What one pass over a micro-batch costs: bytes kept for the backward pass, and FLOPs.
 
-Of the real modules, built without memory on torch's meta device.
+Products are counted on the real modules, which are built without memory on torch's meta device.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from dvae import DVAE
 from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
 
-FLOAT = 4  # bytes
-WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
+FLOAT_BYTES = 4  # of a float32
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
-class Work:
-    """One pass of a rank over a micro-batch: bytes as in `Memory`, FLOPs."""
+class StepCost:
+    """One pass of a rank over a micro-batch: bytes of each kind, as in `Memory`, and FLOPs."""
 
     activations: int
     block: int
     copies: int
     logits: int
-    flops: float  # forward and backward
-    flops_again: float = 0.0  # forward, for the second time
+    flops: float  # of the forward and the backward pass
+    recomputed_flops: float = 0.0  # of the forward pass that checkpointing does a second time
 
 
-def build(config: RunConfig) -> nn.Module:
-    """What the run trains, without memory or values."""
+def build_module(config: RunConfig) -> nn.Module:
+    """The module that a run trains, on the meta device: shapes without memory or values."""
     with torch.device("meta"):
         if config.stage == "dalle":
             # Compilation changes no parameter, and nothing here is run.
@@ -61,41 +61,76 @@ def build(config: RunConfig) -> nn.Module:
 
 
 def parameter_count(module: nn.Module) -> int:
+    """How many numbers the parameters hold."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def transformer_work(
-    c: TransformerConfig, execution: Execution, micro_batch: int, precision: str = "fp32"
-) -> Work:
-    """Of a transformer, by formula; w width, in units of a micro-batch's rows of w numbers.
+def training_flops(c: TransformerConfig) -> float:
+    """FLOPs of the model in the forward and backward pass of one sample.
 
-    An attention block keeps its float32 input and, in the precision's width, the normed input, q, k
-    and v and the heads' output (5); an MLP block its input and the normed input, four times before
-    and four times behind the GELU (9). Both keep two float32 a position of the norm, attention one
-    a head, of the softmax, and a mask of n x n where it is dense. Autocast keeps the matrices that
-    it has cast. With checkpointing only the inputs are kept. Behind the last layer: the final
-    norm's input, and what the loss has made of logits, the states' gradients.
-
-    torch.compile may keep less. FLOPs: those of the matrix products, 6 for each weight
-    and position; attention is counted by the pairs that its pattern allows.
+    6 for each weight of a matrix and each position that it is multiplied by, and 12 w for each
+    (query, key) pair that a layer's pattern allows. Nothing is counted for recomputation, or for
+    pairs that a mask forbids.
     """
-    blocks, heads, scores = _products(c)
+    p = _products(c)
+    return 6.0 * (p.blocks * c.sequence.length + p.heads + p.attention)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """What is multiplied in one sample's forward pass."""
+
+    blocks: int  # weights of the blocks' matrices, each used once a position
+    heads: int  # multiplications by the heads' matrices
+    attention: int  # multiplications of queries by keys and of probabilities by values
+
+
+@lru_cache(maxsize=8)
+def _products(c: TransformerConfig) -> _Products:
+    with torch.device("meta"):
+        modules = Transformer(c).named_modules()
+    weights = {name: m.weight.numel() for name, m in modules if isinstance(m, nn.Linear)}
+    text, image = weights.pop("text_head"), weights.pop("image_head")
+    pairs = {p: int(allowed(p, c.text_length, c.grid, c.conv_kernel).sum()) for p in c.patterns}
+    return _Products(
+        blocks=sum(weights.values()),
+        heads=text * c.text_length + image * c.sequence.image_length,
+        attention=2 * c.width * sum(pairs[p] for p in c.patterns),
+    )
+
+
+def transformer_cost(
+    c: TransformerConfig, execution: Execution, micro_batch: int, precision: str = "fp32"
+) -> StepCost:
+    """Of a transformer, by formula. Below, a row is w numbers for each position, w the width.
+
+    An attention block keeps its float32 input and, in the precision's bytes, 5 rows: the normed
+    input, q, k, v and the heads' output. An MLP block keeps its input and 9 rows: the normed input,
+    four before and four behind the GELU. Both keep two float32 a position of the norm. Attention
+    keeps one float32 a head and position of the softmax, and a mask of n x n where it is dense.
+    Autocast keeps the matrices that it has cast. With checkpointing only the inputs are kept.
+    Behind the last layer come the final norm's input, and the gradients of the states, which the
+    loss makes of the logits.
+
+    torch.compile may keep less. FLOPs are those of the matrix products, see `training_flops`.
+    """
+    products = _products(c)
     n, layers = c.sequence.length, c.layers
-    positions, value = micro_batch * n, WIDTHS[precision]
+    positions, value = micro_batch * n, PRECISION_BYTES[precision]
     rows = positions * c.width
 
-    inputs = 2 * layers * FLOAT * rows
+    inputs = 2 * layers * FLOAT_BYTES * rows
     dense = execution.attention == "dense" or (execution.attention == "auto" and n < SPARSE_FROM)
-    attention = value * 5 * rows + FLOAT * positions * (2 + c.heads) + dense * value * n * n
-    mlp = value * 9 * rows + FLOAT * positions * 2
-    ends = FLOAT * (rows + 2 * positions) + FLOAT * rows
-    # The gradients of 4 w before and 4 w behind the GELU, and of the residual state.
-    block = (8 * value + FLOAT) * rows
-    copied = blocks if value < FLOAT else 0
+    attention = value * 5 * rows + FLOAT_BYTES * positions * (2 + c.heads) + dense * value * n * n
+    mlp = value * 9 * rows + FLOAT_BYTES * positions * 2
+    ends = FLOAT_BYTES * (rows + 2 * positions) + FLOAT_BYTES * rows
+    # The gradients of the 4 rows before and the 4 behind the GELU, and of the residual state.
+    block = (8 * value + FLOAT_BYTES) * rows
+    copied = products.blocks if value < FLOAT_BYTES else 0
     if execution.checkpointing:
         activations = inputs + ends
         block += max(attention, mlp)
-        copied = copied * 8 // (12 * layers)  # those of the MLP at work
+        copied = copied * 8 // (12 * layers)  # those of one MLP
     else:
         activations = inputs + ends + layers * (attention + mlp)
     chunk = max(
@@ -103,36 +138,22 @@ def transformer_work(
         min(CHUNK, micro_batch * c.sequence.image_length) * c.image_vocab,
     )
     # Twice a chunk: logsumexp makes exponentials of it.
-    logits = FLOAT * (2 * chunk + (c.text_vocab + c.image_vocab) * (c.width + 1))
-    body = blocks * n + scores
-    return Work(
+    logits = FLOAT_BYTES * (2 * chunk + (c.text_vocab + c.image_vocab) * (c.width + 1))
+    forward = 2.0 * (products.blocks * n + products.attention)  # of the blocks
+    return StepCost(
         activations,
         block,
         copied * value,
         logits,
-        flops=6.0 * (body + heads) * micro_batch,
-        flops_again=2.0 * body * micro_batch if execution.checkpointing else 0.0,
+        flops=training_flops(c) * micro_batch,
+        recomputed_flops=forward * micro_batch if execution.checkpointing else 0.0,
     )
 
 
-@lru_cache(maxsize=8)
-def _products(c: TransformerConfig) -> tuple[int, int, int]:
-    """Weights of the blocks' matrices; multiplications of one sample by the heads' matrices, and of
-    queries by keys and probabilities by values."""
-    with torch.device("meta"):
-        modules = Transformer(c).named_modules()
-    weights = {name: m.weight.numel() for name, m in modules if isinstance(m, nn.Linear)}
-    text, image = weights.pop("text_head"), weights.pop("image_head")
-    t, kinds = c.text_length, set(c.patterns)
-    pairs = {p: int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in kinds}
-    heads = text * t + image * c.sequence.image_length
-    return sum(weights.values()), heads, 2 * c.width * sum(pairs[p] for p in c.patterns)
-
-
 def saved_bytes(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    """Bytes that autograd keeps of `run`, each storage once, parameters apart; and its result."""
+    """Bytes that autograd keeps of `run`, each storage once and without parameters; its result."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
-    held: dict[int, Any] = {}  # the storages themselves, lest one's address is given out again
+    held: dict[int, Any] = {}  # the storages themselves, or an address could be given out again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -145,50 +166,60 @@ def saved_bytes(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> tupl
         return sum(storage.nbytes() for storage in held.values()), result
 
 
-def measured_work(config: RunConfig, micro_batch: int, ranks: int) -> Work:
-    """Of the dVAE or CLIP: a pass over tensors without values, by the CPU's kernels.
+def measured_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepCost:
+    """Of the dVAE or CLIP, by a pass over tensors without values, with the CPU's kernels.
 
     FLOPs are those of matrix products and convolutions, without attention's scores.
     """
-    side, value = config.reader.image_size, WIDTHS[config.parallel.precision]
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=value < FLOAT)
+    side = config.reader.image_size
+    narrow = PRECISION_BYTES[config.parallel.precision] < FLOAT_BYTES
     counter = FlopCounterMode(display=False)
-    with FakeTensorMode(), mixed, counter:
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=narrow), counter:
         images = torch.empty(micro_batch, 3, side, side)
+        # The dVAE's logits are among what autograd keeps.
+        logits, products = 0, 0.0
         module: CLIP | DVAE
         if config.stage == "dvae":
-            module = codec = DVAE(config.dvae)
-
-            def run() -> Tensor:
-                x = images.contiguous(memory_format=torch.channels_last)
-                loss: Tensor = relaxed_elb(codec, x, 1.0, 1.0).loss
-                return loss
-
-            logits, products = 0, 0.0  # among the rest
+            module = DVAE(config.dvae)
+            run = _dvae_pass(module, images)
         else:
-            module = clip = CLIP(config.clip)
-            c = clip.config
-            ids = torch.zeros(micro_batch, c.text_length, dtype=torch.int64)
-
-            def run() -> Tensor:  # encode_text itself looks at the ids' values
-                image = clip.visual(images[:, :, : c.image_size, : c.image_size])
-                text = clip.transformer(clip.token_embedding(ids) + clip.positional_embedding)
-                whole: Tensor = (
-                    image.sum() + (clip.ln_final(text) @ clip.text_projection)[:, 0].sum()
-                )
-                return whole
-
-            pairs = micro_batch * micro_batch * ranks
+            module = CLIP(config.clip)
+            run = _clip_pass(module, images)
+            pairs = micro_batch * micro_batch * world_size
             # Of images and of texts: scaled cosines, their log-softmax, its gradient.
-            logits, products = 2 * 3 * FLOAT * pairs, 2 * 6.0 * pairs * c.embedding
+            logits = 2 * 3 * FLOAT_BYTES * pairs
+            products = 2 * 6.0 * pairs * module.config.embedding
         activations, loss = saved_bytes(module.parameters(), run)
         loss.backward()
-    return Work(activations, 0, 0, logits, flops=counter.get_total_flops() + products)
+    return StepCost(activations, 0, 0, logits, flops=counter.get_total_flops() + products)
 
 
-def pass_work(config: RunConfig, micro_batch: int, ranks: int) -> Work:
+def _dvae_pass(codec: DVAE, images: Tensor) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        x = images.contiguous(memory_format=torch.channels_last)
+        loss: Tensor = relaxed_elb(codec, x, 1.0, 1.0).loss
+        return loss
+
+    return run
+
+
+def _clip_pass(clip: CLIP, images: Tensor) -> Callable[[], Tensor]:
+    c = clip.config
+    ids = torch.zeros(len(images), c.text_length, dtype=torch.int64)
+
+    def run() -> Tensor:  # encode_text would read the ids' values, which do not exist
+        image = clip.visual(images[:, :, : c.image_size, : c.image_size])
+        text = clip.transformer(clip.token_embedding(ids) + clip.positional_embedding)
+        total: Tensor = image.sum() + (clip.ln_final(text) @ clip.text_projection)[:, 0].sum()
+        return total
+
+    return run
+
+
+def step_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepCost:
+    """Of the run's stage: by formula for the transformer, by a pass without values for others."""
     if config.stage != "dalle":
-        return measured_work(config, micro_batch, ranks)
+        return measured_cost(config, micro_batch, world_size)
     assert config.transformer is not None
     execution = config.execution or Execution()
-    return transformer_work(config.transformer, execution, micro_batch, config.parallel.precision)
+    return transformer_cost(config.transformer, execution, micro_batch, config.parallel.precision)

@@ -1,4 +1,4 @@
-"""Memory of a GPU and of a rank's CPU."""
+"""The memory of a GPU, and that of the CPU for each rank."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
 from dalle1.training.parallel import dp_shard_of
-from dalle1.training.planning.flops import FLOAT, parameter_count, pass_work
+from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count, step_cost
 from dalle1.training.planning.network import compressed_matrices
 from dalle1.transformer.model import Transformer
 from dvae import DVAE, DVAEConfig
 
-LIVE = 10**9  # weights that DeepSpeed keeps whole for reuse (stage3_max_reuse_distance)
+LIVE = 10**9  # weights that DeepSpeed keeps unsharded for reuse (stage3_max_reuse_distance)
 RESERVE = 4 * 10**9  # bytes: DeepSpeed's bucket of 5e8 gradients, CUDA's context, NCCL
 
 
@@ -26,67 +26,67 @@ class Memory:
     """Bytes of a GPU at their peak, which is the beginning of a backward pass."""
 
     weights: int
-    master: int  # the weights' second copy that ZeRO 1 and 2 update
+    master: int  # the weights' second copy, which ZeRO 1 and 2 update
     gradients: int
     moments: int
     errors: int  # PowerSGD's buffers and its fixed Qs
-    gathered: int  # weights that are whole for a while under ZeRO 3
-    frozen: int  # the dVAE that encodes a transformer's pictures, of the paper's size
+    gathered: int  # weights that are unsharded for a while under ZeRO 3
+    frozen: int  # the dVAE that encodes a transformer's images, of the paper's size
     activations: int  # kept from forward to backward
-    block: int  # of the block at work: what is recomputed, and gradients of activations
+    block: int  # of one block's backward pass: what is recomputed, and gradients of activations
     copies: int  # of weights, in 16 bits
-    logits: int  # a chunk of them, and the heads' gradients that wait for the backward pass
+    logits: int  # a chunk of them, and the heads' gradients, which are kept for the backward pass
     reserve: int = RESERVE
 
     @property
     def total(self) -> int:
+        """Bytes of all parts together."""
         return sum(astuple(self))
 
 
 @cache
-def _frozen() -> int:
+def _codec_parameters() -> int:
+    """Parameters of a dVAE of the paper's size."""
     with torch.device("meta"):
         return parameter_count(DVAE(DVAEConfig()))
 
 
-def gpu_memory(config: RunConfig, module: nn.Module, ranks: int, micro_batch: int) -> Memory:
-    p, shards, count = (
-        config.parallel,
-        dp_shard_of(config.parallel, ranks),
-        parameter_count(module),
-    )
-    whole, share = FLOAT * count, FLOAT * -(-count // shards)
+def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batch: int) -> Memory:
+    """Memory of each of `world_size` GPUs that train `module` with this micro-batch."""
+    p, dp_shard = config.parallel, dp_shard_of(config.parallel, world_size)
+    count = parameter_count(module)
+    full, share = FLOAT_BYTES * count, FLOAT_BYTES * -(-count // dp_shard)
     gathered = 0
-    if p.zero_stage == 3 and (shards > 1 or p.offload == "weights"):
-        # A transformer's layers take turns; all else stands through the pass, see `Engine`.
+    if p.zero_stage == 3 and (dp_shard > 1 or p.offload == "weights"):
+        # A transformer's layers are gathered in turn, all else for the whole pass, see `Engine`.
         turns = parameter_count(module.layers) if isinstance(module, Transformer) else 0
-        gathered = FLOAT * (count - turns + min(turns, LIVE))
-    work = pass_work(config, micro_batch, ranks)
+        gathered = FLOAT_BYTES * (count - turns + min(turns, LIVE))
+    compressed = compressed_matrices(config, module, world_size)
+    cost = step_cost(config, micro_batch, world_size)
     on_gpu = p.offload == "none"
     return Memory(
-        weights=0 if p.offload == "weights" else share if p.zero_stage == 3 else whole,
+        weights=0 if p.offload == "weights" else share if p.zero_stage == 3 else full,
         master=share if p.zero_stage in (1, 2) and on_gpu else 0,
-        gradients=whole if p.zero_stage < 2 else share if on_gpu else 0,
-        moments=2 * (share if p.zero_stage else whole) if on_gpu else 0,
-        errors=FLOAT
-        * sum(m * n + max(m, n) * r for m, n, r in compressed_matrices(config, module, ranks)),
+        gradients=full if p.zero_stage < 2 else share if on_gpu else 0,
+        moments=2 * (share if p.zero_stage else full) if on_gpu else 0,
+        errors=FLOAT_BYTES * sum(m * n + max(m, n) * r for m, n, r in compressed),
         gathered=gathered,
-        frozen=FLOAT * _frozen() if config.stage == "dalle" else 0,
-        activations=work.activations,
-        block=work.block,
-        copies=work.copies,
-        logits=work.logits,
+        frozen=FLOAT_BYTES * _codec_parameters() if config.stage == "dalle" else 0,
+        activations=cost.activations,
+        block=cost.block,
+        copies=cost.copies,
+        logits=cost.logits,
     )
 
 
-def cpu_memory(config: RunConfig, module: nn.Module, ranks: int) -> dict[str, int]:
-    """Bytes of the rank that holds most."""
+def cpu_memory(config: RunConfig, module: nn.Module, world_size: int) -> dict[str, int]:
+    """Bytes on the CPU by part, of the rank that holds most."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     load: Counter[int] = Counter()
-    for name, owner in assign_owners(sizes, ranks).items():
+    for name, owner in assign_owners(sizes, world_size).items():
         load[owner] += sizes[name]
-    cpu = {"average": FLOAT * max(load.values())}
-    share = FLOAT * -(-sum(sizes.values()) // dp_shard_of(config.parallel, ranks))
+    cpu = {"average": FLOAT_BYTES * max(load.values())}
+    share = FLOAT_BYTES * -(-sum(sizes.values()) // dp_shard_of(config.parallel, world_size))
     if config.parallel.offload != "none":
         cpu |= {"master": share, "moments": 2 * share}
         cpu |= {"gradients": share} if config.parallel.zero_stage > 1 else {}

@@ -1,4 +1,4 @@
-"""Machines, and the messages between them."""
+"""Nodes, and the messages between them."""
 
 from __future__ import annotations
 
@@ -9,52 +9,58 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
+from dalle1.common.hardware import PEAKS
 from dalle1.training.config import RunConfig
 from dalle1.training.parallel import dp_shard_of
-from dalle1.training.planning.flops import FLOAT, parameter_count
+from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count
 from dalle1.training.powersgd import matrices, worth_compressing
 
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Machines to plan for. mfu is the share of `peak` that all products reach, recomputed ones
-    included; without those it is what launch/benchmark.py prints."""
+    """The GPUs and the network to plan for.
+
+    Raises ValueError that names the option whose value is out of range or does not divide.
+    """
 
     gpus: int = 8
     gpus_per_node: int = 8
     memory: float = 80.0  # GB of a GPU
     network: float = 400.0  # Gbit/s of a node, each way
+    # Share of `peak` that all products reach, recomputed ones included. Without those it is the MFU
+    # that launch/benchmark.py prints.
     mfu: float = 0.4
-    peak: float = 989.0  # TFLOP/s of a GPU: dense products, 16 bits, H100
+    peak: float = PEAKS["H100"] / 1e12  # TFLOP/s of a GPU: dense products, 16 bits
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value <= 0 or (name == "mfu" and value > 1):
-                most = " and at most 1" if name == "mfu" else ""
-                raise ValueError(f"{_flag(name)}: expected more than 0{most}, got {value}")
+                limit = " and at most 1" if name == "mfu" else ""
+                raise ValueError(f"{_flag(name)}: expected more than 0{limit}, got {value}")
         if self.gpus > self.gpus_per_node and self.gpus % self.gpus_per_node:
             below = self.gpus - self.gpus % self.gpus_per_node
             raise ValueError(
-                f"--gpus {self.gpus} must be a multiple of --gpus-per-node {self.gpus_per_node}, "
-                f"such as {below} or {below + self.gpus_per_node}"
+                f"--gpus: expected a multiple of --gpus-per-node {self.gpus_per_node}, got "
+                f"{self.gpus}; take {below} or {below + self.gpus_per_node}"
             )
 
     @property
     def nodes(self) -> int:
+        """How many nodes there are; fewer GPUs than a node has are one node."""
         return -(-self.gpus // self.gpus_per_node)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What one kind of message sends a step, in bytes."""
+    """Bytes that one kind of message sends in a step."""
 
     name: str
-    gpu: float  # by a GPU, wherever to
-    node: float  # by a node, to other nodes
+    gpu: float  # sent by a GPU, to any other
+    node: float  # sent by a node, to other nodes
 
 
-def _leaving(groups: Iterable[Sequence[int]], gpus_per_node: int) -> int:
-    """How many of the groups' rings leave a node, the most of any node."""
+def _rings_leaving_a_node(groups: Iterable[Sequence[int]], gpus_per_node: int) -> int:
+    """How many of the groups' rings leave a node: the largest count of any node."""
     nodes: Counter[int] = Counter()
     for group in groups:
         for sender, receiver in zip(group, [*group[1:], group[0]], strict=True):
@@ -64,20 +70,21 @@ def _leaving(groups: Iterable[Sequence[int]], gpus_per_node: int) -> int:
 
 
 def compressed_matrices(
-    config: RunConfig, module: nn.Module, ranks: int
+    config: RunConfig, module: nn.Module, world_size: int
 ) -> list[tuple[int, int, int]]:
-    """Rows, columns and rank of what PowerSGD compresses on a rank, see `Engine`.
+    """(rows m, columns n, approximation rank r) of what PowerSGD compresses on one GPU.
 
-    A shard has 1 / shards of a matrix's rows; the setting counts the ranks of all shards, each of
-    which is compressed to rank / shards (appendix E, table 2). Cut rows are sent as they are.
+    Each of the dp_shard shards has its part of a matrix's rows. The setting is the approximation
+    rank of all shards together, so that each is compressed to rank / dp_shard (appendix E, table
+    2). Shards that end within a row are sent as they are, see `Engine`.
     """
-    shards = dp_shard_of(config.parallel, ranks)
-    if config.compression is None or ranks == shards:
+    dp_shard = dp_shard_of(config.parallel, world_size)
+    if config.compression is None or world_size == dp_shard:
         return []
-    rank = max(1, config.compression.approximation_rank // shards)
+    rank = max(1, config.compression.approximation_rank // dp_shard)
     found = []
     for shape in matrices({name: p.shape for name, p in module.named_parameters()}).values():
-        size, columns = -(-math.prod(shape) // shards), shape[-1]
+        size, columns = -(-math.prod(shape) // dp_shard), shape[-1]
         if (
             len(shape) == 2
             and size % columns == 0
@@ -88,31 +95,34 @@ def compressed_matrices(
 
 
 def transfers(
-    config: RunConfig, cluster: ClusterSettings, module: nn.Module, accumulate: int
+    config: RunConfig, cluster: ClusterSettings, module: nn.Module, grad_accum_steps: int
 ) -> tuple[Transfer, ...]:
-    """What GPUs and nodes send a step.
+    """What GPUs and nodes send in a step.
 
-    ZeRO 1 to 3 reduce-scatter gradients inside of a group, 2 and 3 after each pass; 1 and 2 gather
-    the new weights once, 3 before each forward and each backward pass (where recomputation finds
-    them whole). Then replicas average their shards, or all ranks all gradients under ZeRO 0; by
-    PowerSGD the two factors of a matrix m x n are sent, (m + n) r numbers for m n.
+    ZeRO 1 to 3 reduce-scatter the gradients within a shard group: ZeRO 1 once a step, 2 and 3 after
+    each pass. ZeRO 1 and 2 gather the new weights once. ZeRO 3 gathers them before each forward and
+    each backward pass, and recomputation uses those of the latter. Then the replicas average their
+    shards; under ZeRO 0 all GPUs average all gradients. With PowerSGD the two factors of a matrix
+    m x n are sent, which are (m + n) r numbers in place of m n.
     """
-    ranks, stage = cluster.gpus, config.parallel.zero_stage
-    shards = dp_shard_of(config.parallel, ranks)
-    replicas = ranks // shards
-    groups = [range(first, first + shards) for first in range(0, ranks, shards)]
-    across = [range(first, ranks, shards) for first in range(shards)]
-    inside_rings, across_rings = (_leaving(g, cluster.gpus_per_node) for g in (groups, across))
-    share = (shards - 1) / shards * FLOAT * parameter_count(module)
-    values = parameter_count(module) / shards
-    values -= sum(m * n - (m + n) * r for m, n, r in compressed_matrices(config, module, ranks))
-    exchanged = 2 * (replicas - 1) / replicas * FLOAT * values
-    gathers = {1: 1, 2: 1, 3: 2 * accumulate}.get(stage, 0) * share
-    scatters = {1: 1, 2: accumulate, 3: accumulate}.get(stage, 0) * share
+    world_size, stage = cluster.gpus, config.parallel.zero_stage
+    dp_shard = dp_shard_of(config.parallel, world_size)
+    dp_replicate = world_size // dp_shard
+    shard_groups = [range(i, i + dp_shard) for i in range(0, world_size, dp_shard)]
+    replica_groups = [range(i, world_size, dp_shard) for i in range(dp_shard)]
+    shard_rings = _rings_leaving_a_node(shard_groups, cluster.gpus_per_node)
+    replica_rings = _rings_leaving_a_node(replica_groups, cluster.gpus_per_node)
+    share = (dp_shard - 1) / dp_shard * FLOAT_BYTES * parameter_count(module)
+    values = parameter_count(module) / dp_shard
+    compressed = compressed_matrices(config, module, world_size)
+    values -= sum(m * n - (m + n) * r for m, n, r in compressed)
+    exchanged = 2 * (dp_replicate - 1) / dp_replicate * FLOAT_BYTES * values
+    gathers = {1: 1, 2: 1, 3: 2 * grad_accum_steps}.get(stage, 0) * share
+    scatters = {1: 1, 2: grad_accum_steps, 3: grad_accum_steps}.get(stage, 0) * share
     return (
-        Transfer("weights, gathered", gathers, gathers * inside_rings),
-        Transfer("gradients, scattered", scatters, scatters * inside_rings),
-        Transfer("gradients, between replicas", exchanged, exchanged * across_rings),
+        Transfer("weights, gathered", gathers, gathers * shard_rings),
+        Transfer("gradients, scattered", scatters, scatters * shard_rings),
+        Transfer("gradients, between replicas", exchanged, exchanged * replica_rings),
     )
 
 

@@ -685,7 +685,7 @@ def test_a_full_disk(
         assert command.main([str(path), *own]) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"error: '{out}' is full: 00002.safetensors needs about 1.")
-        assert "kB are missing; the same command goes on\n" in said and said.count("\n") == 1
+        assert "kB are missing; the same command resumes\n" in said and said.count("\n") == 1
     assert [name for name in files(out) if "stats" not in name] == list(stamps(out))
     assert len(stamps(out)) == 2
     report = tokenize(settings_of(codec, data, out))
@@ -742,7 +742,7 @@ def test_ctrl_c(codec: tuple[str, DVAE], tmp_path: Path, workers: int) -> None:
     os.killpg(run.pid, signal.SIGINT)
     printed, said = run.communicate(timeout=60)
     assert run.returncode == 130, said
-    assert said.splitlines()[-1] == "stopped; the same command goes on"
+    assert said.splitlines()[-1] == "stopped; the same command resumes"
     assert "Traceback" not in said and not printed
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
