@@ -128,26 +128,90 @@ def test_cli_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "config.json" in capsys.readouterr().err
 
 
-PAGES = ("README.md", "docs/training.md", "docs/data.md")
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+)
+# A script or a verb, and its arguments up to the end of the code or the line.
+SCRIPT = re.compile(r"(launch/\w+\.py)([^`#\n]*)")
+VERB = re.compile(r"(?:^|`|\$ )dalle1 ([a-z]+)([^`#\n]*)", re.M)
+
+
+def unknown_flags(verb: str, rest: str) -> list[str]:
+    """Flags of a command line that the module of its verb does not know."""
+    folder = ROOT / "dalle1" / "commands"
+    source = "".join((folder / f"{name}.py").read_text() for name in (verb, "command_line"))
+    return [
+        flag
+        for flag in re.findall(r"--([a-z][\w-]*)", rest)
+        if f'"--{flag}"' not in source
+        and not re.search(rf"\b{flag.replace('-', '_')}\b", source)
+        and flag != "help"
+    ]
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """What `page.md#...` may name, as GitHub derives it from the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_what_exists(page: str) -> None:
-    """Commands and links that lead nowhere; flags that a script does not know."""
+    """Commands and links that lead nowhere; verbs that are not there; flags that a command does
+    not know."""
     text = (ROOT / page).read_text()
-    paths = re.findall(r"(?:launch|configs|docs|dalle1)/[\w./-]+\.(?:py|yaml|md|png|slurm)", text)
-    assert len(paths) >= 3
+    paths = re.findall(
+        r"(?<![\w/.])(?:launch|configs|docs|dalle1|dvae|tests)/[\w./-]+\.(?:py|yaml|md|png|slurm)",
+        text,
+    )
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    links = re.findall(r"\]\((?!http)([\w./-]+)\)", text)
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
-    for script, rest in re.findall(r"(launch/\w+\.py)([^`#\n]*)", text):
+    for link in re.findall(r"\]\((?!http)([\w./#-]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in heading_anchors(target), link
+    for script, rest in SCRIPT.findall(text):
         verb = re.search(r"dalle1\.commands\.(\w+)", (ROOT / script).read_text())
         assert verb is not None
-        source = (ROOT / "dalle1" / "commands" / f"{verb.group(1)}.py").read_text()
-        source += (ROOT / "dalle1" / "commands" / "command_line.py").read_text()
-        for flag in re.findall(r"--([a-z][\w-]*)", rest):
-            known = f'"--{flag}"' in source or re.search(rf"\b{flag.replace('-', '_')}\b", source)
-            assert known or script == "launch/plan.py", f"{script} --{flag}"
+        assert unknown_flags(verb.group(1), rest) == [], script
+    for verb_name, rest in VERB.findall(text):
+        assert verb_name in cli.VERBS
+        assert unknown_flags(verb_name, rest) == [], verb_name
+
+
+def test_pages_were_read() -> None:
+    """A search that finds no page, path, script or verb, and so nothing wrong either."""
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    assert {"README.md", "CONTRIBUTING.md", "docs/training.md", "docs/data.md"} <= set(PAGES)
+    assert {script for script, _ in SCRIPT.findall(text)} >= {"launch/train.py", "launch/rank.py"}
+    assert {verb for verb, _ in VERB.findall(text)} == set(cli.VERBS)
+    assert unknown_flags("sample", " --candidates 8 --colour") == ["colour"]
+
+
+def test_readme_lists_all_commands() -> None:
+    """A verb or a script that the README's table forgets."""
+    text = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `dalle1 (\w+)` \| (?:`(launch/\w+\.py)`)? *\|", text, re.M))
+    assert rows.keys() == cli.VERBS.keys()
+    scripts = {f"launch/{path.name}" for path in (ROOT / "launch").glob("*.py")}
+    assert {script for script in rows.values() if script} == scripts
+
+
+def test_readme_tree_names_what_exists() -> None:
+    """A line of the README's tree for a file that has moved, or a package that it forgets."""
+    text = (ROOT / "README.md").read_text()
+    tree = text.split("## What is where\n\n```\n")[1].split("```")[0]
+    named: set[Path] = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name]
+        named.add(Path(*folders))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    for package in ("dalle1", "dvae"):
+        own = {path.relative_to(ROOT) for path in (ROOT / package).glob("[!_]*")}
+        assert {path for path in own if path.suffix in ("", ".py")} <= named
 
 
 def test_readme_names_targets_that_exist() -> None:
