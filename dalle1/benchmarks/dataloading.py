@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvae
+from dalle1.common.files import add_file
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.loader import Batch, Batches
@@ -74,9 +75,7 @@ def write_photographs(folder: Path, samples: int, shards: int = 4) -> None:
                     "json": json.dumps({"caption": caption, "key": f"{i:09d}"}).encode(),
                 }
                 for extension, data in files.items():
-                    entry = tarfile.TarInfo(f"{i:09d}.{extension}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+                    add_file(tar, f"{i:09d}.{extension}", data)
 
 
 def write_tokens(folder: Path, samples: int, shards: int = 4) -> None:
@@ -141,7 +140,7 @@ def _by_reader(
     data: Path, samples: int, workers: int
 ) -> tuple[Callable[[], int], Callable[[], None]]:
     """A round, and what comes before it: workers' queues are emptied; without workers a round
-    begins anew, with the headers of the shards and the first windows of the lanes."""
+    begins anew, with the headers of the shards and the first windows of the streams."""
     batches = _reader(data).loader(workers)
 
     def take(count: int) -> None:

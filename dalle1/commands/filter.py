@@ -17,7 +17,12 @@ from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
 from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
-from dalle1.data.curation.filters import DUPLICATES, ENGLISH, FilterSettings
+from dalle1.data.curation.filters import (
+    DUPLICATES,
+    ENGLISH,
+    FilterSettings,
+    current_duplicates,
+)
 
 # Of each of `FilterSettings` what argparse is told.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -29,19 +34,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "english": {
         "choices": ENGLISH,
-        "help": "script: no other letters than Latin ones; language: also py3langid's judgment",
+        "help": "script: no other letters than Latin ones; language: also what py3langid says",
     },
     "min_english": {"type": float, "help": "least probability, of --english language"},
     "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
     "min_side": {"type": int, "help": "pixels of the shorter side"},
     "duplicates": {
+        "type": current_duplicates,
         "choices": DUPLICATES,
-        "help": "pair: the same picture and caption; picture: the same picture, any caption",
+        "help": "pair: the same image and caption; image: the same image, any caption",
     },
     "near_duplicates": {
         "type": int,
         "metavar": "BITS",
-        "help": f"drops pictures whose hashes differ in at most so many of 64 bits, 0 to "
+        "help": f"drops images whose hashes differ in at most so many of 64 bits, 0 to "
         f"{MAX_DISTANCE}; needs imagehash",
     },
 }
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told["help"] += f" (default: {'off' if field.default is None else field.default})"
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **told)
     parser.add_argument("--report", type=Path, help="file for the counts and examples (.json)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read and judge (0)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read and filter (0)")
     options = parser.parse_args(arguments)
     again = "the same command goes on"
     return exit_status(lambda: _filter(options), f"stopped; {again}", f"; {again}")

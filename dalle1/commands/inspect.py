@@ -1,7 +1,7 @@
 """Says what a data set holds and what is wrong with it: `python launch/inspect_data.py DATA`.
 
 DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
-tars, or a folder of pictures with a .txt of the same name beside each.
+tars, or a folder of images with a .txt of the same name beside each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
-from dalle1.data.curation.inspect import describe, draw_sheet, inspect
+from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +49,11 @@ def _inspect(options: argparse.Namespace) -> int:
     print(describe(report))
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(report.pictures).save(sheet)
+        draw_contact_sheet(report.images).save(sheet)
         # The sheet shortens long captions, and its font has the letters of English alone. The file
         # has another stem, or the two would be a pair to a reader of their folder.
         captions = sheet.with_name(f"{sheet.stem}_captions.txt")
-        texts = (" ".join(text.split()) for _, text in report.pictures)
+        texts = (" ".join(text.split()) for _, text in report.images)
         write_text(captions, "".join(f"{i}: {text}\n" for i, text in enumerate(texts, 1)))
         print(f"\n{sheet}, captions in full in {captions}")
     return 0

@@ -1,6 +1,6 @@
-"""Packs pictures and captions as WebDataset shards: `python launch/shard.py SOURCE OUT`.
+"""Writes images and captions as WebDataset shards: `python launch/shard.py SOURCE OUT`.
 
-SOURCE is a folder of pictures with a .txt beside each, or a .csv, .tsv or .parquet of paths and
+SOURCE is a folder of images with a .txt for each, or a .csv, .tsv or .parquet of paths and
 captions. Rows that cannot be used are left out, counted by cause and named.
 """
 
@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.data.curation.write_shards import pack
+from dalle1.data.curation.write_shards import write_shards
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("shard", __doc__)
-    parser.add_argument("source", help="folder of pictures and .txt, or .csv, .tsv, .parquet")
+    parser.add_argument("source", help="folder of images and .txt, or .csv, .tsv, .parquet")
     parser.add_argument("out", help="folder for the shards; must not hold any")
     parser.add_argument("--shard-size", type=int, default=1000, help="most samples of a shard")
     parser.add_argument(
@@ -39,15 +39,16 @@ def _whole(text: str) -> int:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    packed = pack(**vars(options), progress=sys.stderr.isatty())
-    shards = len(packed.shards)
+    written = write_shards(**vars(options), progress=sys.stderr.isatty())
+    shards = len(written.shards)
     print(
-        f"{packed.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "
-        f"{packed.bytes / 1e6:,.1f} MB: data={options.out}"
+        f"{written.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "
+        f"{written.bytes / 1e6:,.1f} MB: data={options.out}"
     )
-    if packed.skipped:
-        print(f"left out {packed.skipped.total():,} of {packed.skipped.total() + packed.samples:,}")
-        for line in packed.faults():
+    if written.skipped:
+        left_out = written.skipped.total()
+        print(f"left out {left_out:,} of {left_out + written.samples:,}")
+        for line in written.faults():
             print(f"  {line}")
     return 0
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from dalle1.clip.ranker import score
 from dalle1.common.config import SHAPES
 from dalle1.common.files import replacing, write_text
-from dalle1.data.shapes.checker import check
+from dalle1.data.shapes import check
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import Prompt
 from dalle1.generation.batches import draw_parts

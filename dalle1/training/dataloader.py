@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from dalle1.common.files import write_text
-from dalle1.data.samples import CAUSES, DAMAGED
+from dalle1.data.samples import CAUSES, DAMAGED, current_causes
 from dalle1.data.shards.index import TOKENS, Index, check_readable, make_index
-from dalle1.data.shards.loader import Batch, Batches, samples_judged, too_many_bad
+from dalle1.data.shards.loader import Batch, Batches, samples_of_share, too_many_bad
 from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import no_augmentation
 from dalle1.training.config import RunConfig
@@ -86,7 +86,7 @@ class Feed:
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` gave; ValueError where data or settings are others."""
         self._state, self._taken = state, list(state["taken"])
-        self._dropped = Counter(state["dropped"])
+        self._dropped = current_causes(state["dropped"])
         self._batches(self.index, state)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -125,20 +125,20 @@ class Feed:
             caption_key=r.caption_key,
             caption_lines=r.caption_lines,
             buffer=r.shuffle_buffer,
-            lanes=_few(whole) if whole else r.streams,
+            streams=_few(whole) if whole else r.streams,
             max_bad=r.max_bad,
             max_aspect=r.max_aspect,
             max_pixels=r.max_pixels,
             rank=0 if whole else rank(),
-            ranks=1 if whole else ranks(),
+            world_size=1 if whole else ranks(),
             state=state,
         )
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from where the run is, without end."""
         for batch in self._batches(self.index, self._state).loader(self.config.reader.workers):
-            for lane, count in batch.taken.items():
-                self._taken[lane] = count
+            for stream, count in batch.taken.items():
+                self._taken[stream] = count
             self._noticed += batch.dropped
             self._epoch, self._done = batch.epoch, self._done + 1
             yield batch
@@ -163,7 +163,7 @@ class Feed:
         dropped = {f"dropped/{cause}": float(n) for cause, n in self._all_dropped().items()}
         seen = self._judged.total()
         bad = self._judged - Counter({GOOD: seen, DAMAGED: seen})
-        if seen >= samples_judged(self.index):
+        if seen >= samples_of_share(self.index):
             r = self.config.reader
             if bad.total() > r.max_bad * seen:
                 raise too_many_bad(self.index, r.caption_key, r.max_bad, bad)
@@ -181,5 +181,5 @@ class Feed:
 
 
 def _few(count: int) -> int:
-    """Lanes for a batch that is read once: each begins in a shard of its own."""
-    return max(lanes for lanes in range(1, 17) if count % lanes == 0)
+    """Streams for a batch that is read once: each begins in a shard of its own."""
+    return max(streams for streams in range(1, 17) if count % streams == 0)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle1 import Model
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.evaluation import best_of_n as ranking
 from dalle1.evaluation.candidates import (
     ATTRIBUTES,

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle1.data import shapes
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
-from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.token_shard import TokenShard, write_token_shard
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer
