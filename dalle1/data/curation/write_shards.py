@@ -113,14 +113,8 @@ def write_shards(
         OSError: the disk is full after all; says how much is missing.
     """
     source, out = Path(source), Path(out)
-    for name, value, least in (
-        ("shard_size", shard_size, 1),
-        ("max_bytes", max_bytes, 1),
-        ("workers", workers, 1),
-        ("seed", seed, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
+    _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
+    _check_least(0, seed=seed)
     _check_unused(out)
     rows = partial(read_rows, source, image_column, caption_column)
     count, expected = 0, 0
@@ -294,6 +288,12 @@ def _closed_tar(used: int) -> int:
 def _add(tar: tarfile.TarFile, sample: SampleFiles) -> None:
     for name, data in sample.files.items():
         add_file(tar, name, data)
+
+
+def _check_least(least: int, **settings: int | None) -> None:
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
 def _check_unused(out: Path) -> None:

@@ -359,7 +359,7 @@ class _Reader:
         return planes, captions[word % len(captions)], found["__key__"]
 
     def _check_share(self, cause: str, failures: int, stream: _Stream) -> None:
-        """ValueError where too many samples of late were bad, or a whole epoch of a stream."""
+        """ValueError where too many samples of late were bad, or all of an epoch of a stream."""
         seen = self._seen
         if cause != MISSING:  # a shard that was cut short is not what is meant
             seen[cause] += 1

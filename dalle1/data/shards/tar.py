@@ -55,7 +55,7 @@ class TarSample:
         return 1 + len(self.files) - len(self.raw())
 
     def merged(self) -> int:
-        """Samples of the same key that lie right behind this one, and so are a part of it."""
+        """Samples of the same key right behind this one, which are read as a part of it."""
         names = Counter(member.name.lower() for member, _ in self.files)
         return max(names.values()) - 1
 
