@@ -19,7 +19,7 @@ from dalle1.commands import evaluate
 from dalle1.commands import main as command
 from dalle1.commands import tokenize as tokenize_command
 from dalle1.common.images import to_tensor
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.data.shards.token_shard import TokenShard
 from tests.fakes import (
     KINDS,

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import dvae
+from dalle1.common.files import add_file
 from dalle1.common.hardware import default_device
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
 from dalle1.data.shards.index import raw_samples
@@ -73,9 +74,7 @@ def write_photographs(folder: Path, samples: int, shards: int = 4) -> None:
                     "json": json.dumps({"caption": caption, "key": f"{i:09d}"}).encode(),
                 }
                 for extension, data in files.items():
-                    entry = tarfile.TarInfo(f"{i:09d}.{extension}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+                    add_file(tar, f"{i:09d}.{extension}", data)
 
 
 def write_tokens(folder: Path, samples: int, shards: int = 4) -> None:

@@ -20,7 +20,12 @@ from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
 from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
-from dalle1.data.curation.filters import DUPLICATES, ENGLISH, FilterSettings
+from dalle1.data.curation.filters import (
+    DUPLICATES,
+    ENGLISH,
+    FilterSettings,
+    current_duplicates,
+)
 
 # What argparse is told of each field of `FilterSettings`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,8 +43,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
     "min_side": {"type": int, "help": "pixels of the shorter side"},
     "duplicates": {
+        "type": current_duplicates,
         "choices": DUPLICATES,
-        "help": "pair: the same image and caption; picture: the same image, any caption",
+        "help": "pair: the same image and caption; image: the same image, any caption",
     },
     "near_duplicates": {
         "type": int,

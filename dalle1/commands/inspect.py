@@ -18,7 +18,7 @@ from PIL import Image
 
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
-from dalle1.data.curation.inspect import describe, draw_sheet, inspect
+from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,11 +54,11 @@ def _inspect(options: argparse.Namespace) -> int:
     print(describe(report))
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(report.pictures).save(sheet)
-        # The sheet shortens long captions, and its font has English letters only. The file
+        draw_contact_sheet(report.images).save(sheet)
+        # The sheet shortens long captions, and its font has the letters of English alone. The file
         # has another stem, or the two would be a pair to a reader of their folder.
         captions = sheet.with_name(f"{sheet.stem}_captions.txt")
-        texts = (" ".join(text.split()) for _, text in report.pictures)
+        texts = (" ".join(text.split()) for _, text in report.images)
         write_text(captions, "".join(f"{i}: {text}\n" for i, text in enumerate(texts, 1)))
         print(f"\n{sheet}, captions in full in {captions}")
     return 0

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.data.curation.write_shards import pack
+from dalle1.data.curation.write_shards import write_shards
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shard(options: argparse.Namespace) -> int:
-    written = pack(**vars(options), progress=sys.stderr.isatty())
+    written = write_shards(**vars(options), progress=sys.stderr.isatty())
     shards = len(written.shards)
     print(
         f"{written.samples:,} samples in {shards:,} shard{'s' * (shards != 1)}, "

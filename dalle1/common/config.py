@@ -97,6 +97,24 @@ def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()
         raise ValueError(f"{path}:\n" + "\n".join(lines)) from error
 
 
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> list[str]:
+    """What differs between two sets of settings, a text such as "grid was 8 and is 4" for each.
+
+    Args:
+        old: a missing setting counts as None.
+        new: the same. Its settings come first, in their order.
+        names: what to call some settings in the texts.
+    """
+    called = names or {}
+    return [
+        f"{called.get(name, name)} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+
+
 def save_settings(settings: Section, path: Path) -> None:
     """Writes the resolved settings, defaults included, so that `load_settings` reads them back."""
     # None is left out where it is the default, as it is of a section that was not given.

@@ -1,10 +1,12 @@
-"""Files that are whole or not there: written beside their place and then renamed; full disks."""
+"""Files that are complete or not there, by a temporary file and a rename; tars; full disks."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +19,33 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends; after an error it is
     removed and `path` is as before."""
-    beside = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def flush(file: Any) -> None:
     """Waits until what was written to an open file is on the disk: a rename may get there first."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to a tar that is open for writing. The same content is the same bytes: the file
+    has no time and no owner."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
 
 
 def size_text(count: int) -> str:
@@ -50,7 +60,11 @@ def size_text(count: int) -> str:
 def saying_what_is_missing(folder: Path, what: str, needed: int, hint: str = "") -> Iterator[None]:
     """An OSError of a full disk, in this block, becomes one that says how much is missing.
 
-    what: needs so many bytes in the folder. hint: stands at the end.
+    Args:
+        folder: where the disk is full.
+        what: is written there.
+        needed: bytes of it.
+        hint: stands at the end of the message.
     """
     try:
         yield

@@ -1,35 +1,52 @@
-"""What is wrong with samples of the web, by cause; what is in those that are good.
+"""A raw sample: its image, its captions, and the reasons why it cannot be trained on.
 
-A sample that cannot be trained on raises `Bad` with one of `CAUSES`. Converted rather than dropped
-(`pictures.to_rgb`): grey, palette, 16-bit, CMYK and transparent pictures, animations (their first
-frame), pictures that their EXIF turns, and those whose file ending is another format's.
+A bad sample raises `BadSample` with one of `CAUSES`. Converted rather than dropped
+(`common.images.to_rgb`): grey, palette, 16-bit, CMYK and transparent images, animations (their
+first frame), images that their EXIF turns, and those whose file ending is another format's.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from dalle1.data.shards.tar import Raw
+RawSample = dict[str, Any]  # its name as __key__, bytes by extension (png, txt, json ...)
 
 IMAGE_KEYS = ("png", "jpg", "jpeg", "webp")
-MAX_PIXELS = 50_000_000  # a decompression bomb, or a map
+
+# Limits of what is trained on, unless the settings say otherwise.
+MAX_PIXELS = 50_000_000  # of an image; more is a decompression bomb, or a map
+MAX_ASPECT = 20.0  # longer side / shorter side of an image
 MAX_TEXT = 2**20  # bytes of a txt or json; more would stop the tokenizer for seconds
 
-NO_PICTURE, UNREADABLE = "no picture", "unreadable picture"
-TOO_LARGE, ASPECT = "picture too large", "absurd aspect ratio"
-NO_CAPTION, EMPTY = "no caption", "empty caption"
-NOT_UTF8, NOT_JSON = "caption is not UTF-8", "json cannot be read"
-TOO_LONG = "caption too large"
-DUPLICATE = "duplicate key"
+NO_IMAGE, UNREADABLE = "no image", "unreadable image"
+IMAGE_TOO_LARGE, EXTREME_ASPECT = "image too large", "extreme aspect ratio"
+NO_CAPTION, EMPTY_CAPTION = "no caption", "empty caption"
+NOT_UTF8, INVALID_JSON = "caption is not UTF-8", "invalid json"
+CAPTION_TOO_LARGE = "caption too large"
+DUPLICATE_KEY = "duplicate key"
 DAMAGED, MISSING = "cut off by a damaged shard", "missing from its shard"
-CAUSES = (
-    *(NO_PICTURE, UNREADABLE, TOO_LARGE, ASPECT, NO_CAPTION, EMPTY, NOT_UTF8, NOT_JSON),
-    *(TOO_LONG, DUPLICATE, DAMAGED, MISSING),
-)
+OF_IMAGES = (NO_IMAGE, UNREADABLE, IMAGE_TOO_LARGE, EXTREME_ASPECT)
+OF_CAPTIONS = (NO_CAPTION, EMPTY_CAPTION, NOT_UTF8, INVALID_JSON, CAPTION_TOO_LARGE)
+CAUSES = (*OF_IMAGES, *OF_CAPTIONS, DUPLICATE_KEY, DAMAGED, MISSING)
+# Former wordings: token shards, records of filtered shards and checkpoints keep counts by cause.
+FORMER_CAUSES = {
+    "no picture": NO_IMAGE,
+    "unreadable picture": UNREADABLE,
+    "no readable picture": UNREADABLE,
+    "picture too large": IMAGE_TOO_LARGE,
+    "file too large": IMAGE_TOO_LARGE,
+    "absurd aspect ratio": EXTREME_ASPECT,
+    "aspect ratio": EXTREME_ASPECT,
+    "json cannot be read": INVALID_JSON,
+    "cut off by damage": DAMAGED,
+    "picture too small": "image too small",
+}
 
 
-class Bad(ValueError):
+class BadSample(ValueError):
     """A sample that cannot be trained on; `cause` is one of CAUSES."""
 
     def __init__(self, cause: str) -> None:
@@ -37,26 +54,43 @@ class Bad(ValueError):
         self.cause = cause
 
 
-def image_of(sample: Raw) -> bytes:
-    """The encoded picture of a sample; Bad where it has none."""
+def current_causes(counts: Mapping[str, int]) -> Counter[str]:
+    """Counts by cause of a file of any release, under the causes of this one."""
+    current: Counter[str] = Counter()
+    for cause, count in counts.items():
+        current[FORMER_CAUSES.get(cause, cause)] += count
+    return current
+
+
+def image_of(sample: RawSample) -> bytes:
+    """The encoded image of a sample.
+
+    Raises:
+        BadSample: it has none.
+    """
     for key in IMAGE_KEYS:
         if key in sample:
             data: bytes = sample[key]
             return data
-    raise Bad(NO_PICTURE)
+    raise BadSample(NO_IMAGE)
 
 
-def captions_of(sample: Raw, caption_key: str, lines: bool = False) -> list[str]:
-    """A sample's captions without space or zeros around them: its txt, or a text or list of texts
-    in its json. Bad where it has none.
+def captions_of(sample: RawSample, caption_key: str, lines: bool = False) -> list[str]:
+    """A sample's captions without space or zeros around them.
 
-    lines: each line of the txt is a caption of its own.
+    Args:
+        sample: files by extension.
+        caption_key: txt, or the name of a key of the json that holds a text or a list of texts.
+        lines: each line of the txt is a caption of its own.
+
+    Raises:
+        BadSample: it has no caption.
     """
     source: bytes | None = sample.get("txt" if caption_key == "txt" else "json")
     if source is None:
-        raise Bad(NO_CAPTION)
+        raise BadSample(NO_CAPTION)
     if len(source) > MAX_TEXT:
-        raise Bad(TOO_LONG)
+        raise BadSample(CAPTION_TOO_LARGE)
     found: Any
     try:
         if caption_key == "txt":
@@ -66,14 +100,14 @@ def captions_of(sample: Raw, caption_key: str, lines: bool = False) -> list[str]
             found = json.loads(source)[caption_key]
             found = found if isinstance(found, list) else [found]
     except UnicodeDecodeError as error:
-        raise Bad(NOT_UTF8) from error
+        raise BadSample(NOT_UTF8) from error
     except (KeyError, TypeError) as error:  # TypeError: a json that holds no keys
-        raise Bad(NO_CAPTION) from error
+        raise BadSample(NO_CAPTION) from error
     except (ValueError, RecursionError) as error:
-        raise Bad(NOT_JSON) from error
+        raise BadSample(INVALID_JSON) from error
     captions = [cleaned for text in found if isinstance(text, str) and (cleaned := _cleaned(text))]
     if not captions:
-        raise Bad(EMPTY)
+        raise BadSample(EMPTY_CAPTION)
     return captions
 
 
@@ -83,12 +117,12 @@ def _cleaned(text: str) -> str:
     return text.strip().strip("\0").strip().encode(errors="replace").decode()
 
 
-def caption_of(sample: Raw, caption_key: str) -> str:
-    """The first of a sample's captions; Bad where it has none."""
+def caption_of(sample: RawSample, caption_key: str) -> str:
+    """The first of a sample's captions, see `captions_of`."""
     return captions_of(sample, caption_key)[0]
 
 
-def caption_keys(sample: Raw) -> list[str]:
+def caption_keys(sample: RawSample) -> list[str]:
     """What `caption_key` may be for this sample: txt, and keys of the json that hold text."""
     keys = ["txt"] if "txt" in sample else []
     try:

@@ -1,13 +1,14 @@
-"""Decoding and augmentation of pictures (paper listings 1 and 2).
+"""Decoding and augmentation of images (paper listings 1 and 2).
 
-Dimensions: h w of a picture, s = min(h, w), R the model's side. Pictures are uint8 [h, w, 3].
+Dimensions: h w of an image, s = min(h, w), R the model's side. Images are uint8 [h, w, 3].
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -15,24 +16,37 @@ from einops import rearrange
 from PIL import Image
 
 from dalle1.common.images import to_rgb
-from dalle1.data.samples import ASPECT, TOO_LARGE, UNREADABLE, Bad
+from dalle1.data.samples import (
+    EXTREME_ASPECT,
+    IMAGE_TOO_LARGE,
+    MAX_ASPECT,
+    MAX_PIXELS,
+    UNREADABLE,
+    BadSample,
+)
 
 Pixels = np.ndarray  # uint8 [h, w, 3]
 Augmentation = Callable[[Pixels, int, np.random.Generator], Pixels]
 Bands = list[tuple[int, int, int, int, np.ndarray]]
-# What web pictures are, whatever their names say; PIL starts programs for some other formats.
+# What images of the web are, whatever their names say; PIL starts programs for some other formats.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-BAND = 16  # new rows at a time; each is a mix of a few old ones that lie beside each other
+BAND = 16  # new rows at a time; each is a mix of a few neighboring old ones
 
 
-def read_image(
-    data: bytes, max_pixels: int | None = None, max_aspect: float | None = None
-) -> Pixels:
-    """Pixels of an encoded picture of any mode, see `to_rgb`.
+@contextmanager
+def opened_image(
+    data: bytes, max_pixels: int | None = MAX_PIXELS, max_aspect: float | None = MAX_ASPECT
+) -> Iterator[Image.Image]:
+    """An encoded image within the limits, as PIL has it before its pixels are decoded.
 
-    max_pixels, max_aspect (longer side / shorter side): larger ones are not decoded.
+    Args:
+        data: the encoded image.
+        max_pixels: of an image that is decoded; None: any.
+        max_aspect: longer side / shorter side; None: any.
 
-    Raises Bad.
+    Raises:
+        BadSample: it is beyond a limit, or unreadable. Whatever a decoder raises inside the block
+            counts as unreadable, too: bad data cost one sample and no more.
     """
     try:
         with warnings.catch_warnings():
@@ -40,16 +54,24 @@ def read_image(
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 w, h = image.size
                 if max_pixels is not None and w * h > max_pixels:
-                    raise Bad(TOO_LARGE)
+                    raise BadSample(IMAGE_TOO_LARGE)
                 if max_aspect is not None and max(w, h) > max_aspect * min(w, h):
-                    raise Bad(ASPECT)
-                return np.asarray(to_rgb(image))
-    except Bad:
+                    raise BadSample(EXTREME_ASPECT)
+                yield image
+    except BadSample:
         raise
     except Image.DecompressionBombError as error:
-        raise Bad(TOO_LARGE) from error
-    except Exception as error:  # whatever a decoder raises on dirt costs one sample
-        raise Bad(UNREADABLE) from error
+        raise BadSample(IMAGE_TOO_LARGE) from error
+    except Exception as error:
+        raise BadSample(UNREADABLE) from error
+
+
+def read_image(
+    data: bytes, max_pixels: int | None = MAX_PIXELS, max_aspect: float | None = MAX_ASPECT
+) -> Pixels:
+    """Pixels of an encoded image of any mode, see `to_rgb`; limits and errors of `opened_image`."""
+    with opened_image(data, max_pixels, max_aspect) as image:
+        return np.asarray(to_rgb(image))
 
 
 @lru_cache(maxsize=512)  # a square crop of a few sizes is resized to a few sizes
@@ -92,9 +114,17 @@ def resize_area(
     rows: tuple[int, int] | None = None,
     columns: tuple[int, int] | None = None,
 ) -> Pixels:
-    """Each new pixel is the mean of the area it covers, then rounded to 8 bits.
+    """An image of another size, each pixel the mean of the area it covers, rounded to 8 bits.
 
-    rows, columns: first and last + 1 of those of the new picture that are wanted.
+    Args:
+        image: uint8 [h, w, 3].
+        height: rows of the new image.
+        width: its columns.
+        rows: first and last + 1 of those of the new image that are wanted; None: all.
+        columns: the same.
+
+    Returns:
+        uint8 [rows, columns, 3].
     """
     (top, bottom), (left, right) = rows or (0, height), columns or (0, width)
     h, w = image.shape[:2]
@@ -122,15 +152,15 @@ def _crop(image: Pixels, top: int, left: int, side: int) -> Pixels:
 def _resized_crop(
     image: Pixels, low: int, high: int, side: int, rng: np.random.Generator
 ) -> Pixels:
-    """A square picture to a random side in [low, high], then a random side x side crop."""
-    # A picture smaller than the model's is enlarged; the listings assume that none is.
+    """A square image to a random side in [low, high], then a random side x side crop."""
+    # An image smaller than the model's is enlarged; the listings assume that none is.
     target = max(side, int(rng.integers(low, high + 1)))
     top, left = (int(start) for start in rng.integers(0, target - side + 1, size=2))
     return resize_area(image, target, target, (top, top + side), (left, left + side))
 
 
 def middle_square(image: Pixels, side: int) -> Pixels:
-    """The largest square in the middle, scaled to `side`: what a picture is compared by."""
+    """uint8 [side, side, 3]: the largest square in the middle, scaled."""
     h, w = image.shape[:2]
     s = min(h, w)
     return resize_area(_crop(image, (h - s) // 2, (w - s) // 2, s), side, side)
@@ -142,7 +172,7 @@ def no_augmentation(image: Pixels, side: int, rng: np.random.Generator) -> Pixel
 
 
 def augment_dvae(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """Listing 1: random square crop, random resize, random crop, random horizontal flip."""
+    """uint8 [side, side, 3] by listing 1: a random square crop, resize, crop and flip."""
     h, w = image.shape[:2]
     s = min(h, w)
     image = _crop(image, int(rng.integers(0, h - s + 1)), int(rng.integers(0, w - s + 1)), s)
@@ -151,7 +181,8 @@ def augment_dvae(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
 
 
 def augment_dalle(image: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """Listing 2: a square crop from near the middle, random resize, random crop, no flip."""
+    """uint8 [side, side, 3] by listing 2: a square crop from near the middle, a random resize and
+    crop, no flip."""
     h, w = image.shape[:2]
     s = min(h, w)
     # Offsets in [3/8, 5/8] of the slack.

@@ -30,7 +30,7 @@ from dalle1.common.config import SHAPES
 from dalle1.common.files import replacing, write_text
 from dalle1.common.images import to_pil
 from dalle1.common.weights import fingerprint
-from dalle1.data.shapes.checker import check
+from dalle1.data.shapes import check
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import Prompt
 from dalle1.generation.batches import CaptionImages, draw_captions

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dalle1.common.config import SHAPES
 from dalle1.common.images import to_tensor
-from dalle1.data.samples import Bad, caption_of, image_of
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
+from dalle1.data.samples import BadSample, caption_of, image_of
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
@@ -60,7 +60,7 @@ def _captions(settings: RankSettings) -> Iterator[str]:
     for sample in raw_samples(settings.data):
         try:
             caption = caption_of(sample, settings.caption_key)
-        except Bad as error:
+        except BadSample as error:
             bad[error.cause] += 1
             continue
         yield caption
@@ -92,7 +92,7 @@ def _squares(data: str, side: int) -> Iterator[np.ndarray]:
     for sample in raw_samples(data):
         try:
             pixels = read_image(image_of(sample))
-        except Bad:
+        except BadSample:
             continue
         yield middle_square(pixels, side)
 
@@ -102,10 +102,10 @@ def training_captions(count: int) -> set[str]:
     return {shapes.make(0, i, "train", shapes.MIN_SIDE).caption for i in range(count)}
 
 
-def unseen(split: str, count: int, known: set[str]) -> list[shapes.Sample]:
+def unseen(split: str, count: int, known: set[str]) -> list[shapes.ShapesSample]:
     """The first samples of a built-in split whose captions are neither known nor repeated."""
     known = set(known)
-    found: list[shapes.Sample] = []
+    found: list[shapes.ShapesSample] = []
     index = 0
     while len(found) < count:
         candidate = shapes.make(TEST_SEED, index, split, shapes.MIN_SIDE)

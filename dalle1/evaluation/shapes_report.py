@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dalle1.common.images import contact_sheet, to_tensor
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.evaluation.candidates import verdict
 from dalle1.evaluation.plots import Figure
 from dalle1.evaluation.prompts import Prompt

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dalle1.clip.model import CLIPConfig
 from dalle1.common.config import Section, load_settings
-from dalle1.data.samples import MAX_PIXELS
+from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
 from dalle1.transformer.config import Execution, TransformerConfig
 from dvae import DVAEConfig
@@ -53,7 +53,9 @@ class DataSettings(Section):
         MAX_BAD, gt=0, le=1, description="a larger share of bad samples stops the run"
     )
     max_aspect: float | None = Field(
-        20.0, ge=1, description="images whose longer side / shorter side is larger are skipped"
+        MAX_ASPECT,
+        ge=1,
+        description="images whose longer side / shorter side is larger are skipped",
     )
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are skipped")
     workers: int = Field(0, ge=0, description="processes that decode images ahead, for each rank")

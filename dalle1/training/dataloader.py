@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from dalle1.common.files import write_text
-from dalle1.data.samples import CAUSES, DAMAGED
+from dalle1.data.samples import CAUSES, DAMAGED, current_causes
 from dalle1.data.shards.index import TOKENS, Index, check_readable, make_index
-from dalle1.data.shards.loader import Batch, Batches, samples_judged, too_many_bad
+from dalle1.data.shards.loader import Batch, Batches, samples_of_share, too_many_bad
 from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import no_augmentation
 from dalle1.training.config import RunConfig
@@ -107,7 +107,7 @@ class TrainingData:
             ValueError: the data or the settings of their order have changed.
         """
         self._state, self._taken = state, list(state["taken"])
-        self._dropped = Counter(state["dropped"])
+        self._dropped = current_causes(state["dropped"])
         self._batches(self.index, state)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -146,12 +146,12 @@ class TrainingData:
             caption_key=r.caption_key,
             caption_lines=r.caption_lines,
             buffer=r.shuffle_buffer,
-            lanes=_streams_for(shared) if shared else r.streams,
+            streams=_streams_for(shared) if shared else r.streams,
             max_bad=r.max_bad,
             max_aspect=r.max_aspect,
             max_pixels=r.max_pixels,
             rank=0 if shared else rank(),
-            ranks=1 if shared else world_size(),
+            world_size=1 if shared else world_size(),
             state=state,
         )
 
@@ -185,7 +185,7 @@ class TrainingData:
         dropped = {f"dropped/{cause}": float(n) for cause, n in self._all_dropped().items()}
         seen = self._recent.total()
         bad = self._recent - Counter({GOOD: seen, DAMAGED: seen})  # DAMAGED counts shards
-        if seen >= samples_judged(self.index):
+        if seen >= samples_of_share(self.index):
             r = self.config.reader
             if bad.total() > r.max_bad * seen:
                 raise too_many_bad(self.index, r.caption_key, r.max_bad, bad)

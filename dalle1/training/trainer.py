@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
 from dalle1.common.hardware import known_peak
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
 from dalle1.tokenizer import TOKENIZER
 from dalle1.training import checkpoints

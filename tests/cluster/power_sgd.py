@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.training.config import RunConfig
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer

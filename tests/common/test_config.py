@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from dalle1.common.config import Section, load_settings
+from dalle1.common.config import Section, differences, load_settings
 
 
 class Inner(Section):
@@ -80,3 +80,14 @@ def test_an_override_replaces_what_it_names(tmp_path: Path) -> None:
     assert load(tmp_path, "optimizer: {limit: 5}", "optimizer={}").optimizer.limit == 1
     with pytest.raises(ValueError, match="new is no section"):
         load(tmp_path, "new: 3", "new.limit=2")
+
+
+def test_differences() -> None:
+    """A setting that only one side has overlooked, or told under a name that nobody can set."""
+    old, new = {"a": 1, "b": 2, "gone": 3}, {"b": 2.5, "a": 1, "new": None, "c": "x"}
+    assert differences(old, new, {"b": "bee"}) == [
+        "bee was 2 and is 2.5",
+        "c was None and is 'x'",
+        "gone was 3 and is None",
+    ]
+    assert differences(old, dict(old)) == []

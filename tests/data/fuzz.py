@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle1.data.samples import CAUSES, MAX_PIXELS, Bad, captions_of, image_of
+from dalle1.data.samples import CAUSES, MAX_PIXELS, BadSample, captions_of, image_of
 from dalle1.data.shards import reader as reading
 from dalle1.data.shards.loader import Batches
 from dalle1.data.shards.tar import Shard
@@ -44,7 +44,7 @@ class Hang(BaseException):
 
 
 @dataclass
-class Report:
+class FuzzReport:
     """What was tried, and what came of it."""
 
     rounds: int = 0
@@ -66,7 +66,7 @@ class Report:
             ("good samples read from them", self.good),
             *((f"... {cause}", count) for cause, count in self.bad.most_common()),
             ("samples that the reader delivered", self.delivered),
-            *((f"... passed over: {cause}", count) for cause, count in self.dropped.most_common()),
+            *((f"... skipped: {cause}", count) for cause, count in self.dropped.most_common()),
             *((f"rounds refused: {why}", count) for why, count in self.refused.items()),
             ("seconds of the slowest round", f"{self.slowest:.2f}"),
             ("MB of memory that the process grew by", self.grown // 2**20),
@@ -130,12 +130,12 @@ def guarded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(rounds: int, seed: int, folder: Path, first: int = 0, batches: bool = True) -> Report:
+def fuzz(rounds: int, seed: int, folder: Path, first: int = 0, batches: bool = True) -> FuzzReport:
     """Plays the rounds; AssertionError, Hang or whatever the reader raises where it is at fault.
 
     batches: whether the whole reader is tried, too, which takes most of the time.
     """
-    report = Report()
+    report = FuzzReport()
     before = _memory()
     # A stream that breaks off is opened again after seconds, which are not waited for here.
     waits, reading.RETRIES = reading.RETRIES, ()  # type: ignore[assignment]
@@ -162,7 +162,7 @@ def _memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _round(rng: np.random.Generator, folder: Path, batches: bool, report: Report) -> None:
+def _round(rng: np.random.Generator, folder: Path, batches: bool, report: FuzzReport) -> None:
     """Two damaged shards by themselves, and then the reader on both and a healthy one."""
     how = rng.choice(["file", "gz", "pipe"], p=[0.8, 0.1, 0.1])
     end = ".tar.gz" if how == "gz" else ".tar"
@@ -207,7 +207,7 @@ def _damaged(samples: dict[str, Files], rng: np.random.Generator) -> bytes:
     return mutate(data, rng) if what < 0.75 else data
 
 
-def _read_shard(address: str, caption_key: str, report: Report) -> None:
+def _read_shard(address: str, caption_key: str, report: FuzzReport) -> None:
     shard = Shard(address)
     keys = []
     for sample in shard:
@@ -217,7 +217,7 @@ def _read_shard(address: str, caption_key: str, report: Report) -> None:
         try:
             texts = captions_of(raw, caption_key)
             pixels = read_image(image_of(raw), MAX_PIXELS)
-        except Bad as error:
+        except BadSample as error:
             report.bad[error.cause] += 1
             continue
         _check_captions(texts)
@@ -238,10 +238,10 @@ def _check_captions(texts: list[str]) -> None:
 
 
 def _read_batches(
-    address: str, wanted: dict[str, str], caption_key: str, seed: int, report: Report
+    address: str, wanted: dict[str, str], caption_key: str, seed: int, report: FuzzReport
 ) -> None:
-    """Two epochs of every lane; both must have all that is wanted, by key."""
-    settings: Any = {"lanes": 2, "buffer": 8, "max_bad": 1.0}
+    """Two epochs of every stream; both must have all that is wanted, by key."""
+    settings: Any = {"streams": 2, "buffer": 8, "max_bad": 1.0}
     try:
         batches = Batches(address, 4, SIDE, augment_dalle, seed, caption_key, **settings)
     except ValueError as error:
@@ -261,7 +261,7 @@ def _read_batches(
             report.refused["hardly a usable sample"] += 1
             return
         steps += 1
-        taken = [batch.taken[lane] for lane in range(2)]
+        taken = [batch.taken[stream] for stream in range(2)]
         assert batch.images is not None and batch.images.dtype == torch.uint8
         assert batch.images.shape == (4, 3, SIDE, SIDE) and batch.tokens is None
         assert len(batch.captions) == len(batch.keys) == len(batch.seeds) == 4

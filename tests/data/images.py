@@ -1,4 +1,4 @@
-"""Pictures and tars for the tests of the data."""
+"""Images and tars for the tests of the data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dalle1.common.files import add_file
+
 
 def encoded(number: int, kind: str = "PNG", mode: str = "RGB", side: int = 20) -> bytes:
-    """A picture of one grey, `side` high and 4 wider."""
+    """An image of one grey, `side` high and 4 wider."""
     buffer = io.BytesIO()
     pixels = np.full((side, side + 4, 3), number % 250, np.uint8)
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
@@ -24,9 +26,7 @@ def write_members(path: Path, members: Iterable[tuple[str, bytes]], mode: str = 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, data in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+            add_file(tar, name, data)
     return path
 
 

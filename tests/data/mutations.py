@@ -1,4 +1,4 @@
-"""Damage of all kinds for shards: to the bytes of a tar, and to the pictures and captions in it.
+"""Damage of all kinds for shards: to the bytes of a tar, and to the images and captions in it.
 
 Much of it is to headers, and leaves their checksum right, so that absurd things are claimed by what
 is formally a good tar.
@@ -400,7 +400,7 @@ def _flip_front(data: bytes, rng: Rng) -> bytes:
     return _flipped(data, 0, min(len(data), int(rng.choice([16, 64, 700]))), rng)
 
 
-def _no_picture(data: bytes, rng: Rng) -> bytes:
+def _no_image(data: bytes, rng: Rng) -> bytes:
     canvas = b"WEBPVP8X\x0a\0\0\0" + b"\x02\0\0\0" + b"\xff" * 6  # 2^24 pixels wide and high
     choices = [
         *(b"", bytes(900), b"<html>404</html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
@@ -413,9 +413,9 @@ def _no_picture(data: bytes, rng: Rng) -> bytes:
     return _one(rng, choices)
 
 
-PICTURE: dict[Mutation, int] = {
+IMAGE: dict[Mutation, int] = {
     **{_flip: 2, _flip_front: 4, _overwrite: 2, _cut: 3, _insert: 1, _delete: 2},
-    **{_resized: 4, _no_picture: 5},
+    **{_resized: 4, _no_image: 5},
 }
 
 
@@ -475,7 +475,7 @@ def mutated_sample(files: Files, rng: Rng) -> Files:
     elif name == "json":
         files[name] = json_rubbish(rng)
     else:
-        files[name] = _drawn(PICTURE, rng)(files[name], rng)
+        files[name] = _drawn(IMAGE, rng)(files[name], rng)
     return files
 
 

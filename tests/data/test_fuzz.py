@@ -11,7 +11,7 @@ from tests.data.mutations import TAR, headers, mutate, mutated_sample, tar_of
 
 
 def test_shards_by_themselves(tmp_path: Path) -> None:
-    """Bytes of a tar, a picture or a caption that raise what is neither damage nor Bad, or are
+    """Bytes of a tar, an image or a caption that raise neither damage nor BadSample, or are
     followed for ever; other samples by the headers alone than by the files."""
     report = fuzz(300, 1, tmp_path, batches=False)
     assert report.shards == 600
@@ -20,7 +20,7 @@ def test_shards_by_themselves(tmp_path: Path) -> None:
 
 
 def test_batches(tmp_path: Path) -> None:
-    """A damaged shard that ends a run, costs samples of a healthy one, or gets pictures of another
+    """A damaged shard that ends a run, costs samples of a healthy one, or gets images of another
     size, empty captions or names that cannot be printed into a batch."""
     report = fuzz(60, 2, tmp_path)
     assert report.delivered > 800 and len(report.dropped) >= 6 and report.refused.total() < 8

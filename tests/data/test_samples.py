@@ -1,4 +1,4 @@
-"""What is wrong with samples, by cause; pictures of every kind as RGB; captions of every script."""
+"""What is wrong with samples, by cause; images of every kind as RGB; captions of every script."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ import pytest
 from PIL import Image
 
 from dalle1.common.images import to_rgb
-from dalle1.data import samples as dirt
 from dalle1.data.samples import (
-    ASPECT,
+    CAPTION_TOO_LARGE,
     CAUSES,
-    EMPTY,
+    DAMAGED,
+    DUPLICATE_KEY,
+    EMPTY_CAPTION,
+    EXTREME_ASPECT,
+    IMAGE_KEYS,
+    IMAGE_TOO_LARGE,
+    INVALID_JSON,
     MAX_PIXELS,
     MAX_TEXT,
+    MISSING,
     NO_CAPTION,
-    NO_PICTURE,
-    NOT_JSON,
+    NO_IMAGE,
     NOT_UTF8,
-    TOO_LARGE,
-    TOO_LONG,
     UNREADABLE,
-    Bad,
+    BadSample,
+    RawSample,
     caption_keys,
     caption_of,
     captions_of,
     image_of,
 )
-from dalle1.data.shards.tar import Raw
 from dalle1.data.transforms import read_image
 from tests.data.mutations import chunk, tiny_png
 
@@ -55,7 +58,7 @@ def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) 
 
 
 def refusal(read: Callable[[], Any]) -> str:
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(BadSample) as caught:
         read()
     assert str(caught.value) == caught.value.cause
     return caught.value.cause
@@ -65,54 +68,66 @@ GOOD = encoded(NOISE)
 JPEG = encoded(NOISE, "JPEG")
 
 
-def with_txt(txt: bytes) -> tuple[Raw, str]:
+def with_txt(txt: bytes) -> tuple[RawSample, str]:
     return {"__key__": "a", "png": GOOD, "txt": txt}, "txt"
 
 
-def with_json(content: Any, key: str = "alt") -> tuple[Raw, str]:
+def with_json(content: Any, key: str = "alt") -> tuple[RawSample, str]:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     return {"__key__": "a", "png": GOOD, "json": data}, key
 
 
-def with_picture(data: bytes, extension: str = "png") -> tuple[Raw, str]:
+def with_image(data: bytes, extension: str = "png") -> tuple[RawSample, str]:
     return {"__key__": "a", extension: data, "txt": b"a red cat"}, "txt"
 
 
 BAD = [
-    (NO_PICTURE, {"__key__": "a", "txt": b"a red cat"}, "txt"),
-    (NO_PICTURE, *with_picture(GOOD, "gif")),
-    (NO_PICTURE, *with_picture(GOOD, "seg.png")),
-    (UNREADABLE, *with_picture(b"")),
-    (UNREADABLE, *with_picture(bytes(5000))),
-    (UNREADABLE, *with_picture(b"<html>404</html>", "jpg")),
-    (UNREADABLE, *with_picture(JPEG[: len(JPEG) // 2], "jpg")),
-    (UNREADABLE, *with_picture(tiny_png(9, 9))),
-    (TOO_LARGE, *with_picture(tiny_png(60_000, 60_000))),
-    (TOO_LARGE, *with_picture(tiny_png(8_000, 8_000))),
-    (ASPECT, *with_picture(encoded(np.zeros((2, 99, 3), np.uint8)))),
-    (ASPECT, *with_picture(encoded(np.zeros((99, 2, 3), np.uint8)))),
+    (NO_IMAGE, {"__key__": "a", "txt": b"a red cat"}, "txt"),
+    (NO_IMAGE, *with_image(GOOD, "gif")),
+    (NO_IMAGE, *with_image(GOOD, "seg.png")),
+    (UNREADABLE, *with_image(b"")),
+    (UNREADABLE, *with_image(bytes(5000))),
+    (UNREADABLE, *with_image(b"<html>404</html>", "jpg")),
+    (UNREADABLE, *with_image(JPEG[: len(JPEG) // 2], "jpg")),
+    (UNREADABLE, *with_image(tiny_png(9, 9))),
+    (IMAGE_TOO_LARGE, *with_image(tiny_png(60_000, 60_000))),
+    (IMAGE_TOO_LARGE, *with_image(tiny_png(8_000, 8_000))),
+    (EXTREME_ASPECT, *with_image(encoded(np.zeros((2, 99, 3), np.uint8)))),
+    (EXTREME_ASPECT, *with_image(encoded(np.zeros((99, 2, 3), np.uint8)))),
     (NO_CAPTION, {"__key__": "a", "png": GOOD}, "txt"),
     (NO_CAPTION, {"__key__": "a", "png": GOOD, "txt": b"x"}, "alt"),
     *((NO_CAPTION, *with_json(text)) for text in (b"{}", b"[]", b'["alt"]', b"7", b'"alt"')),
     *((NO_CAPTION, *with_json(text)) for text in (b"null", b"true", b"NaN")),
     (NO_CAPTION, *with_json({"alt": "x"}, "title")),
-    *((EMPTY, *with_txt(text)) for text in (b"", b" ", b" \r\n\t\f ", b"\0\0\0", b"\n\0 \0")),
-    *((EMPTY, *with_txt(text.encode())) for text in ("\ufeff", "\ufeff \n", "\u00a0\u2003\u3000")),
-    *((EMPTY, *with_json({"alt": value})) for value in (None, "", " \n", 7, [], [7, ""], {"a": 1})),
-    (EMPTY, *with_json(b'{"alt": NaN}')),
+    *(
+        (EMPTY_CAPTION, *with_txt(text))
+        for text in (b"", b" ", b" \r\n\t\f ", b"\0\0\0", b"\n\0 \0")
+    ),
+    *(
+        (EMPTY_CAPTION, *with_txt(text.encode()))
+        for text in ("\ufeff", "\ufeff \n", "\u00a0\u2003\u3000")
+    ),
+    *(
+        (EMPTY_CAPTION, *with_json({"alt": value}))
+        for value in (None, "", " \n", 7, [], [7, ""], {"a": 1})
+    ),
+    (EMPTY_CAPTION, *with_json(b'{"alt": NaN}')),
     *((NOT_UTF8, *with_txt(text)) for text in (b"B\xe4r", b"\xed\xa0\x80", b"a\xff", b"\xf0\x9f")),
     (NOT_UTF8, *with_txt("a red cat".encode("utf-16"))),
     (NOT_UTF8, *with_json(b'{"alt": "B\xe4r"}')),
-    *((NOT_JSON, *with_json(text)) for text in (b"", b"{", b"{'alt': 'x'}", b'{"alt": "x"} {}')),
-    (NOT_JSON, *with_json(b"[" * 10**5)),
-    (NOT_JSON, *with_json(b'{"alt": ' * 10**5)),
-    (TOO_LONG, *with_txt(b"x" * (MAX_TEXT + 1))),
-    (TOO_LONG, *with_json({"alt": "x", "exif": "x" * MAX_TEXT})),
+    *(
+        (INVALID_JSON, *with_json(text))
+        for text in (b"", b"{", b"{'alt': 'x'}", b'{"alt": "x"} {}')
+    ),
+    (INVALID_JSON, *with_json(b"[" * 10**5)),
+    (INVALID_JSON, *with_json(b'{"alt": ' * 10**5)),
+    (CAPTION_TOO_LARGE, *with_txt(b"x" * (MAX_TEXT + 1))),
+    (CAPTION_TOO_LARGE, *with_json({"alt": "x", "exif": "x" * MAX_TEXT})),
 ]
 
 
-def judged(sample: Raw, caption_key: str) -> str:
-    """Why the reader passes it over."""
+def cause_of(sample: RawSample, caption_key: str) -> str:
+    """Why the reader skips it."""
 
     def read() -> None:
         captions_of(sample, caption_key)
@@ -122,19 +137,19 @@ def judged(sample: Raw, caption_key: str) -> str:
 
 
 @pytest.mark.parametrize(("cause", "sample", "caption_key"), BAD)
-def test_causes(cause: str, sample: Raw, caption_key: str) -> None:
-    """Dirt that ends a run, is trained on, or is counted under another name."""
-    assert judged(sample, caption_key) == cause
+def test_causes(cause: str, sample: RawSample, caption_key: str) -> None:
+    """A bad sample that ends a run, is trained on, or is counted under another name."""
+    assert cause_of(sample, caption_key) == cause
 
 
 def test_every_cause_is_tested() -> None:
     """A cause that nothing raises, or one that is not counted as it is not listed."""
-    of_shards = {dirt.DUPLICATE, dirt.DAMAGED, dirt.MISSING}
-    assert {judged(sample, key) for _, sample, key in BAD} | of_shards == set(CAUSES)
+    of_shards = {DUPLICATE_KEY, DAMAGED, MISSING}
+    assert {cause_of(sample, key) for _, sample, key in BAD} | of_shards == set(CAUSES)
     assert len(CAUSES) == len(set(CAUSES))
 
 
-# Pictures.
+# Images.
 
 
 def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -152,7 +167,7 @@ GREY, ALPHA = NOISE[..., 0], NOISE[..., 1]
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
 def test_grey(kind: str) -> None:
-    """Grey pictures refused, or with levels that moved."""
+    """Grey images refused, or with levels that moved."""
     assert close(read_image(encoded(GREY, kind)), GREY[..., None])
 
 
@@ -207,7 +222,7 @@ def test_transparency(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1"])
 def test_a_transparent_color(mode: str) -> None:
-    """PNG's transparency of pictures without alpha overlooked."""
+    """PNG's transparency of images without alpha overlooked."""
     image = Image.fromarray(NOISE).convert(mode)
     plain = np.asarray(image.convert("RGB"))
     key: Any = image.getpixel((5, 7))
@@ -313,7 +328,7 @@ def test_exif_orientations(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535, None])
 def test_orientations_that_are_none(orientation: Any) -> None:
-    """A picture lost because its EXIF says nonsense; copies of pictures that need no turning."""
+    """An image lost because its EXIF says nonsense; copies of images that need no turning."""
     exif = Image.Exif() if orientation is None else with_exif(orientation)
     data = encoded(NOISE, exif=exif.tobytes())
     assert close(read_image(data), NOISE)
@@ -325,27 +340,27 @@ def test_orientations_that_are_none(orientation: Any) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("exif", [b"rubbish", b"II*\0\xff\xff\xff\xff", b"MM\0*"])
 def test_rubbish_for_exif(kind: str, exif: bytes) -> None:
-    """A good picture lost because of what nobody looks at."""
+    """A good image lost because of what nobody looks at."""
     flat = np.full((16, 16, 3), 77, np.uint8)
     data = encoded(flat, kind, exif=exif)
     assert exif in data and close(read_image(data), flat, 2)
 
 
 def test_names_say_nothing() -> None:
-    """Pictures refused, or read wrongly, where the ending is another format's."""
+    """Images refused, or read wrongly, where the ending is another format's."""
     kinds: list[tuple[str, Any]] = [("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {})]
     kinds += [("BMP", {}), ("TIFF", {}), ("JPEG", {"quality": 95})]
     flat = np.full((16, 12, 3), [255, 0, 0], np.uint8)
     for kind, options in kinds:
         data = encoded(flat, kind, **options)
-        for extension in dirt.IMAGE_KEYS:
+        for extension in IMAGE_KEYS:
             sample = {"__key__": "a", "txt": b"x", extension: data}
             assert close(read_image(image_of(sample)), flat, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_pictures(kind: str) -> None:
-    """Half a picture, grey below, trained on; or an error that is not Bad."""
+def test_truncated_images(kind: str) -> None:
+    """Half an image, grey below, trained on; or an error that is not BadSample."""
     options: Any = {"progressive": True} if "progressive" in kind else {}
     data = encoded(NOISE, kind.rpartition(" ")[2], **options)
     assert read_image(data).shape == NOISE.shape
@@ -354,29 +369,29 @@ def test_truncated_pictures(kind: str) -> None:
 
 
 def test_limits_are_inclusive() -> None:
-    """Pictures of exactly the size that is allowed refused, or larger ones let through."""
+    """Images of exactly the size that is allowed refused, or larger ones let through."""
     data = encoded(NOISE)
     assert read_image(data, 480, 1.2).shape == (20, 24, 3)
-    assert refusal(lambda: read_image(data, max_pixels=479)) == TOO_LARGE
-    assert refusal(lambda: read_image(data, max_aspect=1.19)) == ASPECT
+    assert refusal(lambda: read_image(data, max_pixels=479)) == IMAGE_TOO_LARGE
+    assert refusal(lambda: read_image(data, max_aspect=1.19)) == EXTREME_ASPECT
     tall = encoded(NOISE.transpose(1, 0, 2))
     assert read_image(tall, 480, 1.2).shape == (24, 20, 3)
-    assert refusal(lambda: read_image(tall, max_aspect=1.19)) == ASPECT
+    assert refusal(lambda: read_image(tall, max_aspect=1.19)) == EXTREME_ASPECT
 
 
 def test_limits_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warnings for each large picture, or another cause for those that PIL refuses by itself."""
+    """Warnings for each large image, or another cause for those that PIL refuses by itself."""
     data = encoded(NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
         assert close(read_image(data), NOISE)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
-        assert refusal(lambda: read_image(data)) == TOO_LARGE
+        assert refusal(lambda: read_image(data)) == IMAGE_TOO_LARGE
 
 
 def bombs() -> dict[str, bytes]:
-    """A few bytes that claim to be a picture of billions of pixels."""
+    """A few bytes that claim to be an image of billions of pixels."""
     size = struct.pack("<HH", 60_000, 60_000)
     canvas = b"VP8X" + struct.pack("<IB3x", 10, 2) + b"\x5f\xea\0" * 2
     webp = canvas + b"ANIM" + struct.pack("<I6x", 6)
@@ -401,7 +416,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def _refused_in_little_memory(data: bytes, causes: set[str]) -> None:
-    """Ends the process with 0 if the picture is refused though hardly any memory is left."""
+    """Ends the process with 0 if the image is refused though hardly any memory is left."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))
@@ -418,7 +433,7 @@ def _refused_in_little_memory(data: bytes, causes: set[str]) -> None:
 def test_decompression_bombs(name: str) -> None:
     """A hundred bytes that take all memory, and the run with it."""
     # A decoder that asked for the memory would get none: UNREADABLE. WebP's asks by itself.
-    causes = {TOO_LARGE, UNREADABLE} if name == "WEBP" else {TOO_LARGE}
+    causes = {IMAGE_TOO_LARGE, UNREADABLE} if name == "WEBP" else {IMAGE_TOO_LARGE}
     arguments = (bombs()[name], causes)
     process = multiprocessing.get_context("fork").Process(
         target=_refused_in_little_memory, args=arguments
@@ -443,7 +458,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage
     ],
 )
 def test_other_formats(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs started by what lies in a picture's place: Pillow hands EPS to Ghostscript."""
+    """Programs started by what lies in an image's place: Pillow hands EPS to Ghostscript."""
 
     def started(*_: Any, **__: Any) -> None:
         raise SystemExit("a program was started")
@@ -502,7 +517,7 @@ def test_lists_and_lines() -> None:
     assert captions_of(lines, "txt", lines=True) == ["one", "two", "漢字"]
     assert captions_of(lines, "txt") == ["one\r\n\n  two  \n漢字"]
     assert captions_of(listed, "alt", lines=True) == ["a", "b", "d"]
-    assert refusal(lambda: captions_of({"txt": b"\n \r\n"}, "txt", lines=True)) == EMPTY
+    assert refusal(lambda: captions_of({"txt": b"\n \r\n"}, "txt", lines=True)) == EMPTY_CAPTION
 
 
 def test_the_longest_caption() -> None:
@@ -513,7 +528,7 @@ def test_the_longest_caption() -> None:
 def test_caption_keys() -> None:
     """Hints at keys that hold no text, or an error where the json is rubbish."""
     content = {"alt": "x", "n": 7, "list": ["a", 1], "numbers": [1], "none": None, "empty": []}
-    sample: Raw = {"txt": b"x", "json": json.dumps(content).encode()}
+    sample: RawSample = {"txt": b"x", "json": json.dumps(content).encode()}
     assert caption_keys(sample) == ["txt", "alt", "list"]
     for rubbish in (b"", b"[1]", b"7", b"null", b"\xff", b"[" * 10**5, b'"alt"', b"NaN"):
         assert caption_keys({"json": rubbish}) == []
@@ -521,6 +536,6 @@ def test_caption_keys() -> None:
 
 
 def test_the_order_of_the_endings() -> None:
-    """A picture chosen by the order in the tar, so that shards differ by how they were packed."""
+    """An image chosen by the order in the tar, so that shards differ by how they were packed."""
     both = {"jpg": b"j", "png": b"p", "webp": b"w"}
     assert image_of(both) == image_of(dict(reversed(both.items()))) == b"p"

@@ -14,7 +14,7 @@ SIDE = 32
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """A picture whose pixel (y, x) is (y, x, 0)."""
+    """An image whose pixel (y, x) is (y, x, 0)."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, np.zeros_like(y)], axis=2).astype(np.uint8)
 
@@ -47,11 +47,11 @@ def test_listing_2_crops_near_the_middle() -> None:
     ("augment", "short", "low", "high"),
     [
         (augment_dvae, 500, 36, 48),  # 9/8 and 12/8 of the side
-        (augment_dvae, 40, 36, 40),  # no more than the picture has
+        (augment_dvae, 40, 36, 40),  # no more than the image has
         (augment_dvae, 34, 34, 34),
         (augment_dalle, 500, 32, 36),  # the side and 9/8 of it
         (augment_dalle, 34, 32, 34),
-        (augment_dvae, 20, 32, 32),  # ours: a smaller picture is enlarged
+        (augment_dvae, 20, 32, 32),  # ours: a smaller image is enlarged
         (augment_dalle, 20, 32, 32),
     ],
 )
@@ -73,9 +73,9 @@ def test_resize(
 
     monkeypatch.setattr(images, "resize_area", recorded)
     rng = np.random.default_rng(0)
-    picture = np.zeros((short, short + 3, 3), np.uint8)
+    image = np.zeros((short, short + 3, 3), np.uint8)
     for _ in range(300):
-        assert augment(picture, SIDE, rng).shape == (SIDE, SIDE, 3)
+        assert augment(image, SIDE, rng).shape == (SIDE, SIDE, 3)
     assert seen == set(range(low, high + 1))
 
 

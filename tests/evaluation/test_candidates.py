@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dalle1 import Model
 from dalle1.common.images import to_tensor
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.evaluation.candidates import (
     ATTRIBUTES,
     NOT_CLAIMED,

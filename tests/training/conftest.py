@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.training.config import RunConfig
 from dalle1.training.signals import Interrupted
 from dalle1.training.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny

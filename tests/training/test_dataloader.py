@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dalle1.data import shapes
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
-from dalle1.data.shapes import dataset as shapes
 from dalle1.data.shards.token_shard import TokenShard, write_token_shard
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer
@@ -50,7 +50,7 @@ def numbers() -> Iterator[str]:
 def test_bad_samples_and_epochs_are_in_the_metrics(
     tmp_path: Path, parts: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Dirt that nobody hears of; counts that begin anew with each report or resumption."""
+    """Bad samples that nobody hears of; counts that begin anew with each report or resumption."""
     keys = numbers()
     for i in range(3):
         write_shard(tmp_path / f"{i:05d}.tar", keys, 16, bad=2 * (i == 1))
@@ -58,7 +58,7 @@ def test_bad_samples_and_epochs_are_in_the_metrics(
     run_until(config, 10)
     Trainer(config, resume=True).run()
     lines = [line for line in read_metrics(tmp_path / "run") if "epoch" in line]
-    dropped = [line.get("dropped/unreadable picture", 0) for line in lines]
+    dropped = [line.get("dropped/unreadable image", 0) for line in lines]
     # 24 x 8 good samples are 4 epochs of 46 and a little.
     assert dropped == sorted(dropped) and 7 <= dropped[-1] <= 10
     assert lines[-1]["epoch"] == pytest.approx((192 + dropped[-1]) / 48)

@@ -5,8 +5,8 @@
     out/filtering/0000.npz       a shard's counts and examples, and the hashes of what stays
 
 A shard counts as done when its record is there, which is written last. Of equal samples the first
-in the order of the shards stays, so what is done to a shard hangs on those before it: a run that
-goes on takes their hashes from their records, and its shards are those of a run without a stop.
+in the order of the shards stays, so what is dropped of a shard depends on those before it. A run
+that resumes takes their hashes from their records, and writes the shards of a run without a stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,32 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dalle1.common.config import differences
 from dalle1.common.files import flush, replacing, saying_what_is_missing, write_text
 from dalle1.data.curation.dedup import DIGEST, Seen
 from dalle1.data.curation.filters import (
     CAUSES,
-    CUT,
-    NO_CAPTION,
-    NO_PICTURE,
-    OVERSIZED,
+    FORMER_DUPLICATES,
+    UNUSABLE,
+    FilterResult,
     FilterSettings,
-    Verdict,
-    judge,
+    filter_sample,
     packages,
 )
+from dalle1.data.samples import DAMAGED, FORMER_CAUSES, IMAGE_TOO_LARGE, current_causes
 from dalle1.data.shards.index import find_shards
 from dalle1.data.shards.tar import Shard
 from dalle1.data.shards.workers import ignore_signals
 
 RECORDS = "filtering"
 EXAMPLES = 3  # of each cause
-FEW, SPREAD = 64, 8  # of so many samples, of so many shards, one that is not dirt is asked for
+# One usable sample is asked for among so many, of so many shards.
+TRIED_SAMPLES, TRIED_SHARDS = 64, 8
+Examples = dict[str, list[dict[str, str]]]  # by cause: shard, key and caption of some samples
 
 
 @dataclass
-class Report:
+class FilterReport:
     """What was dropped and why; the same whether or not the run was stopped in between."""
 
     settings: dict[str, Any]
@@ -59,15 +61,15 @@ class Report:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     damaged: dict[str, str] = field(default_factory=dict)  # shards of which the rest is lost
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    examples: Examples = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The whole as a file's content."""
+        """The content of a file with all of it."""
         content = asdict(self) | {"dropped": {c: self.dropped[c] for c in CAUSES}}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def table(self) -> str:
-        """The counts by cause, an example beside each, for people."""
+        """The counts by cause, with an example of each, for people."""
         rows = [("samples", self.samples, ""), ("kept", self.kept, "")]
         for cause in CAUSES:
             if self.dropped[cause]:
@@ -88,34 +90,39 @@ def filter_shards(
     settings: FilterSettings,
     workers: int = 0,
     progress: bool = False,
-) -> Report:
-    """Writes of each shard of `data` one of the same name to `out`, which is made, with the samples
-    that stay; goes on with what a run that was stopped has done.
+) -> FilterReport:
+    """Writes of each shard of `data` one of the same name with the samples that stay; resumes where
+    a former run was stopped.
 
-    workers: processes that read and judge; what is written does not hang on their number.
+    Args:
+        data: shards, or a folder of tars.
+        out: folder for the shards, which is made.
+        settings: of the filters.
+        workers: processes that read and filter; what is written does not depend on their number.
+        progress: whether a bar is shown.
 
     Raises:
-        ValueError: data that is missing or holds nothing usable, an `out` with other shards or with
+        ValueError: data that are missing or hold nothing usable, an `out` with other shards or with
             those of other settings or data, a package that a filter needs and is not there.
+        OSError: the disk is full; says how much is missing.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
     paths, out = [Path(path) for path in find_shards(data)], Path(out)
     _check_paths(data, paths, out)
-    versions = packages(settings)
+    report = FilterReport(asdict(settings) | packages(settings))
     _check_usable(data, paths, settings)
-    _claim(out, asdict(settings) | versions, {path.name for path in paths})
-    sources = _sources(paths, settings)
-    records = [_read_record(out, source) for source in sources]
+    _claim(out, report.settings, {path.name for path in paths})
+    inputs = _inputs(paths, settings)
+    records = [_read_record(out, source) for source in inputs]
     missing = [path for path, record in zip(paths, records, strict=True) if record is None]
-    judged = _judge_all(missing, settings, workers)
+    filtered = _filter_all(missing, settings, workers)
     seen = Seen(settings.duplicates != "off", settings.near_duplicates)
-    report = Report(asdict(settings) | versions)
     bar = tqdm(total=len(paths), unit="shard", desc="filtering", disable=not progress)
     with bar:
-        for path, source, record in zip(paths, sources, records, strict=True):
+        for path, source, record in zip(paths, inputs, records, strict=True):
             if record is None:
-                record = _filter(path, out, source, next(judged), seen)
+                record = _write_filtered(path, out, source, next(filtered), seen)
             else:
                 seen.take(*_hashes(out, path.name))
             _add(report, path.name, record)
@@ -133,37 +140,39 @@ def filter_shards(
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A shard's samples, judged each by itself."""
+class FilteredShard:
+    """A shard's samples, each filtered by itself."""
 
-    verdicts: list[Verdict]
+    results: list[FilterResult]
     damage: str
-    cut: str
+    cut: str  # key of the sample that is lost in part
 
 
-class _Judging(Dataset[Judged]):
+class _FilterDataset(Dataset[FilteredShard]):
     def __init__(self, paths: Sequence[Path], settings: FilterSettings) -> None:
         self.paths, self.settings = paths, settings
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Judged:
+    def __getitem__(self, i: int) -> FilteredShard:
         shard = Shard(str(self.paths[i]))
-        verdicts = [
-            Verdict(sample.key, cause=OVERSIZED)  # it was not read
+        results = [
+            FilterResult(sample.key, cause=IMAGE_TOO_LARGE)  # it was not read
             if sample.too_large
-            else judge(sample.raw(), self.settings)
+            else filter_sample(sample.raw(), self.settings)
             for sample in shard
         ]
-        return Judged(verdicts, shard.damage, shard.cut)
+        return FilteredShard(results, shard.damage, shard.cut)
 
 
-def _judge_all(paths: Sequence[Path], settings: FilterSettings, workers: int) -> Iterator[Judged]:
-    """Shards in order, each judged by one of so many processes (0: by this one)."""
+def _filter_all(
+    paths: Sequence[Path], settings: FilterSettings, workers: int
+) -> Iterator[FilteredShard]:
+    """Shards in order, each filtered by one of so many processes (0: by this one)."""
     return iter(
         DataLoader(
-            _Judging(paths, settings),
+            _FilterDataset(paths, settings),
             batch_size=None,
             num_workers=min(workers, len(paths)),
             collate_fn=_unchanged,
@@ -172,16 +181,16 @@ def _judge_all(paths: Sequence[Path], settings: FilterSettings, workers: int) ->
     )
 
 
-def _unchanged(judged: Any) -> Any:
-    return judged
+def _unchanged(filtered: Any) -> Any:
+    return filtered
 
 
 # What is on disk.
 
 
 @dataclass(frozen=True)
-class Source:
-    """A shard to be filtered, and all that its outcome hangs on."""
+class FilterInput:
+    """A shard to be filtered, and all that its outcome depends on."""
 
     path: str
     history: str
@@ -197,15 +206,15 @@ class Record:
     samples: int
     kept: int
     dropped: dict[str, int]
-    examples: dict[str, list[dict[str, str]]]
+    examples: Examples
     damage: str
 
 
 def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
     if not paths:
         raise ValueError(
-            f"data: {data!r} holds no .tar shards; a folder of pictures with captions is packed by "
-            "launch/shard.py first"
+            f"data: {data!r} holds no .tar shards; a folder of images with captions is made into "
+            "shards by launch/shard.py first"
         )
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
@@ -227,11 +236,11 @@ def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) ->
     """ValueError for a wrong caption_key or the like, before `out` holds anything."""
     causes: Counter[str | None] = Counter()
     plain = FilterSettings(settings.caption_key)
-    some = paths[:: -(-len(paths) // SPREAD)]  # a shard may be bad from its beginning to its end
-    each = FEW // len(some)
+    some = paths[:: -(-len(paths) // TRIED_SHARDS)]  # of which one may be bad throughout
+    each = TRIED_SAMPLES // len(some)
     for sample in (sample for path in some for sample in islice(Shard(str(path)), each)):
-        cause = judge(sample.raw(), plain).cause
-        if cause not in (NO_CAPTION, NO_PICTURE):
+        cause = filter_sample(sample.raw(), plain).cause
+        if cause not in UNUSABLE:
             return
         causes[cause] += 1
     found = ", ".join(f"{n} x {cause}" for cause, n in causes.most_common()) or "none read"
@@ -255,42 +264,63 @@ def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
         )
     if path.exists():
         held = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{name} was {held.get(name)!r} and is {content.get(name)!r}"
-            for name in dict.fromkeys([*content, *held])
-            if held.get(name) != content.get(name)
-        ]
-        if differing:
+        kind = held.get("duplicates")
+        found = differences(held | {"duplicates": FORMER_DUPLICATES.get(kind, kind)}, content)
+        if found:
             raise ValueError(
                 f"out: {str(out)!r} holds shards filtered with other settings: "
-                f"{'; '.join(differing)}. Give another folder, or remove it"
+                f"{'; '.join(found)}. Give another folder, or remove it"
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _sources(paths: Sequence[Path], settings: FilterSettings) -> list[Source]:
+def _inputs(paths: Sequence[Path], settings: FilterSettings) -> list[FilterInput]:
     compared = settings.duplicates != "off" or settings.near_duplicates is not None
-    history, sources = "", []
+    history, inputs = "", []
     for path in paths:
         status = path.stat()
-        # Where samples are compared, what a shard comes to hangs on all those before it.
+        # Where samples are compared, what a shard comes to depends on all those before it.
         line = f"{history if compared else ''} {path.name} {status.st_size} {status.st_mtime_ns}"
         history = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
         # The name of a link, not of what it leads to: the shard written is called so.
-        sources.append(Source(str(path.parent.resolve() / path.name), history))
-    return sources
+        inputs.append(FilterInput(str(path.parent.resolve() / path.name), history))
+    return inputs
 
 
-def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -> Record:
+def _write_filtered(
+    path: Path, out: Path, source: FilterInput, filtered: FilteredShard, seen: Seen
+) -> Record:
     """Writes a shard and then its record."""
-    causes = [v.cause or seen.cause(v.digest, v.look) for v in judged.verdicts]
+    causes = [r.cause or seen.cause(r.digest, r.look) for r in filtered.results]
     target = out / path.name
+    _write_tar(path, target, causes)
+    pairs = list(zip(causes, filtered.results, strict=True))
+    kept = [result for cause, result in pairs if cause is None]
+    dropped = [(cause, result) for cause, result in pairs if cause is not None]
+    if filtered.cut:
+        dropped.append((DAMAGED, FilterResult(filtered.cut)))
+    record = Record(
+        source.path,
+        source.history,
+        target.stat().st_size,
+        len(kept) + len(dropped),
+        len(kept),
+        dict(Counter(cause for cause, _ in dropped)),
+        _examples(path.name, dropped),
+        filtered.damage,
+    )
+    _write_record(_record_path(out, path.name), record, kept)
+    return record
+
+
+def _write_tar(path: Path, target: Path, causes: Sequence[str | None]) -> None:
+    """The samples of a tar without a cause to drop them, all their files as they were."""
     with (
-        saying_what_is_missing(out, target.name, path.stat().st_size),
-        replacing(target) as beside,
-        beside.open("wb") as file,
+        saying_what_is_missing(target.parent, target.name, path.stat().st_size),
+        replacing(target) as temporary,
+        temporary.open("wb") as file,
     ):
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
             tar: Any = opened
@@ -301,45 +331,36 @@ def _filter(path: Path, out: Path, source: Source, judged: Judged, seen: Seen) -
                     tar.addfile(member, io.BytesIO(data))
                 tar.members = []
         flush(file)
-    kept = [v for v, cause in zip(judged.verdicts, causes, strict=True) if cause is None]
-    dropped = [
-        (cause, v) for v, cause in zip(judged.verdicts, causes, strict=True) if cause is not None
-    ]
-    if judged.cut:
-        dropped.append((CUT, Verdict(judged.cut)))
-    examples: dict[str, list[dict[str, str]]] = {}
-    for cause, v in dropped:
+
+
+def _examples(shard: str, dropped: Sequence[tuple[str, FilterResult]]) -> Examples:
+    """The first dropped samples of each cause."""
+    examples: Examples = {}
+    for cause, result in dropped:
         if len(examples.setdefault(cause, [])) < EXAMPLES:
-            text = {"shard": path.name, "key": v.key, "caption": v.caption[:200]}
+            text = {"shard": shard, "key": result.key, "caption": result.caption[:200]}
             # Names and captions need not be valid Unicode; a report must be.
             valid = {k: s.encode(errors="replace").decode() for k, s in text.items()}
             examples[cause].append(valid)
-    record = Record(
-        source.path,
-        source.history,
-        target.stat().st_size,
-        len(kept) + len(dropped),
-        len(kept),
-        dict(Counter(cause for cause, _ in dropped)),
-        examples,
-        judged.damage,
-    )
-    with replacing(_record_path(out, path.name)) as beside, beside.open("wb") as file:
+    return examples
+
+
+def _write_record(path: Path, record: Record, kept: Sequence[FilterResult]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             record=np.frombuffer(json.dumps(asdict(record)).encode(), np.uint8),
-            digests=np.frombuffer(b"".join(v.digest for v in kept), np.uint8),
-            looks=np.array([v.look for v in kept], np.uint64),
+            digests=np.frombuffer(b"".join(r.digest for r in kept), np.uint8),
+            looks=np.array([r.look for r in kept], np.uint64),
         )
         flush(file)
-    return record
 
 
 def _record_path(out: Path, name: str) -> Path:
     return out / RECORDS / Path(name).with_suffix(".npz")
 
 
-def _read_record(out: Path, source: Source) -> Record | None:
+def _read_record(out: Path, source: FilterInput) -> Record | None:
     """The record of a shard that is done; None: it must be done (again)."""
     name = Path(source.path).name
     try:
@@ -355,7 +376,10 @@ def _read_record(out: Path, source: Source) -> Record | None:
     made = out / name
     if record.history != source.history or not made.is_file():
         return None
-    return record if made.stat().st_size == record.bytes else None
+    if made.stat().st_size != record.bytes:
+        return None
+    examples = {FORMER_CAUSES.get(c, c): found for c, found in record.examples.items()}
+    return replace(record, dropped=dict(current_causes(record.dropped)), examples=examples)
 
 
 def _hashes(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -363,7 +387,7 @@ def _hashes(out: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         return file["digests"].reshape(-1, DIGEST), file["looks"]
 
 
-def _add(report: Report, name: str, record: Record) -> None:
+def _add(report: FilterReport, name: str, record: Record) -> None:
     report.shards += 1
     report.samples += record.samples
     report.kept += record.kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -11,26 +11,49 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dalle1.common.images import to_rgb
 from dalle1.data.curation import caption_filters as captions
 from dalle1.data.curation.dedup import DIGEST, DUPLICATE, MAX_DISTANCE, NEAR_DUPLICATE
-from dalle1.data.samples import Bad, caption_of, image_of
-from dalle1.data.shards.tar import Raw
-from dalle1.data.transforms import FORMATS
+from dalle1.data.samples import (
+    DAMAGED,
+    EXTREME_ASPECT,
+    IMAGE_TOO_LARGE,
+    NO_IMAGE,
+    OF_CAPTIONS,
+    UNREADABLE,
+    BadSample,
+    RawSample,
+    caption_of,
+    image_of,
+)
+from dalle1.data.transforms import opened_image
 
-NO_CAPTION, NO_PICTURE = "no caption", "no readable picture"
 BOILERPLATE, TOO_SHORT, NOT_ENGLISH = "mostly boilerplate", "caption too short", "not English"
-TOO_SMALL, ASPECT = "picture too small", "aspect ratio"
-CUT, OVERSIZED = "cut off by damage", "file too large"
+IMAGE_TOO_SMALL = "image too small"
+# Samples that are no pairs at all, by the causes of `data.samples`.
+UNUSABLE = (*OF_CAPTIONS, NO_IMAGE, UNREADABLE, IMAGE_TOO_LARGE)
 # In the order of the checks: a sample is dropped for the first that it fails.
 CAUSES = (
-    *(NO_CAPTION, NO_PICTURE, BOILERPLATE, TOO_SHORT, NOT_ENGLISH, ASPECT, TOO_SMALL),
-    *(DUPLICATE, NEAR_DUPLICATE, CUT, OVERSIZED),
+    *(*UNUSABLE, BOILERPLATE, TOO_SHORT, NOT_ENGLISH, EXTREME_ASPECT, IMAGE_TOO_SMALL),
+    *(DUPLICATE, NEAR_DUPLICATE, DAMAGED),
 )
 ENGLISH = ("off", "script", "language")
-DUPLICATES = ("off", "pair", "picture")
+DUPLICATES = ("off", "pair", "image")
+FORMER_DUPLICATES = {"picture": "image"}
+
+
+def current_duplicates(value: str) -> str:
+    """A value of `duplicates` under its name of today; warns of a former one."""
+    current = FORMER_DUPLICATES.get(value, value)
+    if current != value:
+        warnings.warn(
+            f"duplicates: {value!r} is called {current!r} now; the former name works for one more "
+            "release",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return current
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,11 @@ class FilterSettings:
     min_english: float = 0.02  # probability, of 'language'
     max_aspect: float = 2.0  # longer side / shorter side; 0: any
     min_side: int = 0  # pixels of the shorter side
-    duplicates: str = "pair"  # off | pair: picture and caption | picture: whatever the caption
-    near_duplicates: int | None = None  # bits by which hashes of pictures differ at most; None: off
+    duplicates: str = "pair"  # off | pair: image and caption | image: whatever the caption
+    near_duplicates: int | None = None  # bits by which hashes of images differ at most; None: off
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "duplicates", current_duplicates(self.duplicates))
         for name, choices in (("english", ENGLISH), ("duplicates", DUPLICATES)):
             if getattr(self, name) not in choices:
                 expected = ", ".join(choices)
@@ -67,14 +91,14 @@ class FilterSettings:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a sample shows by itself."""
+class FilterResult:
+    """What the filters find of a sample by itself."""
 
     key: str
     caption: str = ""
     cause: str | None = None  # why it is dropped
     digest: bytes = b""  # of what makes it the same as another
-    look: int = 0  # 64 bits, few of which differ between pictures that look alike
+    look: int = 0  # 64 bits, few of which differ between images that look alike
 
 
 def caption_cause(caption: str, settings: FilterSettings) -> str | None:
@@ -91,47 +115,50 @@ def caption_cause(caption: str, settings: FilterSettings) -> str | None:
 
 
 def size_cause(width: int, height: int, settings: FilterSettings) -> str | None:
-    """Why a picture of that size is not trained on; None: it may stay."""
-    # Of a longer picture the square crops would often miss what the caption tells of.
+    """Why an image of that size is not trained on; None: it may stay."""
+    # Of a longer image the square crops would often miss what the caption tells of.
     if settings.max_aspect and max(width, height) > settings.max_aspect * min(width, height):
-        return ASPECT
-    return TOO_SMALL if min(width, height) < settings.min_side else None
+        return EXTREME_ASPECT
+    return IMAGE_TOO_SMALL if min(width, height) < settings.min_side else None
 
 
-def judge(sample: Raw, settings: FilterSettings) -> Verdict:
-    """Looks at one sample; dirt of any kind is a cause, never an error."""
+def filter_sample(sample: RawSample, settings: FilterSettings) -> FilterResult:
+    """What the filters find of one sample; whatever is wrong with it is a cause, never an error."""
     key: str = sample["__key__"]
+    caption = ""
     try:
         caption = caption_of(sample, settings.caption_key)
-    except Bad:
-        return Verdict(key, cause=NO_CAPTION)
-    try:
         data = image_of(sample)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened_image(data, max_pixels=None, max_aspect=None) as image:
             width, height = image.size
-    except Exception:  # whatever a decoder raises on dirt
-        return Verdict(key, caption, NO_PICTURE)
-    cause = caption_cause(caption, settings) or size_cause(width, height, settings)
-    if cause:
-        return Verdict(key, caption, cause)
-    look = 0
-    if settings.near_duplicates is not None:
-        imagehash = _imagehash()
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                bits = imagehash.phash(to_rgb(image)).hash
-        except Exception:  # its header was whole, its pixels are not
-            return Verdict(key, caption, NO_PICTURE)
-        look = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    digest = b""
-    if settings.duplicates != "off":
-        made = hashlib.blake2b(data, digest_size=DIGEST)
-        if settings.duplicates == "pair":
-            # The length sets the caption apart from the picture's last bytes.
-            text = caption.encode(errors="surrogatepass")
-            made.update(text + len(text).to_bytes(8, "big"))
-        digest = made.digest()
-    return Verdict(key, caption, None, digest, look)
+        cause = caption_cause(caption, settings) or size_cause(width, height, settings)
+        if cause:
+            return FilterResult(key, caption, cause)
+        look = 0 if settings.near_duplicates is None else _look(data)
+    except BadSample as error:
+        return FilterResult(key, caption, error.cause)
+    return FilterResult(key, caption, None, _digest(data, caption, settings.duplicates), look)
+
+
+def _look(data: bytes) -> int:
+    """64 bits of an image's shapes, by a perceptual hash. Raises BadSample."""
+    imagehash = _imagehash()
+    # The header alone was read before: the pixels may be unreadable.
+    with opened_image(data, max_pixels=None, max_aspect=None) as image:
+        bits = imagehash.phash(to_rgb(image)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _digest(data: bytes, caption: str, duplicates: str) -> bytes:
+    """Of what makes a sample the same as another; empty where nothing does."""
+    if duplicates == "off":
+        return b""
+    digest = hashlib.blake2b(data, digest_size=DIGEST)
+    if duplicates == "pair":
+        # The length sets the caption apart from the image's last bytes.
+        text = caption.encode(errors="surrogatepass")
+        digest.update(text + len(text).to_bytes(8, "big"))
+    return digest.digest()
 
 
 @lru_cache(maxsize=1)
@@ -143,7 +170,11 @@ def _imagehash() -> Any:
 
 
 def packages(settings: FilterSettings) -> dict[str, str]:
-    """The versions of the packages that decide; ValueError for one that is not there."""
+    """The versions of the packages that decide.
+
+    Raises:
+        ValueError: one that a filter needs is not installed.
+    """
     versions = {}
     if settings.english == "language":
         captions.identifier()

@@ -1,6 +1,6 @@
-"""Views of the pictures of raw shards, decoded ahead of the dVAE that encodes them (listing 2).
+"""Views of the images of raw shards, decoded ahead of the dVAE that encodes them (listing 2).
 
-Dimensions: b samples, v views of each, R side of a picture in pixels.
+Dimensions: b samples, v views of each, R side of a view in pixels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dalle1.common.config import Section
 from dalle1.data.samples import (
     DAMAGED,
-    DUPLICATE,
+    DUPLICATE_KEY,
+    IMAGE_TOO_LARGE,
+    MAX_ASPECT,
     MAX_PIXELS,
     NO_CAPTION,
-    TOO_LARGE,
-    Bad,
+    BadSample,
+    RawSample,
     caption_keys,
     captions_of,
     image_of,
 )
-from dalle1.data.shards.tar import MAX_BYTES, RETRIES, Raw, Sample, Shard, is_stream
+from dalle1.data.shards.tar import MAX_BYTES, RETRIES, Shard, TarSample, is_remote
 from dalle1.data.transforms import augment_dalle, no_augmentation, read_image
 
 
@@ -43,13 +45,18 @@ class ViewSettings(Section):
 
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
     caption_lines: bool = Field(False, description="each line of the txt is a caption of its own")
-    views: int = Field(1, ge=1, description="draws of each picture, for as many epochs")
+    views: int = Field(1, ge=1, description="crops of each image, for as many epochs")
     augment: bool = Field(False, description="views are crops of listing 2; else the middle square")
     seed: int = Field(0, ge=0, description="of the views")
     max_aspect: float = Field(
-        20.0, ge=1, allow_inf_nan=False, description="longer side / shorter side; more is dirt"
+        MAX_ASPECT,
+        ge=1,
+        allow_inf_nan=False,
+        description="longer side / shorter side; images beyond are skipped",
     )
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="of a picture; more is dirt")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, description="of an image; larger ones are skipped, undecoded"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ViewSettings:
@@ -69,9 +76,9 @@ class ViewSettings(Section):
 
 @dataclass
 class End:
-    """What there is to say of a raw shard when it is read."""
+    """What is known of a raw shard once it is read."""
 
-    bytes: int | None = None  # none: streamed
+    bytes: int | None = None  # none: remote
     dropped: Counter[str] = field(default_factory=Counter)  # samples by cause
     there: Counter[str] = field(default_factory=Counter)  # keys of text where a caption is missing
     damage: str = ""
@@ -79,12 +86,12 @@ class End:
 
 
 class Chunk(NamedTuple):
-    """Good samples of a shard that lie behind one another; the last chunk has an end."""
+    """Consecutive good samples of a shard; the last chunk of a shard has an end."""
 
     shard: int
     keys: list[str]
     captions: list[list[str]]
-    pictures: Tensor  # uint8 [b * v, 3, R, R]
+    images: Tensor  # uint8 [b * v, 3, R, R]
     end: End | None
 
 
@@ -94,7 +101,14 @@ class Decoding(IterableDataset[Chunk]):
     def __init__(
         self, addresses: Sequence[str], settings: ViewSettings, at_once: int, side: int
     ) -> None:
-        """at_once: pictures of a chunk. side: of a view, in pixels."""
+        """The chunks of some shards.
+
+        Args:
+            addresses: of the shards.
+            settings: what is taken of a sample.
+            at_once: views of a chunk, at most.
+            side: of a view, in pixels.
+        """
         self._addresses, self._settings = addresses, settings
         self._at_once, self._side = max(1, at_once // settings.views), side
 
@@ -115,8 +129,8 @@ def _decode(
     def chunk(last: End | None) -> Chunk:
         keys, captions = [key for key, _, _ in held], [texts for _, texts, _ in held]
         empty = np.empty((0, side, side, 3), np.uint8)
-        pictures = np.concatenate([empty, *(views for _, _, views in held)])
-        planes = torch.from_numpy(rearrange(pictures, "n h w c -> n c h w").copy())
+        images = np.concatenate([empty, *(views for _, _, views in held)])
+        planes = torch.from_numpy(rearrange(images, "n h w c -> n c h w").copy())
         held.clear()
         return Chunk(number, keys, captions, planes, last)
 
@@ -124,15 +138,15 @@ def _decode(
         end.bytes = size_of(address)  # before it is read: it may be changed meanwhile
         for sample in _samples(shard):
             raw = sample.raw()
-            end.dropped[DUPLICATE] += _glued(sample)
+            end.dropped[DUPLICATE_KEY] += sample.merged()
             try:
                 if sample.key in known:
-                    raise Bad(DUPLICATE)
+                    raise BadSample(DUPLICATE_KEY)
                 known.add(sample.key)
                 if sample.too_large:
-                    raise Bad(TOO_LARGE)
+                    raise BadSample(IMAGE_TOO_LARGE)
                 held.append((sample.key, *_captions_and_views(raw, settings, side)))
-            except Bad as error:
+            except BadSample as error:
                 end.dropped[error.cause] += 1
                 if error.cause == NO_CAPTION:
                     end.there.update(caption_keys(raw))
@@ -146,10 +160,10 @@ def _decode(
     yield chunk(end)
 
 
-def _samples(shard: Shard) -> Iterator[Sample]:
-    """Samples in order; of a stream that breaks off it is tried whether there are more."""
-    taken, stream = 0, is_stream(shard.address)
-    waits = iter(RETRIES if stream else ())
+def _samples(shard: Shard) -> Iterator[TarSample]:
+    """Samples in order; a remote tar that breaks off is opened again."""
+    taken, remote = 0, is_remote(shard.address)
+    waits = iter(RETRIES if remote else ())
     while True:
         try:
             for sample in islice(shard, taken, None):
@@ -159,7 +173,7 @@ def _samples(shard: Shard) -> Iterator[Sample]:
             if not why:
                 return
             if (wait := next(waits, None)) is None:
-                if stream and not taken:  # an address that is wrong, or a server that is down
+                if remote and not taken:  # an address that is wrong, or a server that is down
                     raise OSError(why)
                 return
         except OSError as error:
@@ -170,32 +184,26 @@ def _samples(shard: Shard) -> Iterator[Sample]:
         time.sleep(wait)
 
 
-def _glued(sample: Sample) -> int:
-    """Samples of the same key that lie right behind it, and so are no samples of their own."""
-    endings = Counter(member.name.lower() for member, _ in sample.files)
-    return max(endings.values()) - 1
-
-
 def _captions_and_views(
-    raw: Raw, settings: ViewSettings, side: int
+    raw: RawSample, settings: ViewSettings, side: int
 ) -> tuple[list[str], np.ndarray]:
-    """All captions; uint8 [v, R, R, 3]. Raises Bad."""
+    """All captions; uint8 [v, R, R, 3]. Raises BadSample."""
     captions = captions_of(raw, settings.caption_key, settings.caption_lines)
-    picture = read_image(image_of(raw), settings.max_pixels, settings.max_aspect)
+    image = read_image(image_of(raw), settings.max_pixels, settings.max_aspect)
     augmentation = augment_dalle if settings.augment else no_augmentation
     views = [
-        augmentation(picture, side, draws(settings.seed, raw["__key__"], view))
+        augmentation(image, side, view_rng(settings.seed, raw["__key__"], view))
         for view in range(settings.views)
     ]
     return captions, np.stack(views)
 
 
-def draws(seed: int, key: str, view: int) -> np.random.Generator:
-    """What a view is drawn with, whoever draws it."""
+def view_rng(seed: int, key: str, view: int) -> np.random.Generator:
+    """The random numbers of a sample's view, a function of the arguments alone."""
     text = f"{seed} {view} {key}".encode(errors="surrogatepass")  # names are any bytes
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest(), "little"))
 
 
 def size_of(address: str) -> int | None:
-    """Bytes of a shard on a disk; None for a stream."""
-    return None if is_stream(address) else Path(address).stat().st_size
+    """Bytes of a shard on a disk; None for a remote one."""
+    return None if is_remote(address) else Path(address).stat().st_size

@@ -1,12 +1,13 @@
-"""Raw shards to token shards: a frozen dVAE encodes every picture once (paper section 2).
+"""Raw shards to token shards: a frozen dVAE encodes every image once (paper section 2).
 
     out/00012.safetensors   of 00012.tar the good samples: tokens, keys and all captions
     out/00012_stats.json    how many they are, and the bad ones by cause
 
-A shard is done when its file is there, and files are whole or not there: a run that was stopped
-goes on. Neither ranks nor workers change what is written, nor does batch_size but for rounding.
+A shard is done when its file is there, and files are complete or not there, so that a run which was
+stopped resumes. Neither ranks nor workers change what is written, nor does batch_size but for
+rounding.
 
-Dimensions: b samples, v views of each, R side of a picture in pixels, m tokens of a picture.
+Dimensions: b samples, v views of each, R side of a view in pixels, m tokens of a view.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dalle1 import registry
+from dalle1.common.config import differences
 from dalle1.common.weights import check_finite, device_of, fingerprint
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
 from dalle1.data.samples import CAUSES
@@ -43,8 +45,14 @@ from dalle1.data.shards.index import (
     stats_path,
     write_stats,
 )
-from dalle1.data.shards.tar import is_stream
-from dalle1.data.shards.token_shard import END, Source, TokenSettings, TokenShard, write_token_shard
+from dalle1.data.shards.tar import is_remote
+from dalle1.data.shards.token_shard import (
+    END,
+    SourceShard,
+    TokenSettings,
+    TokenShard,
+    write_token_shard,
+)
 from dalle1.data.shards.workers import ending_workers, ignore_signals
 from dvae.codec import Codec
 
@@ -54,7 +62,7 @@ NAMES = {"dvae": "codec", "augmented": "augment", "codebook_size": "codec"}
 
 
 class TokenizeSettings(ViewSettings):
-    """Everything that token shards depend on, and how they are made."""
+    """All that token shards depend on, and how they are made."""
 
     renamed: ClassVar = {"dvae_model": "codec"}
 
@@ -62,18 +70,18 @@ class TokenizeSettings(ViewSettings):
     out: str = Field(description="folder of the token shards; on several machines, a shared one")
     codec: str = Field(description="folder of the codec that encodes: of stage one, say")
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
-    batch_size: int = Field(64, ge=1, description="pictures encoded at once")
+    batch_size: int = Field(64, ge=1, description="images encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
 
 
 @dataclass
-class Report:
-    """What became of a rank's shards; those passed over are in the counts of samples too."""
+class TokenizeReport:
+    """What became of a rank's shards; the counts of samples include the skipped shards."""
 
     done: int = 0  # shards
-    passed_over: int = 0  # shards that a former run has done
+    skipped: int = 0  # shards that a former run has done
     samples: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # by cause
@@ -81,7 +89,7 @@ class Report:
 
     def table(self) -> str:
         """The counts, for people."""
-        rows = [("shards done", self.done), ("passed over", self.passed_over)]
+        rows = [("shards done", self.done), ("skipped", self.skipped)]
         rows += [("samples", self.samples), ("kept", self.kept)]
         rows += [(cause, self.dropped[cause]) for cause in CAUSES if self.dropped[cause]]
         lines = [f"{name:<28}{count:>13,}" for name, count in rows]
@@ -92,20 +100,27 @@ class Report:
 def tokenize(
     settings: TokenizeSettings,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     device: str | torch.device = "cpu",
     progress: bool = False,
-) -> Report:
-    """Writes the token shards of every `ranks`-th raw shard from number `rank` on; those that are
-    done are passed over. Ranks need not know of each other.
+) -> TokenizeReport:
+    """Writes the token shards of every `world_size`-th raw shard from number `rank` on; those that
+    are done are skipped. Ranks need not know of each other.
+
+    Args:
+        settings: what is encoded, and how.
+        rank: of this process.
+        world_size: number of ranks.
+        device: where the images are encoded.
+        progress: whether a bar is shown.
 
     Raises:
-        ValueError: data that is missing or of another kind, a dVAE that does not fit, an `out` with
-            other shards or with those of other settings, not one usable sample.
+        ValueError: data that are missing or of another kind, a dVAE that does not fit, an `out`
+            with other shards or with those of other settings, not one usable sample.
         OSError: a shard cannot be read; the disk is full, and how much is missing.
     """
-    if not 0 <= rank < ranks:
-        raise ValueError(f"rank {rank} of {ranks} ranks: RANK and WORLD_SIZE do not fit")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} ranks: RANK and WORLD_SIZE do not fit")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     codec = _load(settings)
@@ -113,43 +128,24 @@ def tokenize(
     made_with = _made_with(settings, codec)
     addresses, out = _raw_shards(settings.data), Path(settings.out)
     targets = _targets(addresses, out)
-    own = range(rank, len(addresses), ranks)
+    own = range(rank, len(addresses), world_size)
     _check_others(out, targets, own, made_with)
-    report, there = Report(), Counter[str]()
-    missing = []
-    for i in own:
-        shard = _opened(targets[i], made_with)
-        if (
-            shard is None
-            or shard.source.bytes != size_of(addresses[i])
-            or (shard.source.damage and is_stream(addresses[i]))  # it may be whole today
-        ):
-            missing.append(i)
-            continue
-        report.passed_over += 1
-        _add(report, shard.count, shard.source)
-        if not stats_path(targets[i]).is_file():  # stopped between the two
-            _write_stats(targets[i], shard.count, shard.source)
+    report = TokenizeReport()
+    missing = [i for i in own if not _skipped(addresses[i], targets[i], made_with, report)]
     if missing:
         _check_captions(settings, addresses)
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(codec, nn.Module):
             codec.to(device)
-    bar = tqdm(total=len(own), initial=report.passed_over, unit="shard", disable=not progress)
+    text_keys = Counter[str]()  # where a caption is missing
+    bar = tqdm(total=len(own), initial=report.skipped, unit="shard", disable=not progress)
     with bar:
         for number, made, end in _encoded(codec, settings, [addresses[i] for i in missing], side):
-            i = missing[number]
-            source = Source(_source_name(targets[i]), end.bytes, dict(+end.dropped), end.damage)
-            write_token_shard(
-                targets[i], made.keys, made.captions, made.all_tokens(made_with), made_with, source
-            )
-            _write_stats(targets[i], len(made.keys), source)
-            _add(report, len(made.keys), source)
-            there.update(end.there)
-            report.done += 1
+            _write(targets[missing[number]], made, end, made_with, report)
+            text_keys.update(end.there)
             bar.update()
     if own and not report.kept:
-        keys = ", ".join(key for key, _ in there.most_common())
+        keys = ", ".join(key for key, _ in text_keys.most_common())
         raise ValueError(
             no_good(settings.data, settings.caption_key, report.dropped)
             + (f"; keys that are there: {keys}" if keys else "")
@@ -207,8 +203,8 @@ def _raw_shards(data: str) -> list[str]:
     kind = kind_of(data, addresses)
     if kind == PAIRS:
         raise ValueError(
-            f"data: {data!r} holds no .tar shards; a folder of pictures with captions is packed by "
-            "launch/shard.py first"
+            f"data: {data!r} holds no .tar shards; a folder of images with captions is made into "
+            "shards by launch/shard.py first"
         )
     if kind == TOKENS:
         raise ValueError(f"data: {data!r} holds token shards already; give the raw ones")
@@ -218,7 +214,7 @@ def _raw_shards(data: str) -> list[str]:
 def shard_name(address: str) -> str:
     """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
     nothing ends in .tar."""
-    if is_stream(address):
+    if is_remote(address):
         found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address)
         return str(found[-1]) if found else ""
     return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name)
@@ -230,7 +226,7 @@ def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
         raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
     targets: dict[Path, str] = {}
     for i, address in enumerate(addresses):
-        if not is_stream(address) and Path(address).parent.resolve() == out.resolve():
+        if not is_remote(address) and Path(address).parent.resolve() == out.resolve():
             raise ValueError(f"out: {str(out)!r} is where {address} is; give another folder")
         target = out / f"{shard_name(address) or f'{i:05d}'}{END}"
         if target in targets:
@@ -259,27 +255,37 @@ def _check_others(
 
 
 def _opened(path: Path, made_with: TokenSettings) -> TokenShard | None:
-    """A token shard of an earlier run, None where there is no whole one; ValueError for one of
-    other settings."""
+    """A token shard of an earlier run, None where there is none that is intact; ValueError for one
+    of other settings."""
     if not path.is_file():
         return None
     try:
         shard = TokenShard(path)
     except ValueError:
         return None
-    held = shard.settings
-    differing = [
-        f"{NAMES.get(f.name, f.name)} was {getattr(held, f.name)!r} and is "
-        f"{getattr(made_with, f.name)!r}"
-        for f in fields(TokenSettings)
-        if getattr(held, f.name) != getattr(made_with, f.name)
-    ]
-    if differing:
+    found = differences(asdict(shard.settings), asdict(made_with), NAMES)
+    if found:
         raise ValueError(
-            f"out: {path} was made with other settings: {'; '.join(differing)}. Give another "
-            "folder, or remove it"
+            f"out: {path} was made with other settings: {'; '.join(found)}. Give another folder, "
+            "or remove it"
         )
     return shard
+
+
+def _skipped(address: str, target: Path, made_with: TokenSettings, report: TokenizeReport) -> bool:
+    """Whether a former run has done a shard, which is then in the report."""
+    shard = _opened(target, made_with)
+    if (
+        shard is None
+        or shard.source.bytes != size_of(address)
+        or (shard.source.damage and is_remote(address))  # it may be undamaged today
+    ):
+        return False
+    report.skipped += 1
+    _add(report, shard.count, shard.source)
+    if not stats_path(target).is_file():  # stopped between the two
+        _write_stats(target, shard.count, shard.source)
+    return True
 
 
 def _source_name(target: Path) -> str:
@@ -325,7 +331,7 @@ def _encoded(
     for chunk in ending_workers(iter(chunks)):
         made = in_work.setdefault(chunk.shard, _Made())
         if chunk.keys:
-            tokens = _encode(codec, chunk.pictures, settings)
+            tokens = _encode(codec, chunk.images, settings)
             made.tokens.append(rearrange(tokens, "(b v) m -> b v m", v=settings.views))
             made.keys += chunk.keys
             made.captions += chunk.captions
@@ -339,11 +345,11 @@ def _unchanged(chunk: Any) -> Any:
     return chunk
 
 
-def _encode(codec: Codec, pictures: Tensor, settings: TokenizeSettings) -> np.ndarray:
+def _encode(codec: Codec, images: Tensor, settings: TokenizeSettings) -> np.ndarray:
     """uint16 [n, m] of uint8 [n, 3, R, R]."""
     device = device_of(codec)
     found = []
-    for some in pictures.split(settings.batch_size):
+    for some in images.split(settings.batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             tokens = codec.encode(some.to(device).float() / 255)
         rows = rearrange(tokens, "n r c -> n (r c)")
@@ -354,7 +360,19 @@ def _encode(codec: Codec, pictures: Tensor, settings: TokenizeSettings) -> np.nd
 # After a shard.
 
 
-def _add(report: Report, kept: int, source: Source) -> None:
+def _write(
+    target: Path, made: _Made, end: End, made_with: TokenSettings, report: TokenizeReport
+) -> None:
+    """Writes a token shard and then its statistics."""
+    source = SourceShard(_source_name(target), end.bytes, dict(+end.dropped), end.damage)
+    tokens = made.all_tokens(made_with)
+    write_token_shard(target, made.keys, made.captions, tokens, made_with, source)
+    _write_stats(target, len(made.keys), source)
+    _add(report, len(made.keys), source)
+    report.done += 1
+
+
+def _add(report: TokenizeReport, kept: int, source: SourceShard) -> None:
     report.kept += kept
     report.samples += kept + sum(source.dropped.values())
     report.dropped.update(source.dropped)
@@ -362,5 +380,5 @@ def _add(report: Report, kept: int, source: Source) -> None:
         report.damaged[source.name] = source.damage
 
 
-def _write_stats(target: Path, kept: int, source: Source) -> None:
+def _write_stats(target: Path, kept: int, source: SourceShard) -> None:
     write_stats(target, Counter({"success": kept}) + Counter(source.dropped))

@@ -1,7 +1,7 @@
-"""Says whether a picture of colored shapes shows what its caption says.
+"""Says whether an image of colored shapes shows what its caption says.
 
-The judge of everything that is trained on `dalle1.data.shapes`: `parse` reads the caption,
-`perceive` reads the picture without knowing the caption, `check` compares the two.
+This checks everything that is trained on `dalle1.data.shapes`: `parse` reads the caption,
+`detect` reads the image without knowing the caption, `check` compares the two.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from PIL import Image
 
 from dalle1.data.shapes.dataset import BACKGROUNDS, COLORS, RELATION_PHRASES, SHAPES, SIZE_WORDS
-from dalle1.data.shapes.detector import Perception, SeenThing, perceive
+from dalle1.data.shapes.detector import DetectedThing, Detection, detect
 
 __all__ = [
+    "CheckResult",
     "Claims",
+    "DetectedThing",
+    "Detection",
     "ObjectClaim",
-    "Perception",
-    "SeenThing",
-    "Verdict",
     "check",
-    "judge",
+    "compare",
+    "detect",
     "parse",
-    "perceive",
 ]
 
 PLAINNESS = 1.25  # a relation needs this much more distance along its axis than across
@@ -51,8 +51,8 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a picture shows what its caption says.
+class CheckResult:
+    """Whether an image shows what its caption says.
 
     `attributes` tells it for each attribute the caption claims: "count", "color" and "shape"
     always, "size", "relation" and "background" where claimed. `reason` says what is wrong, and is
@@ -86,41 +86,41 @@ def parse(caption: str) -> Claims:
     return Claims(objects, _RELATION_OF.get(said["relation"] or ""), said["background"])
 
 
-def check(image: Image.Image | np.ndarray, caption: str) -> Verdict:
-    """Whether the picture shows what the caption says: exactly the objects it names, each with
+def check(image: Image.Image | np.ndarray, caption: str) -> CheckResult:
+    """Whether the image shows what the caption says: exactly the objects it names, each with
     the color, shape and size it claims, in the relation and on the background it claims.
 
     Raises:
-        ValueError: a caption outside the language or an image that `perceive` does not take.
+        ValueError: a caption outside the language or an image that `detect` does not take.
     """
     claims = parse(caption)
-    return judge(perceive(image), claims)
+    return compare(detect(image), claims)
 
 
-def judge(seen: Perception, claims: Claims) -> Verdict:
-    """`check` for a caption and a picture that have been read already."""
+def compare(found: Detection, claims: Claims) -> CheckResult:
+    """`check` for a caption and an image that have been read already."""
     wanted = len(claims.objects)
-    # Of the ways to match claimed objects with things seen, the one that fulfils most counts; on
-    # a tie, the one that gets colors right, then shapes. Things beyond four cannot help.
-    candidates: list[SeenThing | None] = list(seen.things[:4])
+    # Of the ways to match claimed objects with detected things, the one that fulfils most counts;
+    # on a tie, the one that gets colors right, then shapes. Things beyond four cannot help.
+    candidates: list[DetectedThing | None] = list(found.things[:4])
     candidates += [None] * (wanted - len(candidates))
-    options = [_compare(claims, order) for order in permutations(candidates, wanted)]
-    matched = max(options, key=lambda found: (sum(found.values()), *found.values()))
+    options = [_matches(claims, order) for order in permutations(candidates, wanted)]
+    matched = max(options, key=lambda held: (sum(held.values()), *held.values()))
 
-    attributes = {"count": len(seen.things) == wanted} | matched
+    attributes = {"count": len(found.things) == wanted} | matched
     if claims.background is not None:
-        attributes["background"] = seen.background == claims.background
+        attributes["background"] = found.background == claims.background
     wrong = [name for name, right in attributes.items() if not right]
     if not wrong:
-        return Verdict(True, attributes, "")
-    shown = ", ".join(str(thing) for thing in seen.things) or "nothing"
-    where = f"on {seen.background or 'an odd'} background"
-    return Verdict(
-        False, attributes, f"wrong {', '.join(wrong)}: the picture shows {shown} {where}"
+        return CheckResult(True, attributes, "")
+    shown = ", ".join(str(thing) for thing in found.things) or "nothing"
+    where = f"on {found.background or 'an odd'} background"
+    return CheckResult(
+        False, attributes, f"wrong {', '.join(wrong)}: the image shows {shown} {where}"
     )
 
 
-def _compare(claims: Claims, things: tuple[SeenThing | None, ...]) -> dict[str, bool]:
+def _matches(claims: Claims, things: tuple[DetectedThing | None, ...]) -> dict[str, bool]:
     """Which attributes hold if the claimed objects are these things."""
     pairs = list(zip(claims.objects, things, strict=True))
     found = {
@@ -135,7 +135,7 @@ def _compare(claims: Claims, things: tuple[SeenThing | None, ...]) -> dict[str, 
     return found
 
 
-def _related(relation: str, first: SeenThing | None, second: SeenThing | None) -> bool:
+def _related(relation: str, first: DetectedThing | None, second: DetectedThing | None) -> bool:
     """Whether the first is plainly in this relation to the second, by their centers."""
     if first is None or second is None:
         return False

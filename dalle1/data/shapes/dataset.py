@@ -1,9 +1,9 @@
-"""The built-in data set: pictures of one or two colored shapes, captioned in everyday English.
+"""The built-in data set: images of one or two colored shapes, captioned in everyday English.
 
 It needs no download and makes any number of samples. Every sample is a pure function of
-(seed, split, index), so two machines, or a run and its resumption, see the same pictures.
+(seed, split, index), so two machines, or a run and its resumption, see the same images.
 
-Lengths and positions are fractions of the picture's side, x to the right and y downwards, so that
+Lengths and positions are fractions of the image's side, x to the right and y downwards, so that
 one scene can be drawn at any resolution.
 """
 
@@ -22,6 +22,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+
+from dalle1.common.files import add_file, replacing
 
 T = TypeVar("T")
 
@@ -72,9 +74,10 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 }
 OPENINGS: tuple[str, ...] = ("", "", "there is ", "a picture of ")
 MAX_WORDS = 24
+TAR_FORMAT = tarfile.USTAR_FORMAT
 MIN_SIDE = 16
 
-MARGIN = 0.02  # between a thing and the picture's edge
+MARGIN = 0.02  # between a thing and the image's edge
 MIN_GAP = 0.07  # between two things: about two pixels at a side of 32
 MAX_GAP = 0.25
 MAX_OFFSET = 0.125  # between two centers, across the relation's axis
@@ -115,7 +118,7 @@ class Thing:
 
     @property
     def extent(self) -> float:
-        """Half the side of the bounding box, as a fraction of the picture's side."""
+        """Half the side of the bounding box, as a fraction of the image's side."""
         return EXTENTS[self.shape] * self.radius
 
 
@@ -130,8 +133,8 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """A picture (uint8 [side, side, 3]), its caption, the scene both come from, and a key that is
+class ShapesSample:
+    """An image (uint8 [side, side, 3]), its caption, the scene both come from, and a key that is
     unique within a data set of one seed."""
 
     key: str
@@ -140,11 +143,11 @@ class Sample:
     scene: Scene
 
 
-def make(seed: int, index: int, split: str = "train", side: int = 32) -> Sample:
-    """The sample `index` of a split: always the same one for the same arguments.
+def make(seed: int, index: int, split: str = "train", side: int = 32) -> ShapesSample:
+    """A sample of a split: always the same one for the same arguments.
 
     Scene and caption do not depend on `side`. "train" and "test" are separate draws without the
-    pairs in `HELD_OUT`; "heldout" shows at least one of them in every picture.
+    pairs in `HELD_OUT`; "heldout" shows at least one of them in every image.
 
     Raises:
         ValueError: an unknown split, a negative seed or index, a side below 16.
@@ -156,7 +159,7 @@ def make(seed: int, index: int, split: str = "train", side: int = 32) -> Sample:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = draw_scene(rng, held_out=split == "heldout")
     caption = describe(scene, rng)
-    return Sample(f"{split}-{index:08d}", render(scene, side), caption, scene)
+    return ShapesSample(f"{split}-{index:08d}", render(scene, side), caption, scene)
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
@@ -264,8 +267,16 @@ def coverage(
 ) -> np.ndarray:
     """How much of each pixel a shape covers, 0 to 1.
 
-    `dx` and `dy` are the pixels' centers relative to the shape's, `radius` its radius and `pixel`
-    a pixel's width (more gives a softer edge), all in one unit; they broadcast together.
+    Args:
+        shape: one of SHAPES.
+        dx: the pixels' centers relative to the shape's, to the right.
+        dy: the same, downwards.
+        radius: the shape's.
+        pixel: a pixel's width; more gives a softer edge. All four are in one unit, and broadcast
+            together.
+
+    Raises:
+        ValueError: an unknown shape.
     """
     cover: np.ndarray
     if shape == "circle":
@@ -326,22 +337,23 @@ def write_shards(
         raise ValueError(f"{folder} holds {stale[0].name} of a larger data set: use an empty one")
 
     for path, start in zip(paths, starts, strict=True):
-        partial = path.with_suffix(".tar.partial")
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with replacing(path) as temporary, tarfile.open(temporary, "w", format=TAR_FORMAT) as tar:
             for index in range(start, min(start + samples_per_shard, count)):
-                sample = make(seed, index, split, side)
-                details = {
-                    "caption": sample.caption,
-                    "seed": seed,
-                    "split": split,
-                    "index": index,
-                    "scene": asdict(sample.scene),
-                }
-                _add(tar, f"{sample.key}.png", _png(sample.image))
-                _add(tar, f"{sample.key}.txt", sample.caption.encode())
-                _add(tar, f"{sample.key}.json", json.dumps(details).encode())
-        partial.replace(path)
+                _add(tar, make(seed, index, split, side), seed, split, index)
     return paths
+
+
+def _add(tar: tarfile.TarFile, sample: ShapesSample, seed: int, split: str, index: int) -> None:
+    details = {
+        "caption": sample.caption,
+        "seed": seed,
+        "split": split,
+        "index": index,
+        "scene": asdict(sample.scene),
+    }
+    add_file(tar, f"{sample.key}.png", _png(sample.image))
+    add_file(tar, f"{sample.key}.txt", sample.caption.encode())
+    add_file(tar, f"{sample.key}.json", json.dumps(details).encode())
 
 
 def _ramp(distance: np.ndarray, pixel: float | np.ndarray) -> np.ndarray:
@@ -356,7 +368,7 @@ def _sized(rng: np.random.Generator, pair: tuple[str, str]) -> Thing:
 
 
 def _reach(thing: Thing) -> tuple[int, int]:
-    """First and last lattice line on which the thing's center keeps it inside the picture."""
+    """First and last lattice line on which the thing's center keeps it inside the image."""
     first = math.ceil((MARGIN + thing.extent) * LATTICE)
     return first, LATTICE - first
 
@@ -386,12 +398,6 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)  # its time is 0, its owner nobody: the bytes do not vary
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
 
 
 def _check_split(split: str) -> None:

@@ -1,10 +1,10 @@
-"""Reads pictures of colored shapes: which things are there, and on which background.
+"""Reads images of colored shapes: which things are there, and on which background.
 
 Knows nothing of captions; `dalle1.data.shapes.checker` compares the two. Shapes are found by
-analysis-by-synthesis: each of the four is fitted to the picture with the renderer's own coverage,
-and the one that explains it best is what is seen, if it explains it well enough and alone.
+analysis-by-synthesis: each of the four is fitted to the image with the renderer's own coverage,
+and the one that explains it best is what is there, if it explains it well enough and alone.
 
-Legend: h, w are a picture's rows and columns; n is the evaluations of one fitting step.
+Legend: h, w are an image's rows and columns; n is the evaluations of one fitting step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dalle1.data.shapes.dataset import (
     coverage,
 )
 
-# Pictures of 1.5 times this side or more are reduced to it: nothing is lost that a shape needs.
+# Images of 1.5 times this side or more are reduced to it: nothing is lost that a shape needs.
 WORKING_SIDE = 32
 
 # RGB distances. Palette colors are at least 107 apart from each other and from backgrounds.
@@ -43,7 +43,7 @@ RUNNER_UP = 0.85  # at most this share of what the second best shape leaves unex
 LOCAL_FAULT = 0.4
 NOISE_CAP = 10.0  # levels a channel; noise beyond it is not excused
 SIZE_TOLERANCE = 1.25  # how far a radius may be from a size's, as a factor
-EDGE_TOLERANCE = 0.05  # how far a shape may reach out of the picture, as a fraction of the side
+EDGE_TOLERANCE = 0.05  # how far a shape may reach out of the image, as a fraction of the side
 
 _AREAS = {"circle": 2.717, "square": 2.756, "triangle": 2.205, "cross": 2.462}  # / radius²
 _FIT_STEPS = 3
@@ -54,8 +54,8 @@ _DIAGONAL = np.arange(5), np.arange(5)
 
 
 @dataclass(frozen=True)
-class SeenThing:
-    """A thing found in a picture. `color`, `shape` or `size` is None where it is none that has
+class DetectedThing:
+    """A thing found in an image. `color`, `shape` or `size` is None where it is none that has
     a name; `x`, `y` and `radius` are fractions of the side; `unexplained` is the share of its
     energy that the best shape leaves over."""
 
@@ -74,15 +74,15 @@ class SeenThing:
 
 
 @dataclass(frozen=True)
-class Perception:
-    """What a picture shows: its things, largest first, and the background's name or None."""
+class Detection:
+    """What an image shows: its things, largest first, and the background's name or None."""
 
-    things: tuple[SeenThing, ...]
+    things: tuple[DetectedThing, ...]
     background: str | None
 
 
-def perceive(image: Image.Image | np.ndarray) -> Perception:
-    """What a square picture shows.
+def detect(image: Image.Image | np.ndarray) -> Detection:
+    """What a square image shows.
 
     Args:
         image: a PIL image, or an array [side, side, 3] of uint8 or of floats in [0, 1]; side >= 16.
@@ -108,77 +108,112 @@ def perceive(image: Image.Image | np.ndarray) -> Perception:
     outside = energy[(territory == 0) & ~mask]
     noise = min(float(outside.mean()) if outside.size else 0.0, 3 * NOISE_CAP**2)
     things = [
-        _recognize(light, energy, territory, labels == label, label, background, noise)
+        _recognize(_crop(light, energy, territory, labels == label, label, noise), background, side)
         for label in large
     ]
-    return Perception(tuple(things), _nearest(background, BACKGROUNDS, BACKGROUND_TOLERANCE))
+    return Detection(tuple(things), _nearest(background, BACKGROUNDS, BACKGROUND_TOLERANCE))
 
 
-def _recognize(
+@dataclass(frozen=True)
+class _Crop:
+    """One component and the pixels around it, h x w of them."""
+
+    light: np.ndarray  # [h, w, 3]: the image less its background; 0 where another thing is nearer
+    weight: np.ndarray  # [h, w]: 0 where another thing is nearer, else 1
+    target: np.ndarray  # [h, w]: light along the component's mean color
+    x: np.ndarray  # [1, w]: the pixels' centers
+    y: np.ndarray  # [h, 1]
+    energy: float  # of the light, less the noise
+    area: float  # pixels of the component
+    middle: float  # x of its center
+    bottom: float  # y of its lower edge
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A shape as it explains a crop best."""
+
+    shape: str
+    values: np.ndarray  # center x, center y, radius, edge width in pixels
+    cover: np.ndarray  # [h, w]: weighted coverage
+    tint: np.ndarray  # [3]: the best color, less the background
+    unexplained: float  # energy that is left over, as a share of what is explained
+
+
+def _crop(
     light: np.ndarray,
     energy: np.ndarray,
     territory: np.ndarray,
     core: np.ndarray,
     label: int,
-    background: np.ndarray,
     noise: float,
-) -> SeenThing:
-    """The color, shape and size of one component.
+) -> _Crop:
+    """The surroundings of one component.
 
-    `light` [h, w, 3] is the picture less its background, `energy` its square, `territory` says
-    which thing a pixel is nearest to (0: none), `core` [h, w] the component, `noise` the energy
-    of a background pixel.
+    `light` [h, w, 3] is the image less its background, `energy` its square, `territory` says which
+    thing a pixel is nearest to (0: none), `core` [h, w] the component, `noise` the energy of a
+    background pixel.
     """
     side = len(light)
     rows, columns = np.flatnonzero(core.any(1)), np.flatnonzero(core.any(0))
     top, bottom = max(rows[0] - _REACH, 0), min(rows[-1] + 1 + _REACH, side)
     left, right = max(columns[0] - _REACH, 0), min(columns[-1] + 1 + _REACH, side)
-    crop = (slice(top, bottom), slice(left, right))
-    own = (territory[crop] == label) | (territory[crop] == 0)
+    part = (slice(top, bottom), slice(left, right))
+    own = (territory[part] == label) | (territory[part] == 0)
     weight = own.astype(np.float32)
-    x = np.arange(left, right, dtype=np.float32)[None, :] + 0.5
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5
-
     inside = light[core].mean(0)
-    scalar = light[crop] @ (inside / np.linalg.norm(inside)) * weight  # [h, w]
-    light = (light[crop] * weight[..., None]).reshape(-1, 3)
-    total = float((energy[crop] * weight).sum()) - noise * float(weight.sum())
-
-    area = float(core.sum())
-    middle, bottom_edge = (columns[0] + columns[-1] + 1) / 2, rows[-1] + 1
-    fits: list[tuple[float, str, np.ndarray, np.ndarray, np.ndarray]] = []
-    for shape in SHAPES:
-        # Measured from below, since a blurred triangle has lost its tip.
-        radius = np.sqrt(area / _AREAS[shape])
-        start = np.array([middle, bottom_edge - EXTENTS[shape] * radius, radius, 1.8], np.float32)
-        fitted, cover = _fit(shape, start, scalar, weight, x, y)
-        own_energy = float(cover.ravel() @ cover.ravel()) + 1e-6
-        tint = cover.ravel() @ light / own_energy  # best color, less the background
-        explained = own_energy * float(tint @ tint) + 1e-6
-        unexplained = max(total - explained, 0.0) / explained
-        fits.append((unexplained, shape, fitted, cover, tint))
-    fits.sort(key=lambda fit: fit[0])
-    unexplained, name, fitted, cover, tint = fits[0]
-    faults = light.reshape(*cover.shape, 3) - cover[..., None] * tint
-    clear = (
-        unexplained <= UNEXPLAINED
-        and unexplained <= RUNNER_UP * fits[1][0]
-        and _largest_mean(faults) <= LOCAL_FAULT * float(np.linalg.norm(tint))
+    return _Crop(
+        light=light[part] * weight[..., None],
+        weight=weight,
+        target=light[part] @ (inside / np.linalg.norm(inside)) * weight,
+        x=np.arange(left, right, dtype=np.float32)[None, :] + 0.5,
+        y=np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5,
+        energy=float((energy[part] * weight).sum()) - noise * float(weight.sum()),
+        area=float(core.sum()),
+        middle=(columns[0] + columns[-1] + 1) / 2,
+        bottom=rows[-1] + 1,
     )
 
-    across, down, radius = (float(value) / side for value in fitted[:3])
-    reach = EXTENTS[name] * radius - EDGE_TOLERANCE
-    whole = reach <= min(across, down) and max(across, down) <= 1 - reach
+
+def _recognize(crop: _Crop, background: np.ndarray, side: int) -> DetectedThing:
+    """The color, shape and size of one component of an image of that side."""
+    fits = sorted((_fit_shape(shape, crop) for shape in SHAPES), key=lambda fit: fit.unexplained)
+    best = fits[0]
+    across, down, radius = (float(value) / side for value in best.values[:3])
+    reach = EXTENTS[best.shape] * radius - EDGE_TOLERANCE
+    inside = reach <= min(across, down) and max(across, down) <= 1 - reach
     size = min(SIZES, key=lambda size: abs(np.log(max(radius, 1e-6) / SIZES[size])))
     plain = 1 / SIZE_TOLERANCE <= radius / SIZES[size] <= SIZE_TOLERANCE
-    return SeenThing(
-        color=_nearest(background + tint, COLORS, COLOR_TOLERANCE),
-        shape=name if whole and clear else None,
+    return DetectedThing(
+        color=_nearest(background + best.tint, COLORS, COLOR_TOLERANCE),
+        shape=best.shape if inside and _is_clear(best, fits[1], crop) else None,
         size=size if plain else None,
         x=across,
         y=down,
         radius=radius,
-        unexplained=unexplained,
+        unexplained=best.unexplained,
+    )
+
+
+def _fit_shape(shape: str, crop: _Crop) -> _Fit:
+    # Measured from below, since a blurred triangle has lost its tip.
+    radius = np.sqrt(crop.area / _AREAS[shape])
+    center = crop.bottom - EXTENTS[shape] * radius
+    start = np.array([crop.middle, center, radius, 1.8], np.float32)
+    values, cover = _fit(shape, start, crop.target, crop.weight, crop.x, crop.y)
+    energy = float(cover.ravel() @ cover.ravel()) + 1e-6
+    tint = cover.ravel() @ crop.light.reshape(-1, 3) / energy
+    explained = energy * float(tint @ tint) + 1e-6
+    return _Fit(shape, values, cover, tint, max(crop.energy - explained, 0.0) / explained)
+
+
+def _is_clear(best: _Fit, second: _Fit, crop: _Crop) -> bool:
+    """Whether the best shape explains a crop well enough, alone, and in each of its parts."""
+    faults = crop.light - best.cover[..., None] * best.tint
+    return (
+        best.unexplained <= UNEXPLAINED
+        and best.unexplained <= RUNNER_UP * second.unexplained
+        and _largest_mean(faults) <= LOCAL_FAULT * float(np.linalg.norm(best.tint))
     )
 
 
@@ -260,8 +295,8 @@ def _grow(labels: np.ndarray) -> np.ndarray:
     inner = grown[1:-1, 1:-1]
     inner[:] = labels
     for _ in range(_REACH):
-        beside = np.maximum(grown[1:-1, :-2], grown[1:-1, 2:])
-        near = np.maximum(np.maximum(grown[:-2, 1:-1], grown[2:, 1:-1]), beside)
+        across = np.maximum(grown[1:-1, :-2], grown[1:-1, 2:])
+        near = np.maximum(np.maximum(grown[:-2, 1:-1], grown[2:, 1:-1]), across)
         np.copyto(inner, near, where=inner == 0)
     return inner
 
@@ -296,7 +331,7 @@ def _nearest(
 
 
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The picture as float32 [h, w, 3] from 0 to 255, large ones reduced to the working side."""
+    """The image as float32 [h, w, 3] from 0 to 255, large ones reduced to the working side."""
     pixels: np.ndarray = np.asarray(
         image.convert("RGB") if isinstance(image, Image.Image) else image
     )
@@ -306,7 +341,7 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     if side < MIN_SIDE:
         raise ValueError(f"image must have a side of {MIN_SIDE} pixels or more, not {side}")
     if np.issubdtype(pixels.dtype, np.floating):
-        # The tolerance is for a decoder's rounding; a picture in 0 … 255 must not pass as white.
+        # The tolerance is for a decoder's rounding; an image in 0 … 255 must not pass as white.
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= -0.01 and high <= 1.01):
             raise ValueError(f"float images must lie in [0, 1], not [{low:.3g}, {high:.3g}]")
@@ -314,6 +349,6 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     elif pixels.dtype != np.uint8:
         raise ValueError(f"image must be uint8 or float, not {pixels.dtype}")
     if side >= 1.5 * WORKING_SIDE:
-        whole = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-        pixels = np.asarray(whole.resize((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX))
+        full = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+        pixels = np.asarray(full.resize((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX))
     return pixels.astype(np.float32)

@@ -1,7 +1,7 @@
 """Where samples come from: tars, token shards, folders of pairs; how many each holds.
 
 A shard is a tar (on a disk, or of a `pipe:` or http(s) address), a token shard, or, in a folder of
-pairs, a single picture. Counts come from img2dataset's `_stats.json` beside each, from an index, or
+pairs, a single image. Counts come from img2dataset's `_stats.json` next to each, from an index, or
 from reading the headers.
 """
 
@@ -22,9 +22,16 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from dalle1.common.files import write_text
-from dalle1.data.samples import IMAGE_KEYS, Bad, caption_keys, caption_of, captions_of
+from dalle1.data.samples import (
+    IMAGE_KEYS,
+    BadSample,
+    RawSample,
+    caption_keys,
+    caption_of,
+    captions_of,
+)
 from dalle1.data.shards import token_shard as tokens
-from dalle1.data.shards.tar import Raw, Shard, is_stream
+from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
 HTTP_TIMEOUT = 30.0  # seconds
@@ -32,8 +39,12 @@ NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
 def find_shards(data: str) -> list[str]:
-    """Shards of a brace pattern, or of a folder that holds some; ValueError if one is missing."""
-    if not is_stream(data) and Path(data).is_dir():
+    """Shards of a brace pattern, or of a folder; none for a folder that holds no shards.
+
+    Raises:
+        ValueError: a shard is missing, a pattern is invalid, or a folder holds two kinds.
+    """
+    if not is_remote(data) and Path(data).is_dir():
         found = {end: sorted(map(str, Path(data).glob(f"*{end}"))) for end in (".tar", tokens.END)}
         if all(found.values()):
             raise ValueError(
@@ -45,19 +56,19 @@ def find_shards(data: str) -> list[str]:
         addresses = list(braceexpand(data))
     except ValueError as error:
         raise ValueError(f"data: {data!r} is not a valid brace pattern: {error}") from error
-    missing = [a for a in addresses if not is_stream(a) and not Path(a).is_file()]
+    missing = [a for a in addresses if not is_remote(a) and not Path(a).is_file()]
     if missing:
         raise ValueError(
             f"data: {missing[0]} does not exist ({len(missing)} of {len(addresses)} shards of "
             f"{data!r} are missing); give shards such as 'path/{{0000..0009}}.tar', a folder of "
-            "tars, a folder of pictures with a .txt of the same name beside each, or pipe: and "
+            "tars, a folder of images with a .txt of the same name for each, or pipe: and "
             "http(s) addresses"
         )
     return addresses
 
 
 def find_pairs(folder: str | Path) -> list[str]:
-    """Pictures of a folder, at any depth, that have a .txt of the same name beside them."""
+    """Images of a folder, at any depth, that have a .txt of the same name next to them."""
     images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
     return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
 
@@ -65,33 +76,42 @@ def find_pairs(folder: str | Path) -> list[str]:
 def _some_pairs(data: str) -> list[str]:
     pairs = find_pairs(data)
     if not pairs:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor pictures with .txt captions")
+        raise ValueError(f"data: {data!r} has neither .tar shards nor images with .txt captions")
     return pairs
 
 
-def read_pair(picture: str | Path) -> Raw:
+def read_pair(image: str | Path) -> RawSample:
     """A sample of a folder of pairs."""
-    path = Path(picture)
+    path = Path(image)
     caption = path.with_suffix(".txt").read_bytes()
     return {"__key__": path.stem, path.suffix[1:].lower(): path.read_bytes(), "txt": caption}
 
 
 def kind_of(data: str, shards: Sequence[str]) -> str:
-    """TARS, TOKENS or PAIRS; `shards` are those that `find_shards` found."""
+    """TARS, TOKENS or PAIRS, where `find_shards` found these shards.
+
+    Raises:
+        ValueError: they are of two kinds.
+    """
     ends = {tokens.END if shard.endswith(tokens.END) else ".tar" for shard in shards}
     if len(ends) > 1:
         raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
     return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
 
 
-def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator[Raw]:
+def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator[RawSample]:
     """All undecoded samples in the order of the files; of damaged tars those before the damage.
 
-    extensions: files with others may be empty, which saves reading them.
+    Args:
+        data: as the setting `data` of a run.
+        extensions: files with others may be empty, which saves reading them.
+
+    Raises:
+        ValueError: data that are missing, hold nothing, or are token shards.
     """
     shards = find_shards(data)
     if kind_of(data, shards) == TOKENS:
-        raise ValueError(f"data: {data!r} holds token shards, where pictures are asked for")
+        raise ValueError(f"data: {data!r} holds token shards, where images are asked for")
     if not shards:
         for pair in _some_pairs(data):
             yield from _pair(pair)
@@ -105,7 +125,10 @@ def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator
 def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -> list[str]:
     """The first `most` captions in the order of the files; bad samples are left out.
 
-    caption_key, lines: as in `dirt.captions_of`.
+    `caption_key` and `lines` are those of `samples.captions_of`.
+
+    Raises:
+        ValueError: data that are missing, or have not one caption.
     """
     shards = find_shards(data)
     captions: list[str] = []
@@ -120,7 +143,7 @@ def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -
     for sample in raw_samples(data, frozenset({"txt", "json"})):
         try:
             captions += captions_of(sample, caption_key, lines)
-        except Bad as error:
+        except BadSample as error:
             bad[error.cause] += 1
             continue
         if len(captions) >= most:
@@ -131,10 +154,10 @@ def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -
 
 
 def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
-    """What to say where hardly a sample can be used."""
+    """The message where hardly a sample can be used, with the causes."""
     found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
     return (
-        f"data: hardly a usable sample in {data!r} ({found}); pictures must be "
+        f"data: hardly a usable sample in {data!r} ({found}); images must be "
         f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
         "(caption_key: txt, or the name of a key of the json)"
     )
@@ -151,6 +174,7 @@ class Index:
 
     @property
     def samples(self) -> int:
+        """Of all shards."""
         return sum(self.counts)
 
     def fingerprint(self) -> str:
@@ -166,9 +190,9 @@ class Index:
         """
         if self.data != data:
             return False
-        if is_stream(data) or not Path(data).is_dir():
+        if is_remote(data) or not Path(data).is_dir():
             return self.shards == list(braceexpand(data))
-        shards = [Path(shard) for shard in self.shards if not is_stream(shard)]
+        shards = [Path(shard) for shard in self.shards if not is_remote(shard)]
         below = [s.relative_to(data) for s in shards if Path(data) in s.parents]
         return len(below) == len(self.shards) and all(".." not in s.parts for s in below)
 
@@ -186,17 +210,22 @@ def make_index(
     data: str,
     counts: str | Path | None = None,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     largest: Callable[[list[float]], list[float]] = list,
 ) -> Index:
     """Finds the shards and their counts.
 
-    counts: a JSON of webdataset's index format ({"shardlist": [{"url": ..., "nsamples": ...}]}),
-        whose shards have the names of those found, in any order.
-    rank, ranks, largest: each of so many ranks counts its part; largest([...]) gives each value's
-        largest over the ranks.
+    Args:
+        data: as the setting `data` of a run.
+        counts: a JSON of webdataset's index format
+            ({"shardlist": [{"url": ..., "nsamples": ...}]}), whose shards have the
+            names of those found, in any order; None: they are counted.
+        rank: of this process, which counts its part.
+        world_size: number of ranks.
+        largest: gives each value's largest over the ranks.
 
-    Raises ValueError for data that is missing, holds nothing or cannot be counted.
+    Raises:
+        ValueError: data that are missing, hold nothing or cannot be counted.
     """
     shards = find_shards(data)
     kind = kind_of(data, shards)
@@ -209,7 +238,7 @@ def make_index(
     # One more than the count, so that 0 is a shard that no rank could count.
     found = [0.0] * len(shards)
     why = ""
-    for i in range(rank, len(shards), ranks):
+    for i in range(rank, len(shards), world_size):
         try:
             if made_with is not None:
                 held = tokens.TokenShard(shards[i])
@@ -235,15 +264,18 @@ def make_index(
 
 
 def count_samples(address: str) -> int:
-    """How many samples a tar holds, by the `_stats.json` beside it, or by the names in it. Raises
-    OSError."""
+    """How many samples a tar holds, by its `_stats.json`, or by the names in it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     stats = _stats(address)
     if stats is not None:
         return stats
     shard = Shard(address, headers_alone=True)
     count = sum(1 for _ in shard)
     if shard.damage:
-        if is_stream(address) and not count:
+        if is_remote(address) and not count:
             raise OSError(shard.damage)
         warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
     return count
@@ -255,7 +287,7 @@ def stats_path(shard: Path) -> Path:
 
 
 def write_stats(shard: Path, status: Counter[str]) -> None:
-    """Writes img2dataset's statistics beside a shard: `success`es, and failures by cause."""
+    """Writes img2dataset's statistics of a shard: `success`es, and failures by cause."""
     stats = {
         "count": status.total(),
         "successes": status["success"],
@@ -269,13 +301,13 @@ def _stats(address: str) -> int | None:
     """`successes` of img2dataset's statistics."""
     if address.startswith("pipe:") or not address.endswith(".tar"):
         return None
-    beside = address.removesuffix(".tar") + "_stats.json"
+    stats = address.removesuffix(".tar") + "_stats.json"
     try:
-        if is_stream(address):
-            with urllib.request.urlopen(beside, timeout=HTTP_TIMEOUT) as answer:
+        if is_remote(address):
+            with urllib.request.urlopen(stats, timeout=HTTP_TIMEOUT) as answer:
                 text = answer.read(2**20)
         else:
-            text = Path(beside).read_bytes()
+            text = Path(stats).read_bytes()
         count: object = json.loads(text)["successes"]
     except (OSError, ValueError, KeyError, TypeError, HTTPException):
         return None
@@ -307,7 +339,11 @@ def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
 
 
 def check_readable(index: Index, caption_key: str, samples: int = 64, shards: int = 8) -> None:
-    """ValueError where none of some samples has a caption under the key: lists what is there."""
+    """Tries the caption key on some samples of some shards, before a run begins.
+
+    Raises:
+        ValueError: none of them has a caption under the key; lists the keys that are there.
+    """
     if index.kind == TOKENS:
         return
     bad: Counter[str] = Counter()
@@ -318,7 +354,7 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
             try:
                 caption_of(raw, caption_key)
                 return
-            except Bad as error:
+            except BadSample as error:
                 bad[error.cause] += 1
                 there.update(caption_keys(raw))
     if not bad:
@@ -331,12 +367,12 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
     )
 
 
-def _pair(picture: str) -> Iterator[Raw]:
+def _pair(image: str) -> Iterator[RawSample]:
     with suppress(OSError):  # gone, or not to be read
-        yield read_pair(picture)
+        yield read_pair(image)
 
 
-def _first(kind: str, shard: str, most: int) -> Iterator[Raw]:
+def _first(kind: str, shard: str, most: int) -> Iterator[RawSample]:
     if kind == PAIRS:
         yield from _pair(shard)
         return

@@ -1,11 +1,11 @@
-"""Pictures (or their tokens) with captions as batches, in an order that a seed fixes.
+"""Images (or their tokens) with captions as batches, in an order that a seed fixes.
 
-The order is `order.Order`'s: lanes fill the places of the global batch, each rank has whole lanes
-and each of its workers some of them, so neither the number of ranks nor of workers changes what a
-step trains on. A bad sample is passed over and counted, and its lane takes its next one. How many
-samples each lane has taken is all that a run has to know to go on with the very next sample.
+The order is `order.Order`'s. Streams fill the places of the global batch. Each rank has a part of
+the streams and each of its workers a part of these, so neither the number of ranks nor of workers
+changes what a step trains on. A bad sample is skipped and counted, and its stream takes its next
+one. A run that knows how many samples each stream has taken resumes with the very next sample.
 
-Dimensions: b batch of this rank, B batch over all ranks, R side of the pictures, n tokens of one.
+Dimensions: b batch of this rank, B batch over all ranks, R side of the images, n tokens of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dalle1.data.samples import EMPTY, IMAGE_KEYS, MAX_PIXELS, MISSING, Bad, captions_of, image_of
+from dalle1.data.samples import (
+    EMPTY_CAPTION,
+    IMAGE_KEYS,
+    MAX_ASPECT,
+    MAX_PIXELS,
+    MISSING,
+    BadSample,
+    captions_of,
+    image_of,
+)
 from dalle1.data.shards.index import Index, make_index, no_good
 from dalle1.data.shards.order import Order
 from dalle1.data.shards.reader import Found, Reading, make_reading
@@ -28,27 +37,28 @@ from dalle1.data.shards.token_shard import TokenSample
 from dalle1.data.shards.workers import ending_workers, ignore_signals
 from dalle1.data.transforms import Augmentation, read_image
 
-MAX_BAD = 0.5  # a larger share of bad samples is a wrong setting, not dirt
-JUDGED = 64  # samples before that share says anything
+Decoded = tuple[np.ndarray, str, str]  # uint8 [3, R, R] or uint16 [n], caption, key
+MAX_BAD = 0.5  # a larger share of bad samples points to a wrong setting
+MIN_SAMPLES = 64  # before that share says anything
 
 
-def samples_judged(index: Index) -> int:
-    """Over how many samples the share of bad ones is judged: some shards, lest a single bad one
-    ends a run."""
-    return max(JUDGED, min(4 * max(index.counts), index.samples))
+def samples_of_share(index: Index) -> int:
+    """Over how many samples the share of bad ones is taken: those of some shards, so that a single
+    bad shard does not end a run."""
+    return max(MIN_SAMPLES, min(4 * max(index.counts), index.samples))
 
 
 def too_many_bad(
     index: Index, caption_key: str, max_bad: float, causes: Counter[str]
 ) -> ValueError:
-    """What a run ends with where a larger share than `max_bad` cannot be used."""
+    """The error of a run where a larger share than `max_bad` cannot be used."""
     text = no_good(index.data, caption_key, causes)
     return ValueError(f"{text}; reader.max_bad is {max_bad}")
 
 
 @dataclass
 class Batch:
-    """Samples of one step of one rank: pictures, or tokens where the data are token shards."""
+    """Samples of one step of one rank: images, or tokens where the data are token shards."""
 
     images: Tensor | None  # uint8 [b, 3, R, R]
     captions: list[str]
@@ -56,11 +66,11 @@ class Batch:
     tokens: Tensor | None = None  # int32 [b, n]
     keys: list[str] = field(default_factory=list)  # the samples' names
     dropped: Counter[str] = field(default_factory=Counter)  # bad samples by cause
-    taken: dict[int, int] = field(default_factory=dict)  # by lane, after this batch
-    epoch: float = 0.0  # epochs done after this batch, of this rank's lanes
+    taken: dict[int, int] = field(default_factory=dict)  # by stream, after this batch
+    epoch: float = 0.0  # epochs done after this batch, of this rank's streams
 
     def split(self, size: int) -> list[Batch]:
-        """Batches of `size` samples, in order; b is a multiple of it."""
+        """Batches of `size` samples, in order; b must be a multiple of it."""
 
         def part(values: Any, i: int) -> Any:
             return None if values is None else values[i : i + size]
@@ -74,7 +84,7 @@ class Batch:
 
 @dataclass
 class _Part:
-    """What one worker makes of its lanes, for a batch."""
+    """What one worker makes of its streams, for a batch."""
 
     images: Tensor | None
     # No tensor: a small one takes its way to another process far slower than an array.
@@ -106,50 +116,65 @@ class Batches(IterableDataset[_Part | _Failure]):
         caption_key: str = "txt",
         caption_lines: bool = False,
         buffer: int = 4096,
-        lanes: int | None = None,
+        streams: int | None = None,
         max_bad: float = MAX_BAD,
-        max_aspect: float | None = None,
+        max_aspect: float | None = MAX_ASPECT,
         max_pixels: int | None = MAX_PIXELS,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Settings as in `training.config.DataSettings`; batch_size is that of all ranks.
+        """The settings are those of `training.config.DataSettings`.
 
-        state: what `state` gave, of a run with any number of ranks and workers.
+        Args:
+            data: as the setting of a run, or its index.
+            batch_size: of all ranks.
+            image_size: side of the images, pixels.
+            augmentation: makes an image of that size.
+            seed: of the order and of the augmentation.
+            rank: of this process.
+            world_size: number of ranks.
+            state: what `state` gave, of a run with any number of ranks and workers.
 
-        Raises ValueError where the settings, the data and the state do not fit.
+        Raises:
+            ValueError: the settings, the data and the state do not fit.
         """
-        self.lanes = batch_size if lanes is None else lanes
-        if batch_size % ranks:
-            raise ValueError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
-        if batch_size % self.lanes or self.lanes % ranks:
+        self.streams = batch_size if streams is None else streams
+        if batch_size % world_size:
             raise ValueError(
-                f"reader.streams {lanes} must divide batch_size {batch_size} and be a multiple of "
-                f"the {ranks} ranks"
+                f"batch_size {batch_size} must be a multiple of the {world_size} ranks"
+            )
+        if batch_size % self.streams or self.streams % world_size:
+            raise ValueError(
+                f"reader.streams {streams} must divide batch_size {batch_size} and be a multiple "
+                f"of the {world_size} ranks"
             )
         self.index = make_index(data) if isinstance(data, str) else data
         self.caption_key, self.caption_lines = caption_key, caption_lines
         self.buffer, self.max_bad = buffer, max_bad
         self.max_aspect, self.max_pixels = max_aspect, max_pixels
         self.batch_size, self.image_size, self.augmentation = batch_size, image_size, augmentation
-        self.seed, self.rank, self.ranks = seed, rank, ranks
-        self.first, self.taken = 0, [0] * self.lanes
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.first, self.taken = 0, [0] * self.streams
         if state is not None:
             self._load(state)
 
     def state(self, batches: int, taken: Sequence[int]) -> dict[str, Any]:
-        """What a run goes on from, for a JSON file: after so many global batches, with the samples
-        that each lane has taken (`Batch.taken`, of all ranks)."""
+        """What a run resumes from, for a JSON file.
+
+        Args:
+            batches: global batches so far.
+            taken: samples that each stream has taken (`Batch.taken`, of all ranks).
+        """
         order = self._order()
         return {
             "data": self.index.fingerprint(),
             "samples": self.index.samples,
             "seed": self.seed,
             "shuffle_buffer": self.buffer,
-            "lanes": self.lanes,
+            "streams": self.streams,
             "batches": batches,
-            "epoch": min(order.epoch_of(lane, n) for lane, n in enumerate(taken)),
+            "epoch": min(order.epoch_of(stream, n) for stream, n in enumerate(taken)),
             "taken": list(taken),
         }
 
@@ -157,35 +182,40 @@ class Batches(IterableDataset[_Part | _Failure]):
         if state["data"] != self.index.fingerprint():
             raise ValueError(
                 f"data: {self.index.data!r} ({len(self.index.shards)} shards, {self.index.samples} "
-                f"samples) is not what the run was trained on ({state['samples']} samples): go on "
-                "with the same shards, or begin a new run"
+                f"samples) is not what the run was trained on ({state['samples']} samples): "
+                "resume with the same shards, or begin a new run"
             )
-        for name, mine in (("shuffle_buffer", self.buffer), ("lanes", self.lanes)):
-            if state[name] != mine:
+        # A checkpoint of before calls the streams lanes.
+        streams = state["streams"] if "streams" in state else state["lanes"]
+        for name, held, mine in (
+            ("shuffle_buffer", state["shuffle_buffer"], self.buffer),
+            ("streams", streams, self.streams),
+        ):
+            if held != mine:
                 raise ValueError(
-                    f"reader.{name}: the run was trained with {state[name]}, the config says "
-                    f"{mine}; the order of the samples hangs on it"
+                    f"reader.{name}: the run was trained with {held}, the config says {mine}; the "
+                    "order of the samples depends on it"
                 )
         if state["seed"] != self.seed:
             raise ValueError(f"seed: the run was trained with {state['seed']}, not {self.seed}")
         self.first, self.taken = int(state["batches"]), list(state["taken"])
 
     def _order(self) -> Order:
-        return Order(self.index.counts, self.batch_size, self.lanes, self.buffer, self.seed)
+        return Order(self.index.counts, self.batch_size, self.streams, self.buffer, self.seed)
 
-    def _lanes_of(self, worker: int, workers: int) -> range:
+    def _streams_of(self, worker: int, workers: int) -> range:
         """Those of a worker of this rank."""
-        mine = self.lanes // self.ranks
+        mine = self.streams // self.world_size
         start, end = (mine * i // workers for i in (worker, worker + 1))
         return range(self.rank * mine + start, self.rank * mine + end)
 
     def __iter__(self) -> Iterator[_Part | _Failure]:
         """One worker's parts of the batches, see `loader`."""
         worker = get_worker_info()
-        lanes = self._lanes_of(*((worker.id, worker.num_workers) if worker else (0, 1)))
+        streams = self._streams_of(*((worker.id, worker.num_workers) if worker else (0, 1)))
         caption = "txt" if self.caption_key == "txt" else "json"
-        reading = make_reading(self.index, len(lanes), frozenset({*IMAGE_KEYS, caption}))
-        reader = _Reader(self, lanes, self._order(), reading)
+        reading = make_reading(self.index, len(streams), frozenset({*IMAGE_KEYS, caption}))
+        reader = _Reader(self, streams, self._order(), reading)
         step = self.first
         try:
             while True:
@@ -197,9 +227,10 @@ class Batches(IterableDataset[_Part | _Failure]):
     def loader(self, workers: int = 0) -> Iterator[Batch]:
         """Batches in order, decoded by `workers` processes ahead of time (0: in this one).
 
-        Raises ValueError where more than a share of `max_bad` samples cannot be used.
+        Raises:
+            ValueError: a larger share of samples than `max_bad` cannot be used.
         """
-        workers = min(workers, self.lanes // self.ranks)  # each needs a lane
+        workers = min(workers, self.streams // self.world_size)  # each needs a stream
         parts = ending_workers(
             iter(
                 DataLoader(
@@ -219,7 +250,7 @@ class Batches(IterableDataset[_Part | _Failure]):
     def _joined(self, parts: list[_Part]) -> Batch:
         images = [p.images for p in parts if p.images is not None]
         tokens = [p.tokens for p in parts if p.tokens is not None]
-        taken = {lane: n for p in parts for lane, n in p.taken.items()}
+        taken = {stream: n for p in parts for stream, n in p.taken.items()}
         return Batch(
             (images[0] if len(images) == 1 else torch.cat(images)) if images else None,
             [caption for p in parts for caption in p.captions],
@@ -228,12 +259,12 @@ class Batches(IterableDataset[_Part | _Failure]):
             [key for p in parts for key in p.keys],
             sum((p.dropped for p in parts), Counter()),
             taken,
-            sum(taken.values()) * self.lanes / (len(taken) * self.index.samples),
+            sum(taken.values()) * self.streams / (len(taken) * self.index.samples),
         )
 
 
-class _Lane:
-    """One lane's samples, undecoded, in its order."""
+class _Stream:
+    """One stream's samples, undecoded, in its order."""
 
     def __init__(self, number: int, taken: int, order: Order, reading: Reading) -> None:
         self.number, self.taken = number, taken
@@ -259,86 +290,87 @@ class _Lane:
 
 
 class _Reader:
-    """Makes batches of the lanes of one process."""
+    """Makes batches of the streams of one process."""
 
-    def __init__(self, batches: Batches, lanes: range, order: Order, reading: Reading) -> None:
+    def __init__(self, batches: Batches, streams: range, order: Order, reading: Reading) -> None:
         self._b, self._order, self._reading = batches, order, reading
-        self._lanes = [_Lane(i, batches.taken[i], order, reading) for i in lanes]
-        places = batches.batch_size // batches.lanes
+        self._streams = [_Stream(i, batches.taken[i], order, reading) for i in streams]
+        places = batches.batch_size // batches.streams
         self._places = [
-            (lane, lane.number * places + i) for lane in self._lanes for i in range(places)
+            (stream, stream.number * places + i) for stream in self._streams for i in range(places)
         ]
         self._seen: Counter[str] = Counter()  # of late
-        self._judged = samples_judged(batches.index)
+        self._of_share = samples_of_share(batches.index)
 
     def part(self, step: int) -> _Part:
-        """The places of this process's lanes in global batch `step`."""
+        """The places of this process's streams in global batch `step`."""
         b = self._b
         dropped: Counter[str] = Counter()
         # Two words for each place: for what the step draws, and for the augmentation.
         words = np.random.SeedSequence([b.seed, step]).generate_state(2 * b.batch_size)
         good = [
-            self._good(lane, int(words[b.batch_size + place]), dropped)
-            for lane, place in self._places
+            self._good(stream, int(words[b.batch_size + place]), dropped)
+            for stream, place in self._places
         ]
         dropped.update(self._reading.noticed)
         self._reading.noticed.clear()
         values, captions, keys = zip(*good, strict=True)
         stacked = np.stack(values)
-        pictures = stacked.ndim == 4
+        are_images = stacked.ndim == 4
         return _Part(
-            torch.from_numpy(stacked) if pictures else None,
-            None if pictures else stacked,
+            torch.from_numpy(stacked) if are_images else None,
+            None if are_images else stacked,
             list(captions),
             [int(words[place]) for _, place in self._places],
             list(keys),
             +dropped,
-            {lane.number: lane.taken for lane in self._lanes},
+            {stream.number: stream.taken for stream in self._streams},
         )
 
-    def _good(self, lane: _Lane, word: int, dropped: Counter[str]) -> tuple[np.ndarray, str, str]:
-        """The lane's next sample that is good."""
+    def _good(self, stream: _Stream, word: int, dropped: Counter[str]) -> Decoded:
+        """The stream's next sample that is good."""
         failures = 0
         while True:
-            found = lane.next()
+            found = stream.next()
             try:
                 sample = self._decoded(found, word)
-            except Bad as error:
+            except BadSample as error:
                 failures += 1
                 dropped[error.cause] += 1
-                self._judge(error.cause, failures, lane)
+                self._check_share(error.cause, failures, stream)
                 continue
             self._seen["good"] += 1
             return sample
 
-    def _decoded(self, found: Found, word: int) -> tuple[np.ndarray, str, str]:
-        """uint8 [3, R, R] or uint16 [n], caption, key. word: what is drawn hangs on it."""
+    def _decoded(self, found: Found, word: int) -> Decoded:
+        """A sample that was read; raises BadSample. word: seeds what is drawn."""
         b = self._b
-        if isinstance(found, Bad):
+        if isinstance(found, BadSample):
             raise found
         if isinstance(found, TokenSample):
             views, texts = len(found.tokens), found.captions
             if not texts:
-                raise Bad(EMPTY)
+                raise BadSample(EMPTY_CAPTION)
             return found.tokens[word % views], texts[word // views % len(texts)], found.key
         captions = captions_of(found, b.caption_key, b.caption_lines)
-        picture = read_image(image_of(found), b.max_pixels, b.max_aspect)
-        pixels = b.augmentation(picture, b.image_size, np.random.default_rng(word))
+        image = read_image(image_of(found), b.max_pixels, b.max_aspect)
+        pixels = b.augmentation(image, b.image_size, np.random.default_rng(word))
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
         return planes, captions[word % len(captions)], found["__key__"]
 
-    def _judge(self, cause: str, failures: int, lane: _Lane) -> None:
-        """ValueError where too many samples of late were bad, or a whole epoch of a lane."""
+    def _check_share(self, cause: str, failures: int, stream: _Stream) -> None:
+        """ValueError where too many samples of late were bad, or all of an epoch of a stream."""
         seen = self._seen
         if cause != MISSING:  # a shard that was cut short is not what is meant
             seen[cause] += 1
-        epoch = self._order.epoch_of(lane.number, lane.taken)
-        length = self._order.before(lane.number, epoch + 1) - self._order.before(lane.number, epoch)
+        order, number = self._order, stream.number
+        epoch = order.epoch_of(number, stream.taken)
+        length = order.before(number, epoch + 1) - order.before(number, epoch)
         bad = seen.total() - seen["good"]
-        share = seen.total() >= self._judged and bad > self._b.max_bad * seen.total()
-        if share or failures > length + JUDGED:
+        share = seen.total() >= self._of_share and bad > self._b.max_bad * seen.total()
+        if share or failures > length + MIN_SAMPLES:
             causes = seen - Counter(good=seen["good"])
             b = self._b
             raise too_many_bad(b.index, b.caption_key, b.max_bad, causes or Counter([cause]))
-        if seen.total() > 2 * self._judged:
+        if seen.total() > 2 * self._of_share:
             self._seen = Counter({name: n // 2 for name, n in seen.items()})

@@ -1,6 +1,6 @@
-"""Samples of a data set by shard and number, for the lanes of one process.
+"""Samples of a data set by shard and number, for the streams of one process.
 
-What cannot be read comes as a `Bad` in its place, so that a lane's count of samples holds.
+What cannot be read comes as a `BadSample` in its place, so that a stream's count of samples holds.
 """
 
 from __future__ import annotations
@@ -16,41 +16,52 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from dalle1.data.samples import DAMAGED, DUPLICATE, MISSING, TOO_LARGE, UNREADABLE, Bad
+from dalle1.data.samples import (
+    DAMAGED,
+    DUPLICATE_KEY,
+    IMAGE_TOO_LARGE,
+    MISSING,
+    UNREADABLE,
+    BadSample,
+    RawSample,
+)
 from dalle1.data.shards.index import PAIRS, TOKENS, Index, read_pair
-from dalle1.data.shards.tar import RETRIES, Raw, Sample, Shard, is_stream
+from dalle1.data.shards.tar import RETRIES, Shard, TarSample, is_remote
 from dalle1.data.shards.token_shard import TokenSample, TokenShard
 
-Found = Raw | TokenSample | Bad
-KEPT = 64  # shards that are kept open, or known by their headers; more where lanes are many
-MOST = 2**62  # bytes: arrays hold no larger numbers
+Found = RawSample | TokenSample | BadSample
+MAX_OPEN = 64  # shards that are kept open, or whose headers are; more for many streams
+MAX_OFFSET = 2**62  # bytes: arrays hold no larger numbers
 
 
 class Reading(Protocol):
-    """Where a process's lanes read; `noticed` counts what is wrong with shards, by cause."""
+    """Where a process's streams read; `noticed` counts what is wrong with shards, by cause."""
 
     noticed: Counter[str]
 
-    def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
+    def read(self, stream: int, shard: int, first: int, last: int) -> list[Found]:
         """Samples [first, last) of a shard, exactly so many."""
 
 
-def make_reading(index: Index, lanes: int, extensions: frozenset[str] | None = None) -> Reading:
-    """Reads what the index lists, for so many lanes. extensions: other files may be empty."""
+def make_reading(index: Index, streams: int, extensions: frozenset[str] | None = None) -> Reading:
+    """A reader of what the index lists, for so many streams of the data order.
+
+    extensions: files with others may be empty.
+    """
     if index.kind == TOKENS:
-        return _TokenShards(index, lanes)
+        return _TokenShards(index, streams)
     if index.kind == PAIRS:
         return _Pairs(index)
-    return _Tars(index, lanes, extensions)
+    return _Tars(index, streams, extensions)
 
 
-def _checked(sample: Sample, known: set[str], noticed: Counter[str]) -> Found:
+def _checked(sample: TarSample, known: set[str], noticed: Counter[str]) -> Found:
     """A sample as it is handed on; `known` are the keys that the shard had before."""
-    noticed[DUPLICATE] += sample.repeated()
+    noticed[DUPLICATE_KEY] += sample.repeated()
     if sample.key in known:
-        return Bad(DUPLICATE)
+        return BadSample(DUPLICATE_KEY)
     known.add(sample.key)
-    return Bad(TOO_LARGE) if sample.too_large else sample.raw()
+    return BadSample(IMAGE_TOO_LARGE) if sample.too_large else sample.raw()
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,9 @@ class _Scan:
     bad: dict[int, str]  # causes, of samples that need not be read
     damage: str
 
-    def raw(self, file: BinaryIO, i: int, wanted: frozenset[str] | None) -> Raw:
+    def raw(self, file: BinaryIO, i: int, wanted: frozenset[str] | None) -> RawSample:
         """A sample's files; of several with one extension the first, of unwanted ones nothing."""
-        found: Raw = {"__key__": self.keys[i]}
+        found: RawSample = {"__key__": self.keys[i]}
         for f in range(self.first[i], self.first[i + 1]):
             extension = self.extensions[self.kinds[f]]
             if extension not in found and (wanted is None or extension in wanted):
@@ -98,15 +109,15 @@ def _scan(address: str) -> _Scan:
     for i, sample in enumerate(shard):
         keys.append(sample.key)
         if sample.key in known:
-            bad[i] = DUPLICATE
+            bad[i] = DUPLICATE_KEY
         elif sample.too_large:
-            bad[i] = TOO_LARGE
+            bad[i] = IMAGE_TOO_LARGE
         known.add(sample.key)
         for member, _ in sample.files:
             extension = base_plus_ext(member.name)[1].lower()
             kinds.append(extensions.setdefault(extension, len(extensions)))
-            offsets.append(min(member.offset_data, MOST))  # of a file that is too large
-            sizes.append(min(member.size, MOST))
+            offsets.append(min(member.offset_data, MAX_OFFSET))  # of a file that is too large
+            sizes.append(min(member.size, MAX_OFFSET))
             if member.issparse():
                 begins[i] = sample.offset
         first.append(len(offsets))
@@ -124,26 +135,26 @@ def _scan(address: str) -> _Scan:
 
 
 class _Tars:
-    """Tars on a disk are read from where a sample begins, streams from their beginning."""
+    """Tars on a disk are read from where a sample begins, remote tars from their beginning."""
 
-    def __init__(self, index: Index, lanes: int, extensions: frozenset[str] | None) -> None:
+    def __init__(self, index: Index, streams: int, extensions: frozenset[str] | None) -> None:
         self.noticed: Counter[str] = Counter()
         self._index, self._extensions = index, extensions
-        self._scans = lru_cache(maxsize=max(KEPT, 2 * lanes))(_scan)
-        self._streams: dict[int, _Stream] = {}  # by lane
-        self._ends: dict[str, int] = {}  # where streams break off, again and again
+        self._scans = lru_cache(maxsize=max(MAX_OPEN, 2 * streams))(_scan)
+        self._remote: dict[int, _RemoteTar] = {}  # by stream
+        self._ends: dict[str, int] = {}  # where remote tars break off, again and again
 
-    def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
+    def read(self, stream: int, shard: int, first: int, last: int) -> list[Found]:
         address, count = self._index.shards[shard], self._index.counts[shard]
-        seekable = address.endswith(".tar") and not is_stream(address)
+        seekable = address.endswith(".tar") and not is_remote(address)
         found = (
-            self._at(address, first, last, count)
+            self._read_local(address, first, last, count)
             if seekable
-            else self._on(lane, address, first, last, count)
+            else self._read_remote(stream, address, first, last, count)
         )
-        return found + [Bad(MISSING) for _ in range(last - first - len(found))]
+        return found + [BadSample(MISSING) for _ in range(last - first - len(found))]
 
-    def _at(self, address: str, first: int, last: int, count: int) -> list[Found]:
+    def _read_local(self, address: str, first: int, last: int, count: int) -> list[Found]:
         for wait in (*RETRIES, None):
             found: list[Found] = []
             try:
@@ -155,12 +166,12 @@ class _Tars:
                     return []
                 with open(address, "rb") as file:
                     for i in range(first, min(last, there)):
-                        self.noticed[DUPLICATE] += scan.repeated(i)
+                        self.noticed[DUPLICATE_KEY] += scan.repeated(i)
                         if i in scan.bad:
-                            found.append(Bad(scan.bad[i]))
+                            found.append(BadSample(scan.bad[i]))
                         elif i in scan.begins:
                             sample = next(iter(Shard(address, scan.begins[i])), None)
-                            found.append(sample.raw() if sample else Bad(MISSING))
+                            found.append(sample.raw() if sample else BadSample(MISSING))
                         else:
                             found.append(scan.raw(file, i, self._extensions))
                 return found
@@ -168,38 +179,40 @@ class _Tars:
                 _wait(address, str(error), wait)
         return found
 
-    def _on(self, lane: int, address: str, first: int, last: int, count: int) -> list[Found]:
+    def _read_remote(
+        self, stream: int, address: str, first: int, last: int, count: int
+    ) -> list[Found]:
         last = min(last, self._ends.get(address, last))
         if first >= last:
             return []
-        stream = self._streams.get(lane)
-        if stream is None or stream.address != address or stream.next > first:
-            stream = self._open(lane, address)
+        remote = self._remote.get(stream)
+        if remote is None or remote.address != address or remote.next > first:
+            remote = self._open(stream, address)
         found: list[Found] = []
         for wait in (*RETRIES, None):
             try:
-                found += stream.take(first + len(found), last, self.noticed)
-                broken = stream.shard.damage if stream.next < last else ""
+                found += remote.take(first + len(found), last, self.noticed)
+                broken = remote.shard.damage if remote.next < last else ""
             except OSError as error:
                 broken = str(error)
             if not broken:
                 break
-            # What a disk holds is not whole at the next try.
-            _wait(address, broken, wait if is_stream(address) else None)
-            if wait is None or not is_stream(address):
-                self._ends[address] = stream.next
-                self._compare(address, stream.next, count, broken)
+            # What is damaged on a disk is damaged at the next try, too.
+            _wait(address, broken, wait if is_remote(address) else None)
+            if wait is None or not is_remote(address):
+                self._ends[address] = remote.next
+                self._compare(address, remote.next, count, broken)
                 return found
-            stream = self._open(lane, address)
-        if stream.next < last or last == count:
-            self._compare(address, stream.next, count, "")
+            remote = self._open(stream, address)
+        if remote.next < last or last == count:
+            self._compare(address, remote.next, count, "")
         return found
 
-    def _open(self, lane: int, address: str) -> _Stream:
-        if lane in self._streams:
-            self._streams[lane].close()
-        self._streams[lane] = _Stream(address)
-        return self._streams[lane]
+    def _open(self, stream: int, address: str) -> _RemoteTar:
+        if stream in self._remote:
+            self._remote[stream].close()
+        self._remote[stream] = _RemoteTar(address)
+        return self._remote[stream]
 
     def _compare(self, address: str, there: int, count: int, damage: str) -> None:
         if damage:
@@ -222,7 +235,7 @@ def _wait(address: str, why: str, seconds: float | None) -> None:
 
 
 @dataclass
-class _Stream:
+class _RemoteTar:
     """A tar that is read from its beginning to its end, and how far it has been."""
 
     address: str
@@ -231,10 +244,10 @@ class _Stream:
 
     def __post_init__(self) -> None:
         self.shard = Shard(self.address)
-        self._samples: Iterator[Sample] = iter(self.shard)
+        self._samples: Iterator[TarSample] = iter(self.shard)
 
     def take(self, first: int, last: int, noticed: Counter[str]) -> list[Found]:
-        """Samples [first, last), fewer where the stream ends before; those before are passed."""
+        """Samples [first, last), fewer where the tar ends before; earlier ones are skipped."""
         found: list[Found] = []
         while self.next < last and (sample := next(self._samples, None)) is not None:
             self.next += 1
@@ -251,29 +264,29 @@ class _Stream:
 
 
 class _Pairs:
-    """Each picture of a folder is a shard of one."""
+    """Each image of a folder is a shard of one."""
 
     def __init__(self, index: Index) -> None:
         self.noticed: Counter[str] = Counter()
         self._index = index
 
-    def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
+    def read(self, stream: int, shard: int, first: int, last: int) -> list[Found]:
         try:
             return [read_pair(self._index.shards[shard])]
         except OSError:  # gone since it was listed
-            return [Bad(UNREADABLE)]
+            return [BadSample(UNREADABLE)]
 
 
 class _TokenShards:
     """Token shards, mapped into memory."""
 
-    def __init__(self, index: Index, lanes: int) -> None:
+    def __init__(self, index: Index, streams: int) -> None:
         self.noticed: Counter[str] = Counter()
         self._index = index
-        self._open = lru_cache(maxsize=max(KEPT, 2 * lanes))(TokenShard)
+        self._open = lru_cache(maxsize=max(MAX_OPEN, 2 * streams))(TokenShard)
         self._settings = TokenShard(index.shards[0]).settings
 
-    def read(self, lane: int, shard: int, first: int, last: int) -> list[Found]:
+    def read(self, stream: int, shard: int, first: int, last: int) -> list[Found]:
         found: list[Found] = []
         try:
             held = self._open(self._index.shards[shard])
@@ -282,4 +295,4 @@ class _TokenShards:
             found += held.read(first, last)
         except (OSError, ValueError) as error:  # gone or damaged since it was listed
             warnings.warn(str(error), stacklevel=2)
-        return found + [Bad(MISSING) for _ in range(last - first - len(found))]
+        return found + [BadSample(MISSING) for _ in range(last - first - len(found))]

@@ -1,4 +1,4 @@
-"""The samples of one tar, on a disk or streamed: names, order, damage.
+"""The samples of one tar, on a disk or remote: names, order, damage.
 
 A sample is neighbors of one key: the members whose names are the same up to the first dot.
 """
@@ -9,6 +9,7 @@ import errno
 import re
 import shlex
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from typing import Any
 from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
-Raw = dict[str, Any]  # a sample: its name as __key__, bytes by extension (png, txt, json ...)
+from dalle1.data.samples import RawSample
+
 META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
-STREAMS = ("pipe:", "http://", "https://")
+REMOTE_PREFIXES = ("pipe:", "http://", "https://")
 CURL = "exec curl --connect-timeout 30 --speed-limit 1 --speed-time 60 --retry 5 -f -s -L"
 MAX_BYTES = 2**26  # of a file of a sample
 RETRIES = (1.0, 4.0, 16.0)  # seconds before what failed is tried again
@@ -28,12 +30,12 @@ LONG = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-RUBBISH = (None, errno.EINVAL, errno.EOVERFLOW)  # the latter two: of places that no file has
-MAX_READS = 100  # behind the end of a stream
+MALFORMED = (None, errno.EINVAL, errno.EOVERFLOW)  # the latter two: of places that no file has
+MAX_READS = 100  # behind the end of a remote tar
 
 
 @dataclass
-class Sample:
+class TarSample:
     """A sample of a tar and where it begins, in bytes."""
 
     key: str
@@ -41,9 +43,9 @@ class Sample:
     files: list[tuple[tarfile.TarInfo, bytes]] = field(default_factory=list)
     too_large: bool = False  # a file is left out for its size
 
-    def raw(self) -> Raw:
+    def raw(self) -> RawSample:
         """Extensions in lower case; of several with the same one, the first."""
-        found: Raw = {"__key__": self.key}
+        found: RawSample = {"__key__": self.key}
         for member, data in self.files:
             found.setdefault(base_plus_ext(member.name)[1].lower(), data)
         return found
@@ -52,12 +54,17 @@ class Sample:
         """Files whose extension another one of the sample had before."""
         return 1 + len(self.files) - len(self.raw())
 
+    def merged(self) -> int:
+        """Samples of the same key right behind this one, which are read as a part of it."""
+        names = Counter(member.name.lower() for member, _ in self.files)
+        return max(names.values()) - 1
+
 
 class Shard:
     """The samples of a tar in order, up to its end or to what is damaged.
 
     Members that are no part of a sample (folders, links, names without a dot or such as __meta__)
-    are passed over. After the last sample `damage` says what is wrong, if anything is, and `cut` is
+    are skipped. After the last sample `damage` says what is wrong, if anything is, and `cut` is
     the key of the sample that is lost in part.
 
     Raises OSError where the disk fails, rather than what is read.
@@ -71,9 +78,15 @@ class Shard:
         max_bytes: int = MAX_BYTES,
         extensions: frozenset[str] | None = None,
     ) -> None:
-        """offset: where a sample begins, for tars on a disk. headers_alone: all files are empty.
-        max_bytes: larger files are left out, whatever size a header claims. extensions: other
-        files are empty."""
+        """Nothing is read before the samples are asked for.
+
+        Args:
+            address: of the tar.
+            offset: where a sample begins, in bytes, for tars on a disk.
+            headers_alone: all files are empty.
+            max_bytes: larger files are left out, whatever size a header claims.
+            extensions: other files are empty.
+        """
         self.extensions = extensions
         self.address, self.offset = address, offset
         self.headers_alone, self.max_bytes = headers_alone, max_bytes
@@ -83,8 +96,8 @@ class Shard:
     def _opened(self) -> Iterator[Any]:
         how: Any = {"tarinfo": _Header, "encoding": "utf-8", "errors": "backslashreplace"}
         with ExitStack() as stack:
-            if is_stream(self.address):
-                stream = stack.enter_context(_stream(self.address))
+            if is_remote(self.address):
+                stream = stack.enter_context(_open_remote(self.address))
                 tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", **how))
             elif self.address.endswith(".tar"):
                 file = stack.enter_context(open(self.address, "rb"))
@@ -93,7 +106,7 @@ class Shard:
             else:  # compressed
                 tar = stack.enter_context(tarfile.open(self.address, **how))
             yield tar
-            # Zeros in place of a header end a tar, too. And a command is heard out.
+            # Zeros in place of a header end a tar, too. And a command is read to its end.
             while rest := tar.fileobj.read(2**16):
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("an end mark, and more behind it")
@@ -101,9 +114,9 @@ class Shard:
     def _wanted(self, extension: str) -> bool:
         return self.extensions is None or extension.lower() in self.extensions
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[TarSample]:
         self.damage = self.cut = ""
-        sample, usual, whole = Sample(""), 1, True
+        sample, usual, complete = TarSample(""), 1, True
         try:
             with self._opened() as tar:
                 for member in tar:
@@ -115,30 +128,30 @@ class Shard:
                         if sample.files:
                             yield sample
                             usual = len(sample.files)
-                        sample = Sample(key, member.offset)
-                    whole = False
+                        sample = TarSample(key, member.offset)
+                    complete = False
                     data = b""
                     if member.size > self.max_bytes:
                         sample.too_large = True
                     elif not self.headers_alone and self._wanted(extension):
                         data = tar.extractfile(member).read()
                     sample.files.append((member, data))
-                    whole = True
-        except Exception as error:  # rubbish makes tarfile raise more than its own errors
-            if isinstance(error, OSError) and error.errno not in RUBBISH:
+                    complete = True
+        except Exception as error:  # malformed data make tarfile raise more than its own errors
+            if isinstance(error, OSError) and error.errno not in MALFORMED:
                 raise  # another try may read it
             self.damage = " ".join(str(error).split()) or type(error).__name__
             # Between two files nothing says whether the sample had more of them.
-            if not whole or len(sample.files) < usual:
+            if not complete or len(sample.files) < usual:
                 self.cut = sample.key
                 return
         if sample.files:
             yield sample
 
 
-def is_stream(address: str) -> bool:
-    """Whether it is read from its beginning to its end, by webdataset's `gopen`."""
-    return address.startswith(STREAMS)
+def is_remote(address: str) -> bool:
+    """Whether an address is read from its beginning to its end, by webdataset's `gopen`."""
+    return address.startswith(REMOTE_PREFIXES)
 
 
 class _Header(tarfile.TarInfo):
@@ -150,7 +163,7 @@ class _Header(tarfile.TarInfo):
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except tarfile.HeaderError as error:  # cut off between two members, or rubbish there
+        except tarfile.HeaderError as error:  # cut off between two members, or malformed there
             raise tarfile.ReadError(f"no end mark: {error}") from error
 
     def _proc_member(self, tar: Any) -> Any:
@@ -166,7 +179,7 @@ def _refuse(header: tarfile.TarInfo, absurd: bool) -> None:
         raise tarfile.ReadError(f"a header that claims {header.size} bytes")
 
 
-class _Stream:
+class _RemoteFile:
     """What `gopen` gave, up to its end; only there a command that fails is an error."""
 
     def __init__(self, stream: Any) -> None:
@@ -187,13 +200,13 @@ class _Stream:
 
 
 @contextmanager
-def _stream(address: str) -> Iterator[Any]:
+def _open_remote(address: str) -> Iterator[Any]:
     if not address.startswith("pipe:"):
         # webdataset's own call waits for ever where a server says nothing more.
         address = f"pipe:{CURL} {shlex.quote(address)}"
     stream = gopen(address)
     try:
-        yield _Stream(stream)
+        yield _RemoteFile(stream)
     finally:
         stream.ignore_errors = True
         if getattr(stream, "proc", None) is not None:

@@ -1,10 +1,10 @@
-"""Token shards: pictures as the dVAE's tokens, computed once, with their captions as text.
+"""Token shards: images as the dVAE's tokens, computed once, with their captions as text.
 
     00000.safetensors, one for each raw shard:
       tokens    uint16 [samples, views, rows * columns], row by row
       keys      uint8 [bytes]     the samples' keys, a JSON list
-      captions  uint8 [bytes]     a JSON list of lists of texts: a picture may have several
-    and in its header what they were made with and of, see `TokenSettings` and `Source`.
+      captions  uint8 [bytes]     a JSON list of lists of texts: an image may have several
+    and in its header what they were made with and of, see `TokenSettings` and `SourceShard`.
 
 A file is mapped into memory, so that a sample costs what is read of it. The same content is the
 same bytes.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dalle1.common.files import flush, replacing, saying_what_is_missing
+from dalle1.data.samples import current_causes
 
 END = ".safetensors"
 FORMAT = "dalle1-tokens-1"
@@ -35,8 +36,8 @@ class TokenSettings:
 
     codebook_size: int  # tokens are below it; at most 65,536
     grid: int  # rows, and columns
-    views: int  # of each picture
-    augmented: bool  # whether views are crops of listing 2, rather than the middle of the picture
+    views: int  # of each image
+    augmented: bool  # whether views are crops of listing 2, rather than the middle of the image
     dvae: str  # fingerprint of the dVAE's config and weights
     precision: str = "fp32"
     seed: int = 0  # of the views
@@ -47,11 +48,11 @@ class TokenSettings:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceShard:
     """The raw shard that a token shard was made of."""
 
     name: str = ""
-    bytes: int | None = None  # none: streamed
+    bytes: int | None = None  # none: remote
     dropped: dict[str, int] = field(default_factory=dict)  # its bad samples by cause
     damage: str = ""  # why its rest is lost
 
@@ -76,7 +77,8 @@ class TokenShard:
             if header.get("format") != FORMAT:
                 raise ValueError(f"format {header.get('format')!r}, expected {FORMAT!r}")
             self.settings = TokenSettings(**header["settings"])
-            self.source = Source(**header["source"])
+            source = SourceShard(**header["source"])
+            self.source = replace(source, dropped=dict(current_causes(source.dropped)))
             tokens = self._file.get_slice("tokens")
             self.count, views, length = tokens.get_shape()
             s = self.settings
@@ -131,12 +133,21 @@ def write_token_shard(
     captions: Sequence[Sequence[str]],
     tokens: np.ndarray,
     settings: TokenSettings,
-    source: Source | None = None,
+    source: SourceShard | None = None,
 ) -> None:
-    """Writes a token shard beside its place and renames it; `tokens` as in the file.
+    """Writes a token shard to a temporary file and renames it.
 
-    Raises ValueError for tokens outside of the codebook, and OSError, which says how much is
-    missing where the disk is full.
+    Args:
+        path: of the file.
+        keys: of the samples.
+        captions: of each sample.
+        tokens: [samples, views, rows * columns], of any type of integers.
+        settings: what the tokens were made with.
+        source: the raw shard that they were made of.
+
+    Raises:
+        ValueError: tokens outside of the codebook, or not one for each place.
+        OSError: the disk is full; says how much is missing.
     """
     if settings.codebook_size > 2**16:
         raise ValueError(f"codebook_size {settings.codebook_size}: 16 bits hold 65,536")
@@ -158,14 +169,14 @@ def write_token_shard(
     header = {
         "format": FORMAT,
         "settings": asdict(settings),
-        "source": asdict(source or Source()),
+        "source": asdict(source or SourceShard()),
     }
     # Not safetensors' own writing to a file, which does not say why it failed.
     data = save(content, {HEADER: json.dumps(header)})
     with (
         saying_what_is_missing(path.parent, path.name, len(data)),
-        replacing(path) as beside,
-        beside.open("wb") as file,
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
     ):
         file.write(data)
         flush(file)

@@ -17,7 +17,7 @@ def ignore_signals(worker: int) -> None:
 
 def ending_workers(batches: Iterating) -> Iterating:
     """A DataLoader's iterator, whose processes are killed once it or this process ends: one that
-    waits for a stream would not hear a milder signal, and be waited for for ever."""
+    waits for a remote tar would not hear a milder signal, and be waited for for ever."""
     workers: list[Any] = getattr(batches, "_workers", [])
     if workers:
         weakref.finalize(batches, _kill, workers)

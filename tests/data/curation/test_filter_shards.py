@@ -21,7 +21,7 @@ from PIL import Image
 
 from dalle1.commands import filter as command
 from dalle1.data.curation import filter_shards as filtering
-from dalle1.data.curation import filters as judging
+from dalle1.data.curation import filters
 from dalle1.data.curation.dedup import Looks
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import CAUSES, FilterSettings
@@ -29,8 +29,8 @@ from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.tar import MAX_BYTES
 
 
-def picture(seed: int, width: int = 24, height: int = 20, kind: str = "PNG") -> bytes:
-    """A picture of a few soft spots, which a hash may tell from another's."""
+def image(seed: int, width: int = 24, height: int = 20, kind: str = "PNG") -> bytes:
+    """An image of a few soft spots, which a hash may tell from another's."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     buffer = io.BytesIO()
@@ -74,48 +74,53 @@ def test_each_cause_drops_its_samples_and_is_counted(tmp_path: Path) -> None:
     """A filter that is never asked, a cause that is counted as another, or counts that do not add
     up to what was read."""
     members = [
-        *sample("good", picture(1), "a red circle", cls=b"7", json=b"{}"),
-        *sample("empty", picture(2), "  "),
-        *sample("bytes", picture(3), b"\xff\xfe not text"),
-        ("silent.png", picture(4)),
+        *sample("good", image(1), "a red circle", cls=b"7", json=b"{}"),
+        *sample("empty", image(2), "  "),
+        *sample("bytes", image(3), b"\xff\xfe not text"),
+        ("silent.png", image(4)),
         ("blind.txt", b"a red circle"),
-        *sample("rubbish", b"no picture", "a red circle"),
-        *sample("date", picture(5), "photographed on 12 May 2010"),
-        *sample("short", picture(6), "red circle"),
-        *sample("other", picture(7), "красный круг на полу"),
-        *sample("long", picture(8, 41, 20), "a red circle"),
-        *sample("small", picture(9, 16, 15), "a red circle"),
-        *sample("again", picture(1), "a red circle"),
-        *sample("last", picture(1), "another red circle"),
+        *sample("rubbish", b"no image", "a red circle"),
+        *sample("date", image(5), "photographed on 12 May 2010"),
+        *sample("short", image(6), "red circle"),
+        *sample("other", image(7), "красный круг на полу"),
+        *sample("long", image(8, 41, 20), "a red circle"),
+        *sample("small", image(9, 16, 15), "a red circle"),
+        *sample("again", image(1), "a red circle"),
+        *sample("last", image(1), "another red circle"),
     ]
     write_tar(tmp_path / "in" / "0000.tar", members)
     out = tmp_path / "out"
     report = filter_shards(str(tmp_path / "in"), out, FilterSettings(min_side=16))
     assert keys(out) == ["good", "last"]
     assert report.dropped == {
-        "no caption": 3,
-        "no readable picture": 2,
+        "no caption": 1,
+        "empty caption": 1,
+        "caption is not UTF-8": 1,
+        "no image": 1,
+        "unreadable image": 1,
         "mostly boilerplate": 1,
         "caption too short": 1,
         "not English": 1,
-        "aspect ratio": 1,
-        "picture too small": 1,
+        "extreme aspect ratio": 1,
+        "image too small": 1,
         "duplicate": 1,
     }
     assert (report.samples, report.kept) == (13, 2)
     assert report.kept + report.dropped.total() == report.samples
     named = {cause: [e["key"] for e in examples] for cause, examples in report.examples.items()}
-    assert named["no caption"] == ["empty", "bytes", "silent"] and named["duplicate"] == ["again"]
+    wanted = {"empty caption": "empty", "caption is not UTF-8": "bytes", "no caption": "silent"}
+    wanted |= {"no image": "blind", "unreadable image": "rubbish", "duplicate": "again"}
+    assert {cause: named[cause] for cause in wanted} == {c: [key] for c, key in wanted.items()}
     assert "photographed on 12 May" in report.table()
 
 
 def test_what_stays_is_untouched(tmp_path: Path) -> None:
-    """Pictures encoded anew, a json that is lost, or keys that are numbered anew."""
+    """Images encoded anew, a json that is lost, or keys that are numbered anew."""
     long = "k" * 150  # more than the header of an old tar holds
     members = [
-        *sample("a/0001", picture(1), "  a red circle\n", json=b'{"x":  1}', seg=b"\0\1"),
-        *sample("a/0002", picture(2), "short"),
-        (f"{long}.PNG", picture(3)),
+        *sample("a/0001", image(1), "  a red circle\n", json=b'{"x":  1}', seg=b"\0\1"),
+        *sample("a/0002", image(2), "short"),
+        (f"{long}.PNG", image(3)),
         (f"{long}.Txt", b"a blue square"),
     ]
     write_tar(tmp_path / "in" / "0000.tar", members)
@@ -131,9 +136,9 @@ def test_what_stays_is_untouched(tmp_path: Path) -> None:
     [(20, 40, True), (40, 20, True), (20, 41, False), (41, 20, False), (30, 30, True)],
 )
 def test_bounds_of_the_aspect_ratio(tmp_path: Path, width: int, height: int, kept: bool) -> None:
-    """Pictures of exactly 1/2 and 2 dropped (appendix C keeps them), or one side forgotten."""
-    members = sample("x", picture(1, width, height), "a red circle")
-    write_tar(tmp_path / "in" / "0000.tar", members + sample("y", picture(2), "a red circle"))
+    """Images of exactly 1/2 and 2 dropped (appendix C keeps them), or one side forgotten."""
+    members = sample("x", image(1, width, height), "a red circle")
+    write_tar(tmp_path / "in" / "0000.tar", members + sample("y", image(2), "a red circle"))
     filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert ("x" in keys(tmp_path / "out")) is kept
     filter_shards(str(tmp_path / "in"), tmp_path / "all", FilterSettings(max_aspect=0))
@@ -156,27 +161,27 @@ def test_filters_are_switched_off_one_by_one(
 ) -> None:
     """A switch that does nothing, or that takes another filter along."""
     members = [
-        *sample("good", picture(1), "a red circle"),
-        *sample("date", picture(5), "sunset photographed on 12 May 2010"),
-        *sample("short", picture(6), "red circle"),
-        *sample("other", picture(7), "красный круг на полу"),
-        *sample("again", picture(1), "a red circle"),
+        *sample("good", image(1), "a red circle"),
+        *sample("date", image(5), "sunset photographed on 12 May 2010"),
+        *sample("short", image(6), "red circle"),
+        *sample("other", image(7), "красный круг на полу"),
+        *sample("again", image(1), "a red circle"),
     ]
     write_tar(tmp_path / "in" / "0000.tar", members)
     filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings(**{option: value}))
     assert keys(tmp_path / "out") == ["good", dropped]
 
 
-def test_duplicates_of_pairs_and_of_pictures(tmp_path: Path) -> None:
-    """A picture's second caption dropped, or a pair that comes again in a later shard kept."""
-    write_tar(tmp_path / "in" / "0000.tar", sample("a", picture(1), "a red circle"))
+def test_duplicates_of_pairs_and_of_images(tmp_path: Path) -> None:
+    """An image's second caption dropped, or a pair that comes again in a later shard kept."""
+    write_tar(tmp_path / "in" / "0000.tar", sample("a", image(1), "a red circle"))
     members = [
-        *sample("b", picture(1), "a circle, red"),
-        *sample("c", picture(1), "a red circle "),  # spaces around are no part of the caption
-        *sample("d", picture(2), "a red circle"),
+        *sample("b", image(1), "a circle, red"),
+        *sample("c", image(1), "a red circle "),  # spaces around are no part of the caption
+        *sample("d", image(2), "a red circle"),
     ]
     write_tar(tmp_path / "in" / "0001.tar", members)
-    for kind, left in {"pair": ["b", "d"], "picture": ["d"], "off": ["b", "c", "d"]}.items():
+    for kind, left in {"pair": ["b", "d"], "image": ["d"], "off": ["b", "c", "d"]}.items():
         out = tmp_path / kind
         filter_shards(str(tmp_path / "in"), out, FilterSettings(duplicates=kind))
         assert keys(out) == ["a"] and keys(out, "0001.tar") == left
@@ -185,9 +190,9 @@ def test_duplicates_of_pairs_and_of_pictures(tmp_path: Path) -> None:
 def test_caption_under_a_key_of_the_json(tmp_path: Path) -> None:
     """A caption_key that is ignored, so that the txt decides."""
     members = [
-        *sample("a", picture(1), "no", json=json.dumps({"alt": "a red circle"}).encode()),
-        *sample("b", picture(2), "a red circle", json=json.dumps({"alt": "no"}).encode()),
-        *sample("c", picture(3), "a red circle", json=b"[]"),
+        *sample("a", image(1), "no", json=json.dumps({"alt": "a red circle"}).encode()),
+        *sample("b", image(2), "a red circle", json=json.dumps({"alt": "no"}).encode()),
+        *sample("c", image(3), "a red circle", json=b"[]"),
     ]
     write_tar(tmp_path / "in" / "0000.tar", members)
     settings = FilterSettings(caption_key="alt")
@@ -220,13 +225,13 @@ def test_bands_find_what_brute_force_finds(distance: int) -> None:
 
 
 def test_near_duplicates(tmp_path: Path) -> None:
-    """The same picture, smaller or saved as a JPEG, kept; or different pictures dropped."""
+    """The same image, smaller or saved as a JPEG, kept; or different images dropped."""
     pytest.importorskip("imagehash")
     members = [
-        *sample("a", picture(1, 64, 64), "a red circle"),
-        *sample("b", picture(2, 64, 64), "a red circle"),
-        *sample("c", picture(1, 64, 64, "JPEG"), "another red circle"),
-        *sample("d", picture(1, 48, 48), "a red circle"),
+        *sample("a", image(1, 64, 64), "a red circle"),
+        *sample("b", image(2, 64, 64), "a red circle"),
+        *sample("c", image(1, 64, 64, "JPEG"), "another red circle"),
+        *sample("d", image(1, 48, 48), "a red circle"),
     ]
     write_tar(tmp_path / "in" / "0000.tar", members)
     report = filter_shards(
@@ -250,11 +255,11 @@ def test_missing_packages_are_named_before_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: FilterSettings, package: str
 ) -> None:
     """An ImportError in a worker after hours, or a filter that is left out without a word."""
-    write_tar(tmp_path / "in" / "0000.tar", sample("a", picture(1), "a red circle"))
+    write_tar(tmp_path / "in" / "0000.tar", sample("a", image(1), "a red circle"))
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "py3langid.langid", raising=False)
-    judging._imagehash.cache_clear()
-    judging.captions.identifier.cache_clear()
+    filters._imagehash.cache_clear()
+    filters.captions.identifier.cache_clear()
     with pytest.raises(ValueError, match=rf"{package}: pip install 'dalle1\[filter\]'"):
         filter_shards(str(tmp_path / "in"), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
@@ -268,7 +273,7 @@ def four_shards(folder: Path) -> str:
             again = i % 3 == 2
             number = i if again else 10 * shard + i
             caption = "no" if i == 7 else f"a red circle {number}"
-            members += sample(f"{shard}-{i}", picture(number), caption)
+            members += sample(f"{shard}-{i}", image(number), caption)
         write_tar(folder / f"{shard:04d}.tar", members)
     return str(folder)
 
@@ -316,7 +321,7 @@ def test_a_shard_that_changed_is_done_again(tmp_path: Path) -> None:
     before; and a shard that was removed by mistake not made again."""
     data, out = four_shards(tmp_path / "in"), tmp_path / "out"
     filter_shards(data, out, FilterSettings())
-    write_tar(tmp_path / "in" / "0000.tar", sample("new", picture(99), "a red circle 99"))
+    write_tar(tmp_path / "in" / "0000.tar", sample("new", image(99), "a red circle 99"))
     (out / "0003.tar").unlink()
     report = filter_shards(data, out, FilterSettings())
     fresh = filter_shards(data, tmp_path / "fresh", FilterSettings())
@@ -343,9 +348,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, settings: FilterSettings
 
 def test_a_bad_first_shard_does_not_end_the_run(tmp_path: Path) -> None:
     """A wrong setting suspected because the first shard has no captions."""
-    bad = [(f"{i}.png", picture(i)) for i in range(99)]
+    bad = [(f"{i}.png", image(i)) for i in range(99)]
     write_tar(tmp_path / "in" / "0000.tar", bad)
-    write_tar(tmp_path / "in" / "0001.tar", sample("a", picture(1), "a red circle"))
+    write_tar(tmp_path / "in" / "0001.tar", sample("a", image(1), "a red circle"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert report.kept == 1 and report.dropped == {"no caption": 99}
 
@@ -376,41 +381,39 @@ def test_folders_that_must_not_be_written_to(tmp_path: Path) -> None:
     assert files(tmp_path / "in") == files(tmp_path / "other") == before
 
 
-@pytest.mark.parametrize("cut", ["in a picture", "behind a sample", "in a sample", "rubbish"])
+@pytest.mark.parametrize("cut", ["in an image", "behind a sample", "in a sample", "rubbish"])
 def test_a_damaged_shard_keeps_what_comes_before(tmp_path: Path, cut: str) -> None:
     """The good samples of a shard lost with its rest, half a sample taken for a whole one, or the
     damage hushed up, as tarfile does where a header is rubbish."""
     members = [
-        member
-        for i in range(4)
-        for member in sample(f"{i}", picture(i), f"a red circle {i}", a=b"x")
+        member for i in range(4) for member in sample(f"{i}", image(i), f"a red circle {i}", a=b"x")
     ]
     path = write_tar(tmp_path / "in" / "0000.tar", members)
     with tarfile.open(path) as tar:
         starts = {m.name: (m.offset, m.offset_data) for m in tar}
     data = path.read_bytes()
     end = {
-        "in a picture": starts["2.png"][1] + 20,
+        "in an image": starts["2.png"][1] + 20,
         "behind a sample": starts["2.png"][0],
         "in a sample": starts["2.a"][0],
         "rubbish": starts["2.png"][0],
     }[cut]
     path.write_bytes(data[:end] + (b"\xab" * 4096 if cut == "rubbish" else b""))
-    write_tar(tmp_path / "in" / "0001.tar", sample("z", picture(9), "a red circle 9"))
+    write_tar(tmp_path / "in" / "0001.tar", sample("z", image(9), "a red circle 9"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert keys(tmp_path / "out") == ["0", "1"] and keys(tmp_path / "out", "0001.tar") == ["z"]
     assert list(report.damaged) == ["0000.tar"] and "0000.tar" in report.table()
-    half = cut in ("in a picture", "in a sample")
-    assert report.dropped == ({"cut off by damage": 1} if half else {})
+    half = cut in ("in an image", "in a sample")
+    assert report.dropped == ({"cut off by a damaged shard": 1} if half else {})
     assert report.kept + report.dropped.total() == report.samples == (4 if half else 3)
 
 
 def test_a_shard_of_which_nothing_is_left(tmp_path: Path) -> None:
     """A reader that stumbles over a shard without samples, or one that is left out so that the
     numbers have a hole."""
-    write_tar(tmp_path / "in" / "0000.tar", sample("a", picture(1), "no"))
+    write_tar(tmp_path / "in" / "0000.tar", sample("a", image(1), "no"))
     (tmp_path / "in" / "0001.tar").write_bytes(b"this is no tar")
-    write_tar(tmp_path / "in" / "0002.tar", sample("b", picture(2), "a red circle"))
+    write_tar(tmp_path / "in" / "0002.tar", sample("b", image(2), "a red circle"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
     assert list(report.damaged) == ["0001.tar"] and (report.samples, report.kept) == (2, 1)
     read = list(raw_samples(str(tmp_path / "out" / "{0000..0002}.tar")))
@@ -435,7 +438,7 @@ def test_data_that_cannot_be_filtered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="have one name"):
         filter_shards(str(tmp_path / "{a,b}" / "0000.tar"), tmp_path / "out", settings)
     (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "a.png").write_bytes(picture(1))
+    (tmp_path / "pairs" / "a.png").write_bytes(image(1))
     with pytest.raises(ValueError, match=r"launch/shard\.py"):
         filter_shards(str(tmp_path / "pairs"), tmp_path / "out", settings)
     with pytest.raises(ValueError, match="does not exist"):
@@ -480,7 +483,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a shard left under its name or beside it; an error that does not say what is missing."""
+    """Half a shard left under its name or another; an error that does not say what is missing."""
     data = four_shards(tmp_path / "in")
 
     def full(file: Any) -> None:
@@ -495,7 +498,30 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     """A file that was not read, for its size, written as an empty one."""
-    whole = sample("a", picture(1), "a red circle 1", npy=bytes(MAX_BYTES + 1))
-    write_tar(tmp_path / "in" / "0000.tar", whole + sample("b", picture(2), "a red circle 2"))
+    whole = sample("a", image(1), "a red circle 1", npy=bytes(MAX_BYTES + 1))
+    write_tar(tmp_path / "in" / "0000.tar", whole + sample("b", image(2), "a red circle 2"))
     report = filter_shards(str(tmp_path / "in"), tmp_path / "out", FilterSettings())
-    assert report.dropped == {"file too large": 1} and keys(tmp_path / "out") == ["b"]
+    assert report.dropped == {"image too large": 1} and keys(tmp_path / "out") == ["b"]
+
+
+def test_a_run_of_the_former_words_goes_on(tmp_path: Path) -> None:
+    """Shards of before this release refused as of other settings, or their counts lost."""
+    data, out = four_shards(tmp_path / "in"), tmp_path / "out"
+    write_tar(tmp_path / "in" / "0004.tar", sample("x", b"none", "a red circle"))
+    whole = filter_shards(data, out, FilterSettings(duplicates="image"))
+    held = out / "filtering" / "settings.json"
+    held.write_text(held.read_text().replace('"image"', '"picture"'))
+    path = out / "filtering" / "0004.npz"
+    with np.load(path) as file:
+        content = dict(file)
+    record = content["record"].tobytes().replace(b"unreadable image", b"no readable picture")
+    content["record"] = np.frombuffer(record, np.uint8)
+    np.savez(path, **content)
+    stamps = {p: p.stat().st_mtime_ns for p in out.glob("*.tar")}
+    with pytest.warns(FutureWarning, match="'picture' is called 'image'"):
+        settings = FilterSettings(duplicates="picture")
+    again = filter_shards(data, out, settings)
+    assert again == whole and again.dropped["unreadable image"] == 1
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    with pytest.warns(FutureWarning):
+        assert command.main([data, str(out), "--duplicates", "picture"]) == 0

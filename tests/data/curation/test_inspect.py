@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 
 from dalle1.commands import inspect as inspect_data
-from dalle1.data.curation.inspect import Report, describe, draw_sheet, inspect
-from dalle1.data.curation.write_shards import pack
-from dalle1.data.shapes import dataset as shapes
+from dalle1.common.files import add_file
+from dalle1.data import shapes
+from dalle1.data.curation.inspect import InspectReport, describe, draw_contact_sheet, inspect
+from dalle1.data.curation.write_shards import write_shards
 from dalle1.data.shards.index import raw_samples
+from dalle1.data.shards.loader import Batches
+from dalle1.data.transforms import augment_dvae
 from tests.data.images import write_members as write_tar
 
 Files = list[tuple[str, bytes]]
@@ -90,12 +93,12 @@ def test_what_is_bad_is_counted_by_cause(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", files)
     report = inspect(str(tmp_path))
     assert (report.samples, report.good) == (7, 1)
-    assert (report.without_picture, report.without_caption) == (1, 1)
+    assert (report.without_image, report.without_caption) == (1, 1)
     assert report.bad == {
-        "no picture": 1,
+        "no image": 1,
         "no caption under 'txt'": 1,
-        "picture cannot be decoded (UnidentifiedImageError)": 1,
-        "picture cannot be decoded (OSError)": 1,
+        "unreadable image (UnidentifiedImageError)": 1,
+        "unreadable image (OSError)": 1,
         "empty caption": 1,
         "caption is not UTF-8": 1,
     }
@@ -115,7 +118,7 @@ def test_captions_in_the_json(tmp_path: Path) -> None:
     assert report.bad == {
         "empty caption": 1,
         "no caption under 'alt'": 1,
-        "json cannot be read": 1,
+        "invalid json": 1,
     }
     wrong = inspect(str(tmp_path))
     assert wrong.good == 0 and wrong.without_caption == 5
@@ -132,6 +135,21 @@ def test_duplicate_keys(tmp_path: Path) -> None:
     assert inspect(str(tmp_path)).duplicates == 1  # a folder inside of the tar is part of the key
 
 
+def test_bad_samples_are_those_of_training(tmp_path: Path) -> None:
+    """Limits other than training's; a second sample of a key, which training skips, called good."""
+    wide, large = encoded(84, 4), encoded(8000, 6300, mode="1")
+    files = [*pair("0"), *pair("1"), *pair("0"), *pair("2"), *pair("2")]
+    files += [("wide.png", wide), ("wide.txt", b"x"), ("large.png", large), ("large.txt", b"x")]
+    write_tar(tmp_path / "a.tar", files)
+    report = inspect(str(tmp_path))
+    assert (report.samples, report.looked_at, report.good, report.duplicates) == (7, 7, 3, 2)
+    assert report.bad == {"duplicate key": 2, "extreme aspect ratio": 1, "image too large": 1}
+    batches = Batches(str(tmp_path), 1, 8, augment_dvae, seed=0, buffer=99, max_bad=1.0)
+    loader = batches.loader()
+    read = [next(loader) for _ in range(report.good)]
+    assert {key for batch in read for key in batch.keys} == {"0", "1", "2"}
+
+
 def test_members_that_the_reader_leaves_out(tmp_path: Path) -> None:
     """Folders, WebDataset's own members or names without an extension counted as samples."""
     path = tmp_path / "a.tar"
@@ -140,15 +158,15 @@ def test_members_that_the_reader_leaves_out(tmp_path: Path) -> None:
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
         for name, data in [("__meta__/a.txt", b""), ("README", b""), *pair("A.b"), ("c.PNG", b"")]:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+            add_file(tar, name, data)
     report = inspect(str(tmp_path))
     assert report.samples == read_by_training(tmp_path) == 2
     assert report.parts == {"b.png": 1, "b.txt": 1, "png": 1}
 
 
-@pytest.mark.parametrize("cut", ["inside", "between", "rubbish", "html", "empty", "tar.gz"])
+@pytest.mark.parametrize(
+    "cut", ["inside", "caption", "between", "rubbish", "html", "empty", "tar.gz"]
+)
 def test_damaged_shards(tmp_path: Path, cut: str) -> None:
     """A download cut short, anywhere, that passes for a whole shard or ends the inspection."""
     files = pairs(6)
@@ -156,9 +174,11 @@ def test_damaged_shards(tmp_path: Path, cut: str) -> None:
     with tarfile.open(path) as tar:
         members = tar.getmembers()
     data = path.read_bytes()
-    if cut == "inside":  # of the fourth picture
+    if cut == "inside":  # of the fourth image
         path.write_bytes(data[: members[6].offset_data + 10])
-    elif cut == "between":  # the fourth picture and its caption, which is lost
+    elif cut == "caption":  # of the fourth sample, which has all of its headers
+        path.write_bytes(data[: members[7].offset_data + 3])
+    elif cut == "between":  # the fourth image and its caption, which is lost
         path.write_bytes(data[: members[7].offset])
     elif cut == "rubbish":
         start = members[7].offset
@@ -170,7 +190,7 @@ def test_damaged_shards(tmp_path: Path, cut: str) -> None:
         path.write_bytes(b"<html>gone</html>" if cut == "html" else b"")
     report = inspect(str(path))
     assert report.damaged == [str(path)]
-    whole = {"inside": 3, "between": 3, "rubbish": 3, "html": 0, "empty": 0, "tar.gz": 5}[cut]
+    whole = {"html": 0, "empty": 0, "tar.gz": 5}.get(cut, 3)
     assert report.samples >= whole and report.good >= min(whole, 3)
     if cut != "tar.gz":
         assert report.samples == whole == read_by_training(path)
@@ -179,9 +199,9 @@ def test_damaged_shards(tmp_path: Path, cut: str) -> None:
 
 def test_compressed_shards(tmp_path: Path) -> None:
     """Offsets of the compressed file taken for those of what is in it."""
-    report = inspect(str(write_tar(tmp_path / "a.tar.gz", pairs(5), "w:gz")), pictures=5)
+    report = inspect(str(write_tar(tmp_path / "a.tar.gz", pairs(5), "w:gz")), images=5)
     assert report.good == 5 and not report.damaged
-    assert sorted(text for _, text in report.pictures) == [f"number {i}" for i in range(5)]
+    assert sorted(text for _, text in report.images) == [f"number {i}" for i in range(5)]
 
 
 def test_a_random_part(tmp_path: Path) -> None:
@@ -190,18 +210,18 @@ def test_a_random_part(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", pairs(60))
 
     def seen(seed: int) -> list[str]:
-        report = inspect(str(tmp_path), samples=10, seed=seed, pictures=60)
+        report = inspect(str(tmp_path), samples=10, seed=seed, images=60)
         assert (report.samples, report.looked_at, report.good) == (60, 10, 10)
         assert "of 10 samples (drawn at random)" in describe(report)
-        return [text for _, text in report.pictures]
+        return [text for _, text in report.images]
 
     assert seen(0) == seen(0) and seen(0) != seen(1)
     assert max(int(text.split()[1]) for text in seen(0)) > 20
-    drawn = [text for _, text in inspect(str(tmp_path), samples=None, pictures=10).pictures]
+    drawn = [text for _, text in inspect(str(tmp_path), samples=None, images=10).images]
     assert len(set(drawn)) == 10 and max(int(text.split()[1]) for text in drawn) > 20
 
 
-def test_formats_modes_and_turned_pictures(tmp_path: Path) -> None:
+def test_formats_modes_and_turned_images(tmp_path: Path) -> None:
     """Sizes before the turn that EXIF asks for, which are not those that training sees; the mode
     after the conversion, which is always RGB."""
     exif = Image.Exif()
@@ -225,7 +245,7 @@ def test_folder_of_pairs(tmp_path: Path) -> None:
     assert (report.shards, report.samples, report.good, report.duplicates) == (0, 3, 2, 0)
     assert report.without_caption == 1 and report.parts == {"png": 2, "jpg": 1, "txt": 2}
     assert report.bytes == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
-    pack(tmp_path, tmp_path / "out")
+    write_shards(tmp_path, tmp_path / "out")
     assert inspect(str(tmp_path / "out")).good == 2
 
 
@@ -235,7 +255,7 @@ def test_folder_of_pairs(tmp_path: Path) -> None:
         ("no/{0..2}.tar", {}, "does not exist"),
         ("", {}, "neither"),
         ("", {"samples": 0}, "samples=0"),
-        ("", {"pictures": -1}, "pictures=-1"),
+        ("", {"images": -1}, "images=-1"),
         ("", {"seed": -1}, "seed=-1"),
     ],
 )
@@ -247,37 +267,37 @@ def test_mistakes_are_named(
         inspect(data or str(tmp_path), **settings)
 
 
-def test_the_sheet_shows_each_picture_with_its_caption(tmp_path: Path) -> None:
-    """Pictures stretched to squares, or beside another's caption; a last column left out."""
+def test_the_sheet_shows_each_image_with_its_caption(tmp_path: Path) -> None:
+    """Images stretched to squares, or with another's caption; a last column left out."""
     files: Files = []
     for i in range(10):
         buffer = io.BytesIO()
         Image.new("RGB", (40, 20), (25 * i, 0, 255)).save(buffer, "PNG")
         files += [(f"{i}.png", buffer.getvalue()), (f"{i}.txt", f"{i}".encode())]
     write_tar(tmp_path / "a.tar", files)
-    report = inspect(str(tmp_path), pictures=10)
-    assert sorted(text for _, text in report.pictures) == [str(i) for i in range(10)]
-    for image, text in report.pictures:
+    report = inspect(str(tmp_path), images=10)
+    assert sorted(text for _, text in report.images) == [str(i) for i in range(10)]
+    for image, text in report.images:
         assert image.size == (160, 160)
         assert image.getpixel((80, 80)) == (25 * int(text), 0, 255)
         assert image.getpixel((80, 20)) == image.getpixel((80, 140)) == (200, 200, 200)
-    sheet = np.asarray(draw_sheet(report.pictures))
-    for i, (_, text) in enumerate(report.pictures):
+    sheet = np.asarray(draw_contact_sheet(report.images))
+    for i, (_, text) in enumerate(report.images):
         column, row = divmod(i, 8)
         y, x = 4 + 164 * row + 80, 354 * column + 190 + 80
         assert sheet[y, x].tolist() == [25 * int(text), 0, 255]
     with pytest.raises(ValueError, match="no good sample"):
-        draw_sheet([])
+        draw_contact_sheet([])
 
 
 def test_the_report_is_a_table(tmp_path: Path) -> None:
     """Columns that do not stand under their names; a report that breaks where nothing was good."""
-    write_tar(tmp_path / "a.tar", pair("0", "x" * 12345, width=1234))
+    write_tar(tmp_path / "a.tar", pair("0", "x" * 12345, width=1234, height=100))
     lines = describe(inspect(str(tmp_path))).splitlines()
     head = next(i for i, line in enumerate(lines) if "median" in line)
     assert len({len(line) for line in lines[head:]}) == 1 and len(lines[head:]) == 7
     assert lines[head + 5].split() == ["characters", *["12,345"] * 5]
-    describe(Report("nothing", "txt"))
+    describe(InspectReport("nothing", "txt"))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,10 +313,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert inspect_data.main([str(data), *flags]) == 0
     said = capsys.readouterr().out
     assert "of 4 samples" in said and str(sheet) in said
-    with Image.open(sheet) as picture:
-        assert picture.height == 4 + 3 * 164
+    with Image.open(sheet) as opened:
+        assert opened.height == 4 + 3 * 164
     captions = (data / "sheet_captions.txt").read_text(encoding="utf-8").splitlines()
-    wanted = inspect(str(data), samples=4, seed=2, pictures=3)
+    wanted = inspect(str(data), samples=4, seed=2, images=3)
     assert len(captions) == 3 and all(line.split(": ")[1].startswith("ünï") for line in captions)
     assert wanted.without_caption == 1 and read_by_training(data) == 5
     assert inspect_data.main([str(data), "--all", "--caption-key", "alt"]) == 0

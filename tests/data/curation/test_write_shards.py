@@ -21,7 +21,7 @@ from PIL import Image
 
 from dalle1.commands import shard
 from dalle1.data.curation import write_shards as packing
-from dalle1.data.curation.write_shards import Packed, pack
+from dalle1.data.curation.write_shards import WrittenShards, write_shards
 from dalle1.data.samples import image_of
 from dalle1.data.shards.index import raw_samples
 from dalle1.data.shards.loader import Batches
@@ -80,12 +80,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_folder_to_shards_and_back(pairs: Path, tmp_path: Path) -> None:
-    """Pictures that are encoded anew or go with another's caption; names with dots, spaces or any
+    """Images that are encoded anew or go with another's caption; names with dots, spaces or any
     script that end a key early; captions garbled on the way."""
-    packed = pack(pairs, tmp_path / "out", shard_size=4)
-    assert [path.name for path in packed.shards] == ["000000.tar", "000001.tar"]
-    assert packed.samples == 6 and not packed.skipped
-    assert packed.bytes == sum(path.stat().st_size for path in packed.shards)
+    written = write_shards(pairs, tmp_path / "out", shard_size=4)
+    assert [path.name for path in written.shards] == ["000000.tar", "000001.tar"]
+    assert written.samples == 6 and not written.skipped
+    assert written.bytes == sum(path.stat().st_size for path in written.shards)
     read = samples(tmp_path / "out")
     found = {json.loads(sample["json"])["path"]: sample for sample in read}
     assert found.keys() == set(NAMES)
@@ -99,10 +99,10 @@ def test_folder_to_shards_and_back(pairs: Path, tmp_path: Path) -> None:
         assert abs(float(image.float().mean()) - 20 * CAPTIONS.index(text)) < 3
 
 
-def test_two_pictures_of_one_stem_are_two_samples(pairs: Path, tmp_path: Path) -> None:
+def test_two_images_of_one_stem_are_two_samples(pairs: Path, tmp_path: Path) -> None:
     """a.jpg and a.png under one key, of which readers keep one or refuse both."""
     (pairs / "plain.png").write_bytes(encoded(9))
-    pack(pairs, tmp_path / "out")
+    write_shards(pairs, tmp_path / "out")
     read = samples(tmp_path / "out")
     assert len({sample["__key__"] for sample in read}) == len(read) == 7
     paths = [json.loads(s["json"])["path"] for s in read if s["txt"] == b"a red cat"]
@@ -110,24 +110,24 @@ def test_two_pictures_of_one_stem_are_two_samples(pairs: Path, tmp_path: Path) -
 
 
 def test_keys_and_bytes_are_those_of_the_source(tmp_path: Path) -> None:
-    """Keys that name another picture after a shuffle, a bad neighbor or another shard size; shards
+    """Keys that name another image after a shuffle, a bad neighbor or another shard size; shards
     that differ from run to run, or by the number of threads."""
     source = many(tmp_path / "source", 30)
 
     def keys(out: Path) -> dict[str, str]:
         return {s["__key__"]: s["txt"].decode() for s in samples(out)}
 
-    pack(source, tmp_path / "a", workers=1)
-    pack(source, tmp_path / "b", workers=7)
+    write_shards(source, tmp_path / "a", workers=1)
+    write_shards(source, tmp_path / "b", workers=7)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     plain = keys(tmp_path / "a")
     assert list(plain.values()) == [f"number {i}" for i in range(30)]
     (source / "004.txt").write_text("")
-    pack(source, tmp_path / "c", shard_size=7, seed=1)
+    write_shards(source, tmp_path / "c", shard_size=7, seed=1)
     shuffled = keys(tmp_path / "c")
     assert list(shuffled) != sorted(shuffled)
     assert shuffled.items() == plain.items() - {("000000004", "number 4")}
-    pack(source, tmp_path / "d", shard_size=7, seed=1)
+    write_shards(source, tmp_path / "d", shard_size=7, seed=1)
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
@@ -138,19 +138,20 @@ def test_limits_of_a_shard(tmp_path: Path, limit: str) -> None:
     source = many(tmp_path / "source", 24, side=64)
     large = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     Image.fromarray(large).save(source / "010.png")  # some 50 kB, the others 0.2
-    packed = pack(source, tmp_path / "out", **{limit: 8 if limit == "shard_size" else 20480})
+    bounds = {limit: 8 if limit == "shard_size" else 20480}
+    written = write_shards(source, tmp_path / "out", **bounds)  # type: ignore[arg-type]
     assert [s["txt"].decode() for s in samples(tmp_path / "out")] == [
         f"number {i}" for i in range(24)
     ]
     counts = []
-    for path in packed.shards:
+    for path in written.shards:
         with tarfile.open(path) as tar:
             counts.append(len(tar.getmembers()) // 3)
     if limit == "shard_size":
         assert counts == [8, 8, 8]
     else:
         assert min(counts) == 1 and max(counts) > 1
-        beyond = [n for n, path in zip(counts, packed.shards, strict=True) if _size(path) > 20480]
+        beyond = [n for n, path in zip(counts, written.shards, strict=True) if _size(path) > 20480]
         assert beyond == [1]  # the large one, alone
 
 
@@ -178,7 +179,7 @@ def test_tables_of_text(pairs: Path, tmp_path: Path, suffix: str, mark: str) -> 
         [path, text, f"l{i}"] for i, (path, text) in enumerate(zip(paths, captions, strict=True))
     ]
     table = write_table(pairs / f"table{suffix}", rows, mark)
-    pack(table, tmp_path / "out", image_column="file", caption_column="text")
+    write_shards(table, tmp_path / "out", image_column="file", caption_column="text")
     read = samples(tmp_path / "out")
     assert [sample["txt"].decode() for sample in read] == captions
     for i, sample in enumerate(read):
@@ -199,17 +200,17 @@ def test_parquet(pairs: Path, tmp_path: Path) -> None:
         }
     )
     pytest.importorskip("pyarrow.parquet").write_table(table, pairs / "t.parquet")
-    packed = pack(pairs / "t.parquet", tmp_path / "out")
-    assert packed.skipped == {"no path": 1, "empty caption": 1}
+    written = write_shards(pairs / "t.parquet", tmp_path / "out")
+    assert written.skipped == {"no path": 1, "empty caption": 1}
     read = samples(tmp_path / "out")
     assert [sample["txt"].decode() for sample in read] == CAPTIONS
     first = json.loads(read[0]["json"])
     assert first == {"path": NAMES[0], "caption": CAPTIONS[0], "day": "2021-02-24", "likes": 0}
     with pytest.raises(ValueError, match="its columns: 'path', 'caption', 'day', 'likes'"):
-        pack(pairs / "t.parquet", tmp_path / "other", image_column="url")
+        write_shards(pairs / "t.parquet", tmp_path / "other", image_column="url")
     (pairs / "t.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="cannot be read"):
-        pack(pairs / "t.parquet", tmp_path / "other")
+        write_shards(pairs / "t.parquet", tmp_path / "other")
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +219,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     with pytest.raises(ValueError, match=r"pip install 'dalle1\[parquet\]'"):
-        pack(tmp_path / "t.parquet", tmp_path / "out")
+        write_shards(tmp_path / "t.parquet", tmp_path / "out")
 
 
 def test_bad_rows_are_left_out_and_counted(pairs: Path, tmp_path: Path) -> None:
@@ -233,11 +234,11 @@ def test_bad_rows_are_left_out_and_counted(pairs: Path, tmp_path: Path) -> None:
     rows += [["plain.jpg"], ["plain.jpg", "x", "y"], ["nul\0.jpg", "x"]]
     if sys.version_info < (3, 11):  # its csv refuses NUL
         rows.pop()
-    packed = pack(write_table(pairs / "t.csv", rows), tmp_path / "out", shard_size=4)
+    written = write_shards(write_table(pairs / "t.csv", rows), tmp_path / "out", shard_size=4)
     wanted = {
         "missing file": 2,
-        "unreadable picture": 2,
-        "picture is a GIF, not a jpg, png, webp": 1,
+        "unreadable image": 2,
+        "image is a GIF, not a jpg, png, webp": 1,
         "file cannot be read (IsADirectoryError)": 1,
         "empty caption": 1,
         "no path": 1,
@@ -245,11 +246,11 @@ def test_bad_rows_are_left_out_and_counted(pairs: Path, tmp_path: Path) -> None:
     }
     if sys.version_info >= (3, 11):
         wanted["file cannot be read (ValueError)"] = 1
-    assert packed.skipped == wanted and packed.samples == 6
-    assert "2 x missing file (first: row 6, 'gone.jpg')" in packed.faults()
+    assert written.skipped == wanted and written.samples == 6
+    assert "2 x missing file (first: row 6, 'gone.jpg')" in written.faults()
     stats = [
         json.loads((tmp_path / "out" / f"{i:06d}_stats.json").read_text())
-        for i in range(len(packed.shards))
+        for i in range(len(written.shards))
     ]
     assert [s["successes"] for s in stats] == [4, 2]
     assert [s["failed"] for s in stats] == [0, sum(wanted.values())]
@@ -258,33 +259,33 @@ def test_bad_rows_are_left_out_and_counted(pairs: Path, tmp_path: Path) -> None:
 
 
 def test_bad_pairs_of_a_folder(pairs: Path, tmp_path: Path) -> None:
-    """Lonely pictures and captions passed over in silence; a caption in another encoding."""
+    """Lonely images and captions skipped in silence; a caption in another encoding."""
     (pairs / "lonely.jpg").write_bytes(encoded(1, "JPEG"))
     (pairs / "readme.txt").write_text("not a caption")
     (pairs / "latin.png").write_bytes(encoded(1))
     (pairs / "latin.txt").write_bytes("Bär".encode("latin-1"))
     (pairs / "marked.png").write_bytes(encoded(1))
     (pairs / "marked.txt").write_bytes(b"\xef\xbb\xbfmarked")
-    packed = pack(pairs, tmp_path / "out")
-    assert packed.skipped == {
-        "picture without a .txt": 1,
-        ".txt without a picture": 1,
+    written = write_shards(pairs, tmp_path / "out")
+    assert written.skipped == {
+        "no caption": 1,
+        "no image": 1,
         "caption is not UTF-8": 1,
     }
-    assert packed.first["picture without a .txt"] == "'lonely.jpg'"
+    assert written.first["no caption"] == "'lonely.jpg'"
     assert b"marked" in {sample["txt"] for sample in samples(tmp_path / "out")}
 
 
-def test_the_bytes_say_what_a_picture_is(tmp_path: Path) -> None:
+def test_the_bytes_say_what_an_image_is(tmp_path: Path) -> None:
     """A camera's JPEG with a preview behind it refused as MPO; a wrong extension carried on."""
-    picture = Image.new("RGB", (32, 32), "red")
-    picture.save(tmp_path / "a.png", "JPEG")
-    picture.save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[picture])
+    red = Image.new("RGB", (32, 32), "red")
+    red.save(tmp_path / "a.png", "JPEG")
+    red.save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[red])
     with Image.open(tmp_path / "b.jpg") as image:
         assert image.format == "MPO"
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
-    pack(tmp_path, tmp_path / "out")
+    write_shards(tmp_path, tmp_path / "out")
     assert [sorted(s.keys() & {"jpg", "png", "mpo"}) for s in samples(tmp_path / "out")] == [
         ["jpg"],
         ["jpg"],
@@ -299,9 +300,9 @@ def test_a_name_that_is_no_unicode(pairs: Path, tmp_path: Path) -> None:
         (pairs / os.fsdecode(b"lonely\xe4.png")).write_bytes(encoded(1))
     except OSError:
         pytest.skip("the file system takes Unicode alone")
-    packed = pack(pairs, tmp_path / "out")
-    assert packed.samples == 7
-    "\n".join(packed.faults()).encode()
+    written = write_shards(pairs, tmp_path / "out")
+    assert written.samples == 7
+    "\n".join(written.faults()).encode()
     paths = [json.loads(s["json"])["path"] for s in samples(tmp_path / "out")]
     assert os.fsdecode(b"b\xe4r.png") in paths
 
@@ -314,9 +315,9 @@ def test_shards_that_are_there_stay(pairs: Path, tmp_path: Path, name: str) -> N
     (out / "notes.md").touch()
     (out / name).touch()
     with pytest.raises(ValueError, match=rf"already holds {name}.*delete"):
-        pack(pairs, out)
+        write_shards(pairs, out)
     (out / name).unlink()
-    assert pack(pairs, out).samples == 6
+    assert write_shards(pairs, out).samples == 6
 
 
 def breaks(text: str, name: str = "t.csv") -> Callable[[Path], Path]:
@@ -355,41 +356,41 @@ def test_mistakes_are_named(
 ) -> None:
     """A mistake that ends in a traceback, in an empty set or in half of one."""
     with pytest.raises(ValueError, match=message):
-        pack(make(pairs), tmp_path / "out", **settings)  # type: ignore[arg-type]
+        write_shards(make(pairs), tmp_path / "out", **settings)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
 def test_empty_folder_and_a_file_as_out(pairs: Path, tmp_path: Path) -> None:
     """A set of no samples; shards that are to be written below a file."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
-        pack(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ValueError, match="no images"):
+        write_shards(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ValueError, match="is a file"):
-        pack(pairs, pairs / NAMES[0])
+        write_shards(pairs, pairs / NAMES[0])
 
 
 def test_too_little_space_is_known_before(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours of packing that end on a disk which never had the room."""
-    packed = pack(pairs, tmp_path / "first")
-    with tarfile.open(packed.shards[0]) as tar:
+    written = write_shards(pairs, tmp_path / "first")
+    with tarfile.open(written.shards[0]) as tar:
         blocks = sum(512 + -(-member.size // 512) * 512 for member in tar.getmembers())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=blocks - 2000))
     with pytest.raises(ValueError, match=r"need about .* kB and .* free: 2\.0 kB are missing"):
-        pack(pairs, tmp_path / "out")
+        write_shards(pairs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=blocks))
-    assert pack(pairs, tmp_path / "out").samples == 6
+    assert write_shards(pairs, tmp_path / "out").samples == 6
 
 
 def interrupted(
     source: Path, out: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packs shards of 8; the write of the 20th sample's picture fails with half of it written."""
+    """Packs shards of 8; the write of the 20th sample's image fails with half of it written."""
     add = packing._add
 
-    def failing(tar: tarfile.TarFile, sample: packing.Sample) -> None:
+    def failing(tar: tarfile.TarFile, sample: packing.SampleFiles) -> None:
         if "000000019.txt" in sample.files:
             assert tar.fileobj is not None
             tar.fileobj.write(b"half of it")
@@ -397,7 +398,7 @@ def interrupted(
         add(tar, sample)
 
     monkeypatch.setattr(packing, "_add", failing)
-    pack(source, out, shard_size=8)
+    write_shards(source, out, shard_size=8)
 
 
 WHOLE = [f"00000{i}{end}" for i in range(2) for end in (".tar", "_stats.json")]
@@ -434,8 +435,8 @@ def test_the_command(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert shard.main([str(pairs), out, *flags]) == 0
     said = capsys.readouterr().out
     assert "6 samples in 2 shards" in said and f"data={out}" in said
-    assert "left out 1 of 7" in said and "picture without a .txt (first: 'lonely.jpg')" in said
-    pack(pairs, tmp_path / "same", 5, 10**6, seed=3)
+    assert "left out 1 of 7" in said and "no caption (first: 'lonely.jpg')" in said
+    write_shards(pairs, tmp_path / "same", 5, 10**6, seed=3)
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
     assert shard.main([str(pairs), out]) == 2
     assert "already holds" in capsys.readouterr().err
@@ -449,9 +450,9 @@ def test_the_command_on_a_full_disk(
 ) -> None:
     """A traceback where one line says what to do."""
 
-    def full(*_: object, **__: object) -> Packed:
+    def full(*_: object, **__: object) -> WrittenShards:
         raise OSError(errno.ENOSPC, "'out' is full: 2 GB are missing")
 
-    monkeypatch.setattr(shard, "pack", full)
+    monkeypatch.setattr(shard, "write_shards", full)
     assert shard.main(["source", "out"]) == 1
     assert capsys.readouterr().err == "error: 'out' is full: 2 GB are missing\n"

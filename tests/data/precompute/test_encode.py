@@ -24,15 +24,25 @@ from torch import Tensor
 
 from dalle1.commands import tokenize as command
 from dalle1.common.config import load_settings
-from dalle1.data import samples as dirt
 from dalle1.data.precompute import crops as views
 from dalle1.data.precompute import encode as tokenizing
 from dalle1.data.precompute.encode import (
-    Report,
+    TokenizeReport,
     TokenizeSettings,
     fingerprint,
     shard_name,
     tokenize,
+)
+from dalle1.data.samples import (
+    DAMAGED,
+    DUPLICATE_KEY,
+    EMPTY_CAPTION,
+    EXTREME_ASPECT,
+    IMAGE_TOO_LARGE,
+    NO_CAPTION,
+    NO_IMAGE,
+    NOT_UTF8,
+    UNREADABLE,
 )
 from dalle1.data.shards import token_shard as tokens
 from dalle1.data.shards.token_shard import TokenSettings, TokenShard
@@ -82,7 +92,7 @@ def sample(key: str, png: bytes, caption: str | bytes, **more: bytes) -> Members
 
 
 def write_shards(folder: Path, shards: int = 5, samples: int = 7) -> str:
-    """With a sample of dirt in each."""
+    """With a bad sample in each."""
     for i in range(shards):
         members: Members = []
         for j in range(samples):
@@ -106,15 +116,15 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_tokens_are_the_encoders(codec: tuple[str, DVAE], tmp_path: Path) -> None:
-    """Another part of the picture, pixels that are not scaled to [0, 1], tokens column by column,
-    samples in another order, or captions beside another's tokens."""
+    """Another part of the image, pixels that are not scaled to [0, 1], tokens column by column,
+    samples in another order, or captions with another's tokens."""
     sizes = [(8, 8), (30, 9), (9, 30), (64, 48), (5, 7)]
     members: Members = []
     for i, size in enumerate(sizes):
         members += sample(f"{9 - i}", encoded(i, *size), f" number {i}\n")
     write_tar(tmp_path / "in" / "00012.tar", members)
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out", batch_size=2)
-    assert tokenize(settings) == Report(done=1, samples=5, kept=5)
+    assert tokenize(settings) == TokenizeReport(done=1, samples=5, kept=5)
     shard = TokenShard(tmp_path / "out" / "00012.safetensors")
     assert shard.keys() == ["9", "8", "7", "6", "5"]
     assert shard.captions() == [[f"number {i}"] for i in range(5)]
@@ -145,7 +155,7 @@ def test_what_a_shard_was_made_with_is_kept(codec: tuple[str, DVAE], tmp_path: P
         max_aspect=3.0,
         max_pixels=1000,
     )
-    assert shard.source.name == "00000.tar" and shard.source.dropped == {dirt.EMPTY: 1}
+    assert shard.source.name == "00000.tar" and shard.source.dropped == {EMPTY_CAPTION: 1}
     assert shard.source.bytes == (tmp_path / "in" / "00000.tar").stat().st_size
 
 
@@ -204,7 +214,7 @@ def test_views(codec: tuple[str, DVAE], tmp_path: Path) -> None:
         assert np.array_equal(found[:2], two[key]) and np.array_equal(found, turned[key])
         assert not np.array_equal(found, other[key])
         for v, view in enumerate(found):
-            crop = augment_dalle(pixels(int(key), 200, 30), 8, views.draws(0, key, v))
+            crop = augment_dalle(pixels(int(key), 200, 30), 8, views.view_rng(0, key, v))
             image = torch.from_numpy(crop.transpose(2, 0, 1).copy())[None].float() / 255
             assert view.tolist() == codec[1].encode(image).flatten().tolist()
 
@@ -213,9 +223,9 @@ def test_draws_are_a_function_of_seed_key_and_view() -> None:
     """Two keys, views or seeds that share their draws; names that are no Unicode."""
     cases = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (1, "0 a", 0), (10, "a", 0)]
     cases += [(0, "\udcff", 0), (0, "\udcfe", 0), (0, "?", 0)]
-    drawn = [views.draws(*case).integers(2**62) for case in cases]
+    drawn = [views.view_rng(*case).integers(2**62) for case in cases]
     assert len(set(drawn)) == len(cases)
-    assert drawn == [views.draws(*case).integers(2**62) for case in cases]
+    assert drawn == [views.view_rng(*case).integers(2**62) for case in cases]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -244,7 +254,7 @@ def test_ranks_without_shards(codec: tuple[str, DVAE], tmp_path: Path) -> None:
     """A rank that finds nothing usable, where there is nothing for it to do; numbers of ranks that
     leave shards out without a word."""
     settings = settings_of(codec, write_shards(tmp_path / "in", 1), tmp_path / "out")
-    assert tokenize(settings, 1, 2) == Report()
+    assert tokenize(settings, 1, 2) == TokenizeReport()
     for rank, ranks in ((1, 1), (-1, 2)):
         with pytest.raises(ValueError, match="RANK and WORLD_SIZE"):
             tokenize(settings, rank, ranks)
@@ -318,11 +328,11 @@ def test_a_killed_run_goes_on(
     assert len(before) == done
     assert all((out / name).read_bytes() == wanted[name] for name in before)
     again = tokenize(settings)
-    assert (again.done, again.passed_over) == (5 - done, done)
+    assert (again.done, again.skipped) == (5 - done, done)
     assert (again.samples, again.kept, again.dropped) == (35, 30, whole.dropped)
     assert {name: data for name, data in files(out).items() if not name.endswith(".tmp")} == wanted
     assert before == {name: stamps(out)[name] for name in before}
-    assert tokenize(settings).passed_over == 5
+    assert tokenize(settings).skipped == 5
 
 
 def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> None:
@@ -339,7 +349,7 @@ def test_what_changed_is_done_again(codec: tuple[str, DVAE], tmp_path: Path) -> 
     (out / "00003.safetensors.tmp").write_bytes(b"x")
     (out / "00004_stats.json").unlink()
     report = tokenize(settings)
-    assert (report.done, report.passed_over) == (3, 2)
+    assert (report.done, report.skipped) == (3, 2)
     tokenize(settings_of(codec, data, tmp_path / "fresh"))
     assert files(out) == files(tmp_path / "fresh")
     assert TokenShard(out / "00001.safetensors").keys() == ["new"]
@@ -374,7 +384,7 @@ def test_other_settings_are_refused_and_named(
         other.save(tmp_path / "other")
         changes = {"codec": str(tmp_path / "other")}
     base = {"augment": True, "views": 2}
-    tokenize(settings_of(codec, data, out, **base), rank=1, ranks=3)
+    tokenize(settings_of(codec, data, out, **base), rank=1, world_size=3)
     before = files(out)
     for rank in range(3):
         with pytest.raises(ValueError, match=rf"^out: .*00001.* other settings: .*{message}"):
@@ -382,11 +392,11 @@ def test_other_settings_are_refused_and_named(
     assert files(out) == before
     # What does not change the files is not refused.
     more = {"batch_size": 3, "workers": 1, "threads": 1}
-    assert tokenize(settings_of(codec, data, out, **base, **more)).passed_over == 1
+    assert tokenize(settings_of(codec, data, out, **base, **more)).skipped == 1
 
 
-def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> None:
-    """A sample of dirt that ends the run or is written, a cause that is counted as another, counts
+def test_bad_samples_are_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> None:
+    """A bad sample that ends the run or is written, a cause that is counted as another, counts
     that do not add up to what was read."""
     whole = encoded(1, 50, 50, kind="JPEG")
     members = [
@@ -414,16 +424,16 @@ def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> No
     assert shard.keys() == ["good", "glued", "grey"]
     assert shard.captions() == [["a"], ["b"], ["d"]]
     wanted = {
-        dirt.NO_CAPTION: 1,
-        dirt.NO_PICTURE: 1,
-        dirt.EMPTY: 1,
-        dirt.NOT_UTF8: 1,
-        dirt.UNREADABLE: 2,
-        dirt.ASPECT: 1,
-        dirt.TOO_LARGE: 1,
-        dirt.DUPLICATE: 3,
+        NO_CAPTION: 1,
+        NO_IMAGE: 1,
+        EMPTY_CAPTION: 1,
+        NOT_UTF8: 1,
+        UNREADABLE: 2,
+        EXTREME_ASPECT: 1,
+        IMAGE_TOO_LARGE: 1,
+        DUPLICATE_KEY: 3,
     }
-    assert report == Report(1, 0, 14, 3, tokenizing.Counter(wanted))
+    assert report == TokenizeReport(1, 0, 14, 3, tokenizing.Counter(wanted))
     stats = json.loads((tmp_path / "out" / "0_stats.json").read_text())
     assert stats == {
         "count": 14,
@@ -435,7 +445,7 @@ def test_dirt_is_counted_by_cause(codec: tuple[str, DVAE], tmp_path: Path) -> No
     assert [line.split()[-1] for line in lines[:4]] == ["1", "0", "14", "3"]
     assert {line[:28].strip() for line in lines[4:]} == set(wanted)
     again = tokenize(settings)
-    assert again == Report(0, 1, 14, 3, tokenizing.Counter(wanted))
+    assert again == TokenizeReport(0, 1, 14, 3, tokenizing.Counter(wanted))
 
 
 def test_files_that_are_too_large_are_not_read(
@@ -448,10 +458,10 @@ def test_files_that_are_too_large_are_not_read(
         [*sample("a", encoded(1), "a"), *sample("b", b"x" * 9999, "b")],
     )
     report = tokenize(settings_of(codec, str(tmp_path / "in"), tmp_path / "out"))
-    assert report.kept == 1 and report.dropped == {dirt.TOO_LARGE: 1}
+    assert report.kept == 1 and report.dropped == {IMAGE_TOO_LARGE: 1}
 
 
-@pytest.mark.parametrize("cut", ["in a picture", "behind a sample", "rubbish", "no tar"])
+@pytest.mark.parametrize("cut", ["in an image", "behind a sample", "rubbish", "no tar"])
 def test_a_damaged_shard_keeps_what_comes_before(
     codec: tuple[str, DVAE], tmp_path: Path, cut: str
 ) -> None:
@@ -462,7 +472,7 @@ def test_a_damaged_shard_keeps_what_comes_before(
     with tarfile.open(path) as tar:
         start = next(m.offset for m in tar if m.name == "2.png")
     data = path.read_bytes()
-    end = {"in a picture": start + 700, "no tar": 0}.get(cut, start)
+    end = {"in an image": start + 700, "no tar": 0}.get(cut, start)
     path.write_bytes(data[:end] + {"rubbish": b"\xab" * 4096, "no tar": b"<html>"}.get(cut, b""))
     write_tar(tmp_path / "in" / "00001.tar", members)
     settings = settings_of(codec, str(tmp_path / "in"), tmp_path / "out")
@@ -470,7 +480,7 @@ def test_a_damaged_shard_keeps_what_comes_before(
     shard = TokenShard(tmp_path / "out" / "00000.safetensors")
     assert shard.keys() == ([] if cut == "no tar" else ["0", "1"])
     assert list(report.damaged) == ["00000.tar"] and "00000.tar" in report.table()
-    assert report.dropped == ({dirt.DAMAGED: 1} if cut == "in a picture" else {})
+    assert report.dropped == ({DAMAGED: 1} if cut == "in an image" else {})
     assert tokenize(settings).damaged == report.damaged
 
 
@@ -517,7 +527,7 @@ def test_streams(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> N
     settings = settings_of(codec, data, tmp_path / "out", batch_size=2)
     with pytest.warns(UserWarning, match="broke off, trying again"):
         report = tokenize(settings)
-    assert report == Report(done=2, samples=12, kept=12)
+    assert report == TokenizeReport(done=2, samples=12, kept=12)
     tokenize(settings_of(codec, str(tmp_path / "in"), tmp_path / "plain"))
     for name in ("00000", "00001"):
         shard = TokenShard(tmp_path / "out" / f"{name}.safetensors")
@@ -526,7 +536,7 @@ def test_streams(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) -> N
         for ours, theirs in zip(shard.read(0, 6), plain.read(0, 6), strict=True):
             assert np.array_equal(ours.tokens, theirs.tokens)
     opened = (tmp_path / "opened").read_text()
-    assert tokenize(settings).passed_over == 2 and (tmp_path / "opened").read_text() == opened
+    assert tokenize(settings).skipped == 2 and (tmp_path / "opened").read_text() == opened
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -568,9 +578,9 @@ def test_nothing_usable_is_an_error(
         write_tar(data / f"{i}.tar", [m for j in "abc" for m in sample(j, b"<html>", "a")])
     settings = settings_of(codec, str(data), tmp_path / "out")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"\(6 x unreadable picture\).*another try remove"):
+        with pytest.raises(ValueError, match=r"\(6 x unreadable image\).*another try remove"):
             tokenize(settings)
-    assert len(stamps(tmp_path / "out")) == 2  # a shard of dirt alone is no mistake by itself
+    assert len(stamps(tmp_path / "out")) == 2  # a shard without a good one is no mistake
     write_tar(data / "2.tar", sample("a", encoded(1), "a"))
     assert tokenize(settings).kept == 1
     # Where no look at the first samples finds it out.
@@ -689,7 +699,7 @@ def test_a_full_disk(
     assert [name for name in files(out) if "stats" not in name] == list(stamps(out))
     assert len(stamps(out)) == 2
     report = tokenize(settings_of(codec, data, out))
-    assert (report.done, report.passed_over) == (3, 2)
+    assert (report.done, report.skipped) == (3, 2)
 
 
 def test_command(codec: tuple[str, DVAE], tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -709,7 +719,7 @@ def test_command(codec: tuple[str, DVAE], tmp_path: Path, capsys: Any, monkeypat
         monkeypatch.delenv(name)
     assert command.main([str(path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["shards", "done", "3"] and lines[1] == ["passed", "over", "2"]
+    assert lines[0] == ["shards", "done", "3"] and lines[1] == ["skipped", "2"]
     assert ["empty", "caption", "5"] in lines
     for mistake in ("grid=5", "gird=4", "data=no.tar"):
         assert command.main([str(path), mistake]) == 2

@@ -1,4 +1,4 @@
-"""The checker that judges pictures of shapes: what it must accept, reject, and read."""
+"""The checker of images of shapes: what it must accept, reject, and read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle1.data import shapes
+from dalle1.data.shapes import Scene, ShapesSample, Thing
 from dalle1.data.shapes import checker as shapes_checker
-from dalle1.data.shapes import dataset as shapes
-from dalle1.data.shapes.dataset import Sample, Scene, Thing
+from dalle1.data.shapes.dataset import MIN_GAP
 
 COUNT = 2000
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
+def samples() -> list[ShapesSample]:
     """Samples of all splits, so that the checker is also tried on held-out pairs."""
     return [shapes.make(11, index, shapes.SPLITS[index % 3]) for index in range(COUNT)]
 
@@ -47,7 +48,7 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def fits(scene: Scene) -> bool:
-    """Whether things are inside the picture and apart along one axis."""
+    """Whether things are inside the image and apart along one axis."""
     inside = all(
         thing.extent <= min(thing.x, thing.y) and max(thing.x, thing.y) <= 1 - thing.extent
         for thing in scene.things
@@ -55,7 +56,7 @@ def fits(scene: Scene) -> bool:
     if len(scene.things) == 1:
         return inside
     first, second = scene.things
-    reach = first.extent + second.extent + shapes.MIN_GAP
+    reach = first.extent + second.extent + MIN_GAP
     return inside and max(abs(first.x - second.x), abs(first.y - second.y)) >= reach
 
 
@@ -147,15 +148,15 @@ FAULTS: dict[str, Callable[[Scene, np.random.Generator], Scene | None]] = {
 }
 
 
-def test_right_pictures_are_accepted(samples: list[Sample]) -> None:
-    """A checker that misses true pictures, which would hide what a model can do."""
+def test_right_images_are_accepted(samples: list[ShapesSample]) -> None:
+    """A checker that misses true images, which would hide what a model can do."""
     short = [shapes_checker.check(s.image, s.caption).ok for s in samples]
     full = [shapes_checker.check(s.image, full_caption(s.scene)).ok for s in samples[::4]]
     assert np.mean(short) >= 0.99
     assert np.mean(full) >= 0.99
 
 
-def test_blurred_and_noisy_pictures_are_accepted(samples: list[Sample]) -> None:
+def test_blurred_and_noisy_images_are_accepted(samples: list[ShapesSample]) -> None:
     """A checker that only knows the renderer's own pixels and fails on a decoder's."""
     rng = np.random.default_rng(0)
     accepted = [shapes_checker.check(degrade(s.image, rng), s.caption).ok for s in samples]
@@ -163,7 +164,7 @@ def test_blurred_and_noisy_pictures_are_accepted(samples: list[Sample]) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_wrong_pictures_are_rejected(samples: list[Sample], fault: str) -> None:
+def test_wrong_images_are_rejected(samples: list[ShapesSample], fault: str) -> None:
     """A checker that lets one kind of mistake pass, which would flatter every model."""
     rng = np.random.default_rng(1)
     rejected, named = [], []
@@ -197,8 +198,8 @@ def test_checker_works_at_any_side(side: int) -> None:
         assert shapes_checker.check(as_float, sample.caption).ok
 
 
-def test_odd_pictures_do_not_pass() -> None:
-    """Taking a blank picture, noise, a cut-off or a holed shape for the real thing."""
+def test_odd_images_do_not_pass() -> None:
+    """Taking a blank image, noise, a cut-off or a holed shape for the real thing."""
     caption = "a red circle"
     rng = np.random.default_rng(2)
     assert not shapes_checker.check(np.full((32, 32, 3), 245, np.uint8), caption).ok
@@ -288,12 +289,12 @@ def test_parse_refuses_other_language(caption: str) -> None:
 
 
 def test_unfit_images_are_named() -> None:
-    """A picture in the wrong layout or range that is judged all the same, as blank or white."""
+    """An image in the wrong layout or range that is accepted all the same, as blank or white."""
     with pytest.raises(ValueError, match=r"\[32, 16, 3\]"):
-        shapes_checker.perceive(np.zeros((32, 16, 3), np.uint8))
+        shapes_checker.detect(np.zeros((32, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="16 pixels"):
-        shapes_checker.perceive(np.zeros((8, 8, 3), np.uint8))
+        shapes_checker.detect(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        shapes_checker.perceive(np.full((32, 32, 3), 200.0))
+        shapes_checker.detect(np.full((32, 32, 3), 200.0))
     with pytest.raises(ValueError, match="int64"):
-        shapes_checker.perceive(np.zeros((32, 32, 3), np.int64))
+        shapes_checker.detect(np.zeros((32, 32, 3), np.int64))

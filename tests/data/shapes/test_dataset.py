@@ -1,4 +1,4 @@
-"""The built-in data set: its scenes, captions, pictures and shards."""
+"""The built-in data set: its scenes, captions, images and shards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dalle1.data import shapes
 from dalle1.data.shapes import checker as shapes_checker
-from dalle1.data.shapes import dataset as shapes
 
 
 def test_samples_are_pure() -> None:
@@ -83,7 +83,7 @@ def test_scenes_are_plain() -> None:
 
 
 def test_palette_is_well_apart() -> None:
-    """Two colors, or a color and a background, that a blurred picture would confuse."""
+    """Two colors, or a color and a background, that a blurred image would confuse."""
     palette = {**shapes.COLORS, **shapes.BACKGROUNDS}
     for one, other in itertools.combinations(palette, 2):
         distance = np.linalg.norm(np.subtract(palette[one], palette[other]))
@@ -100,7 +100,7 @@ def test_shapes_have_about_the_same_area() -> None:
         assert max(areas) < 1.3 * min(areas)
 
 
-def test_pictures_are_anti_aliased() -> None:
+def test_images_are_anti_aliased() -> None:
     """Jagged edges, which waste a small decoder's capacity, or a scene that shifts with scale."""
     blends = 0
     for index in range(100):

@@ -63,7 +63,7 @@ def test_counts_of_headers_and_statistics(folder: Path) -> None:
 
 
 def test_streams(folder: Path, address: str) -> None:
-    """Addresses taken for files that do not exist, or statistics beside them left unread."""
+    """Addresses taken for files that do not exist, or statistics next to them left unread."""
     pipes = make_index(f"pipe:cat {folder}/{{00000..00002}}.tar")
     assert pipes.counts == [3, 5, 2] and pipes.kind == TARS
     (folder / "00000_stats.json").write_text('{"successes": 7}')
@@ -115,7 +115,7 @@ def test_ranks_share_the_counting(folder: Path) -> None:
 
 
 def test_an_index_is_known_again(folder: Path, tmp_path: Path) -> None:
-    """A run that goes on with other data, or that refuses its own on another disk."""
+    """A run that resumes with other data, or that refuses its own on another disk."""
     index = make_index(str(folder))
     assert Index.from_json(index.as_json()) == index
     moved = tmp_path / "moved"
@@ -147,7 +147,7 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert len(index.fingerprint()) == 16 and Index.from_json(index.as_json()) == index
 
 
-def test_a_picture_that_is_gone(tmp_path: Path) -> None:
+def test_a_image_that_is_gone(tmp_path: Path) -> None:
     """One dangling link that ends a run before it begins."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
@@ -161,7 +161,7 @@ def test_a_picture_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_folder_of_pairs(tmp_path: Path) -> None:
-    """Pictures in folders below left out, or those without a caption counted."""
+    """Images in folders below left out, or those without a caption counted."""
     (tmp_path / "below").mkdir()
     for name in ("a.png", "below/b.JPG", "lonely.png"):
         (tmp_path / name).write_bytes(encoded(1))
@@ -181,7 +181,7 @@ def test_missing_shards_are_named(data: str) -> None:
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     """A reader that waits for ever on data without samples."""
-    with pytest.raises(ValueError, match=r"neither .tar shards nor pictures"):
+    with pytest.raises(ValueError, match=r"neither .tar shards nor images"):
         make_index(str(tmp_path))
     write_tar(tmp_path / "a.tar", [])
     with pytest.raises(ValueError, match="not one sample in the 1 shards"):
@@ -189,7 +189,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_two_kinds_of_shards(folder: Path) -> None:
-    """Token shards beside their pictures: half of the data, or each sample twice."""
+    """Token shards in a folder with their images: half of the data, or each sample twice."""
     (folder / "00000.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="tars and token shards"):
         make_index(str(folder))
@@ -212,7 +212,7 @@ def test_unknown_caption_key_lists_what_is_there(tmp_path: Path) -> None:
 
 
 def test_shards_without_captions(tmp_path: Path) -> None:
-    """Pictures alone taken for training data; or one such shard for all of them."""
+    """Images alone taken for training data; or one such shard for all of them."""
     write_tar(tmp_path / "a.tar", [{"png": encoded(1)}] * 5)
     with pytest.raises(ValueError, match=r"5 x no caption\); keys that are there: none"):
         check_readable(make_index(str(tmp_path)), "txt")

@@ -1,4 +1,4 @@
-"""The reader: order, splitting, resuming, dirt."""
+"""The reader: order, splitting, resuming, bad samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalle1.data.shapes import dataset as shapes
+from dalle1.data import shapes
 from dalle1.data.shards import reader as reading
 from dalle1.data.shards import tar as tars
 from dalle1.data.shards.index import Index, make_index, raw_samples, read_captions
@@ -46,8 +46,8 @@ def captions(batches: Batches, count: int, workers: int = 0) -> list[list[str]]:
 
 def state_after(batches: Batches, ranks: list[list[Batch]]) -> dict[str, Any]:
     """The state of a run whose ranks have read these batches; through a JSON file."""
-    taken = {lane: n for rank in ranks for lane, n in rank[-1].taken.items()}
-    counts = [taken[lane] for lane in range(batches.lanes)]
+    taken = {stream: n for rank in ranks for stream, n in rank[-1].taken.items()}
+    counts = [taken[stream] for stream in range(batches.streams)]
     state = batches.state(batches.first + len(ranks[0]), counts)
     return cast(dict[str, Any], json.loads(json.dumps(state)))
 
@@ -82,32 +82,36 @@ def same(found: list[Batch], wanted: list[Batch]) -> bool:
     )
 
 
-@pytest.mark.parametrize("dirty", [False, True])
+@pytest.mark.parametrize("with_bad", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_resuming_and_workers_change_nothing(shards: str, workers: int, dirty: bool) -> None:
+def test_resuming_and_workers_change_nothing(shards: str, workers: int, with_bad: bool) -> None:
     """Samples that are repeated or left out after a stop, or reordered by worker processes; a
-    state that forgets the bad samples that a lane has passed over."""
-    if dirty:
+    state that forgets the bad samples that a stream has skipped."""
+    if with_bad:
         rows = [{"png": encoded(i) if i % 3 else b"no", "txt": b"x"} for i in range(10)]
         write_tar(Path(shards).parent / "0001.tar", rows)
     wanted = read(made(shards), 13)
     first = made(shards)
     state = state_after(first, [read(first, 7, workers)])
     assert same(read(made(shards, state=state), 6, workers), wanted[7:])
-    assert dirty == any(batch.dropped for batch in wanted)
+    assert with_bad == any(batch.dropped for batch in wanted)
 
 
 @pytest.mark.parametrize("ranks", [(1, 2), (2, 3), (3, 1)])
 def test_resuming_with_other_ranks(shards: str, ranks: tuple[int, int]) -> None:
     """A sample of the epoch that no rank, or two ranks, read once their number has changed."""
-    whole = read(made(shards, batch_size=12, lanes=6), 10)
+    settings = {"batch_size": 12, "streams": 6}
+    whole = read(made(shards, **settings), 10)
     before = [
-        read(made(shards, batch_size=12, lanes=6, rank=r, ranks=ranks[0]), 4)
-        for r in range(ranks[0])
+        read(made(shards, **settings, rank=r, world_size=ranks[0]), 4) for r in range(ranks[0])
     ]
-    state = state_after(made(shards, batch_size=12, lanes=6), before)
+    state = state_after(made(shards, **settings), before)
     after = [
-        read(made(shards, batch_size=12, lanes=6, rank=r, ranks=ranks[1], state=state), 6, r % 3)
+        read(
+            made(shards, batch_size=12, streams=6, rank=r, world_size=ranks[1], state=state),
+            6,
+            r % 3,
+        )
         for r in range(ranks[1])
     ]
     keys = [[key for b in step for key in b.keys] for step in zip(*before, strict=True)]
@@ -117,13 +121,13 @@ def test_resuming_with_other_ranks(shards: str, ranks: tuple[int, int]) -> None:
 
 
 def test_a_state_of_another_run(shards: str) -> None:
-    """Going on with other data, or in another order, without a word."""
+    """Resuming with other data, or in another order, without a word."""
     batches = made(shards, buffer=8)
     state = state_after(batches, [read(batches, 2)])
     assert state["epoch"] == 0 and state["batches"] == 2
     for settings, name in (
         ({"buffer": 9}, "shuffle_buffer"),
-        ({"lanes": 3}, "lanes"),
+        ({"streams": 3}, "streams"),
         ({"seed": 4}, "seed"),
     ):
         with pytest.raises(ValueError, match=name):
@@ -133,24 +137,35 @@ def test_a_state_of_another_run(shards: str) -> None:
         made(shards, buffer=8, state=state)
 
 
-def test_lanes_that_do_not_fit(shards: str) -> None:
+def test_a_state_that_calls_streams_lanes(shards: str) -> None:
+    """A run of before this release that no longer resumes, or resumes in any order."""
+    first = made(shards, streams=3)
+    wanted = read(made(shards, streams=3), 4)
+    state = state_after(first, [read(first, 2)])
+    state["lanes"] = state.pop("streams")
+    assert same(read(made(shards, streams=3, state=state), 2), wanted[2:])
+    with pytest.raises(ValueError, match=r"reader\.streams: the run was trained with 3"):
+        made(shards, streams=6, state=state)
+
+
+def test_streams_that_do_not_fit(shards: str) -> None:
     """Samples lost at the end of a rank's places."""
-    for lanes, ranks in ((4, 1), (3, 2)):
-        with pytest.raises(ValueError, match=f"reader.streams {lanes}"):
-            made(shards, lanes=lanes, ranks=ranks)
+    for streams, ranks in ((4, 1), (3, 2)):
+        with pytest.raises(ValueError, match=f"reader.streams {streams}"):
+            made(shards, streams=streams, world_size=ranks)
 
 
 def test_ranks_share_a_batch(shards: str) -> None:
     """Ranks that train on the same samples, or on other ones than a single process would."""
     whole = captions(made(shards), 3)
-    parts = [captions(made(shards, rank=r, ranks=2), 3) for r in range(2)]
+    parts = [captions(made(shards, rank=r, world_size=2), 3) for r in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
     with pytest.raises(ValueError, match="batch_size 6"):
-        made(shards, ranks=4)
+        made(shards, world_size=4)
 
 
 def test_folder_of_pairs(tmp_path: Path) -> None:
-    """Pictures matched with another's caption, or those without a caption taken along."""
+    """Images matched with another's caption, or those without a caption taken along."""
     for i, kind in enumerate(("png", "jpg", "webp")):
         encoder = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[kind]
         (tmp_path / f"p{i}.{kind}").write_bytes(encoded(40 * i, encoder))
@@ -179,11 +194,11 @@ def test_caption_under_a_key_of_the_json(tmp_path: Path) -> None:
     assert read_captions(lines, "txt", 3, lines=True) == ["one", "two", "one"]
 
 
-def test_bad_samples_are_passed_over_and_counted(tmp_path: Path) -> None:
-    """One broken picture that ends a run, shrinks a batch, or makes a good one come twice."""
+def test_bad_samples_are_skipped_and_counted(tmp_path: Path) -> None:
+    """One broken image that ends a run, shrinks a batch, or makes a good one come twice."""
     rows = [{"png": encoded(i), "txt": f"good {i}".encode()} for i in range(9)]
     rows += [
-        {"png": b"no picture", "txt": b"bad"},
+        {"png": b"no image", "txt": b"bad"},
         {"png": encoded(1), "txt": b"  "},
         {"txt": b"bad"},
     ]
@@ -193,13 +208,13 @@ def test_bad_samples_are_passed_over_and_counted(tmp_path: Path) -> None:
     counts = Counter(caption for batch in batches for caption in batch.captions)
     assert set(counts) == {f"good {i}" for i in range(9)} and set(counts.values()) <= {3, 4, 5}
     dropped = sum((batch.dropped for batch in batches), Counter())
-    assert set(dropped) == {"unreadable picture", "empty caption", "no picture"}
+    assert set(dropped) == {"unreadable image", "empty caption", "no image"}
     assert all(3 <= n <= 5 for n in dropped.values())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_are_read_as_files_are(shards: str, workers: int) -> None:
-    """Another order for pipes, or samples lost where a lane begins in the middle of a shard."""
+    """Another order for pipes, or samples lost where a stream begins in the middle of a shard."""
     wanted = read(made(shards), 10)
     folder = Path(shards).parent
     data = f"pipe:cat {folder}/{{0000..0002}}.tar"
@@ -223,7 +238,7 @@ def test_a_stream_that_breaks_off_is_opened_again(
     )
     data = f"pipe:{script}"
     with pytest.warns(UserWarning, match="broke off"):
-        batches = read(made(data, batch_size=5, lanes=1), 2)
+        batches = read(made(data, batch_size=5, streams=1), 2)
     assert sorted(key for batch in batches for key in batch.keys) == [
         f"0001-{i:04d}" for i in range(10)
     ]
@@ -239,7 +254,7 @@ def test_a_stream_that_ends_early_every_time(
     index = make_index(f"pipe:cat {tmp_path}/0001.tar")
     cut = replace(index, shards=[f"pipe:head -c {size // 2} {tmp_path}/0001.tar"])
     with pytest.warns(UserWarning, match="broke off"):
-        batches = read(made(cut, batch_size=2, lanes=1), 6)
+        batches = read(made(cut, batch_size=2, streams=1), 6)
     dropped = sum((batch.dropped for batch in batches), Counter())
     assert 3 <= dropped["missing from its shard"] <= 18 and dropped["cut off by a damaged shard"]
 
@@ -273,7 +288,7 @@ def test_a_worker_that_hangs_does_not_keep_the_process(shards: str, tmp_path: Pa
         "from dataclasses import replace\n"
         "from dalle1.data.transforms import augment_dvae\n"
         "from dalle1.data.shards.order import Order\n"
-        "from dalle1.data.shards import Batches\n"
+        "from dalle1.data.shards.loader import Batches\n"
         "from dalle1.data.shards.index import make_index\n"
         f"index = make_index('pipe:cat {tmp_path}/0000.tar')\n"
         f"stuck = 'pipe:head -c 20000 {tmp_path}/0000.tar; exec sleep 120'\n"
@@ -319,7 +334,7 @@ def test_files_are_read_as_the_shard_has_them(tmp_path: Path) -> None:
     found = reading.make_reading(index, 1).read(0, 0, 0, 40)
     wanted = [sample.raw() for sample in tars.Shard(str(path))]
     assert len(wanted) == 31 and len(wanted[-1]["png"]) == 2**20 + 3
-    assert found[:31] == wanted and all(isinstance(x, reading.Bad) for x in found[31:])
+    assert found[:31] == wanted and all(isinstance(x, reading.BadSample) for x in found[31:])
     some = reading.make_reading(index, 1, frozenset({"txt"})).read(0, 0, 3, 9)
     for sample, whole in zip(some, wanted[3:9], strict=True):
         assert sample == {"__key__": whole["__key__"], "txt": whole["txt"]}
@@ -336,7 +351,7 @@ def test_fewer_samples_than_promised(shards: str, tmp_path: Path) -> None:
 
 
 def test_one_of_several_captions_is_drawn_each_time(tmp_path: Path) -> None:
-    """The first caption alone, or one that is always the same for a picture."""
+    """The first caption alone, or one that is always the same for an image."""
     texts = ["rot", "أحمر", "红色", "लाल"]
     rows = [
         {
@@ -357,7 +372,7 @@ def test_one_of_several_captions_is_drawn_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_the_share_of_bad_samples_that_is_borne(tmp_path: Path, share: float) -> None:
-    """A setting that does nothing, so that a run goes on with a tenth of its data."""
+    """A setting that does nothing, so that a run trains on a tenth of its data."""
     rows = [{"png": encoded(i), "txt": b"x" if i % 5 else b" "} for i in range(200)]
     batches = made(str(write_tar(tmp_path / "a.tar", rows)), max_bad=share)
     if share < 0.2:
@@ -368,13 +383,13 @@ def test_the_share_of_bad_samples_that_is_borne(tmp_path: Path, share: float) ->
 
 
 def test_a_bad_shard_does_not_end_a_run(tmp_path: Path) -> None:
-    """A share judged by the first samples, which happen to be of the one bad shard."""
+    """A share taken of the first samples, which happen to be of the one bad shard."""
     for i in range(12):
         rows = good(80) if i != 5 else [{"png": b"no", "txt": b"x"}] * 80
         write_tar(tmp_path / f"{i:04d}.tar", rows)
     for seed in range(6):
-        batches = read(made(str(tmp_path), batch_size=4, lanes=1, seed=seed), 240)
-        assert sum((b.dropped for b in batches), Counter())["unreadable picture"] >= 60
+        batches = read(made(str(tmp_path), batch_size=4, streams=1, seed=seed), 240)
+        assert sum((b.dropped for b in batches), Counter())["unreadable image"] >= 60
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -398,7 +413,7 @@ def test_duplicate_keys(tmp_path: Path) -> None:
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     for data in (str(whole), f"pipe:cat {whole}"):
-        batches = read(made(data, batch_size=1, lanes=1), 20)
+        batches = read(made(data, batch_size=1, streams=1), 20)
         assert max(Counter(b.keys[0] for b in batches).values()) == 2
         assert sum((b.dropped for b in batches), Counter()) == {"duplicate key": 4}
 
@@ -423,8 +438,8 @@ def test_hardly_a_good_sample_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "LA"])
-def test_picture_modes(mode: str) -> None:
-    """Grey, palette, transparent or CMYK pictures refused, or read with shifted channels."""
+def test_image_modes(mode: str) -> None:
+    """Grey, palette, transparent or CMYK images refused, or read with shifted channels."""
     kind = "TIFF" if mode in ("CMYK", "LA") else "PNG"
     pixels = read_image(encoded(102, kind, mode))  # 102 is a level of the palette
     assert pixels.shape == (20, 24, 3) and pixels.dtype == np.uint8
@@ -446,7 +461,7 @@ def test_area_resize_against_exact_means() -> None:
 @pytest.mark.parametrize("augment", [augment_dvae, augment_dalle])
 @pytest.mark.parametrize("size", [(40, 40), (100, 70), (33, 90), (20, 25)])
 def test_augmentations_give_the_models_size(augment: object, size: tuple[int, int]) -> None:
-    """A crop that runs over the edge for some aspect ratio, also of pictures that are too small."""
+    """A crop that runs over the edge for some aspect ratio, also of images that are too small."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     for _ in range(20):
@@ -454,7 +469,7 @@ def test_augmentations_give_the_models_size(augment: object, size: tuple[int, in
 
 
 def test_only_the_dvae_flips() -> None:
-    """Mirrored text and relations in the transformer's pictures (listing 2 has no flip)."""
+    """Mirrored text and relations in the transformer's images (listing 2 has no flip)."""
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, :16] = 255
     rng = np.random.default_rng(2)

@@ -24,8 +24,9 @@ import pytest
 import webdataset as wds
 from webdataset.gopen import gopen
 
+from dalle1.data.samples import RawSample
 from dalle1.data.shards import tar as tars
-from dalle1.data.shards.tar import Raw, Shard
+from dalle1.data.shards.tar import Shard
 from tests.data.mutations import changed, headers, member, pax, record, signed, sparse
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -54,11 +55,11 @@ def pairs(count: int, size: int = 700) -> Members:
     ]
 
 
-def raws(shard: Shard) -> list[Raw]:
+def raws(shard: Shard) -> list[RawSample]:
     return [sample.raw() for sample in shard]
 
 
-def by_webdataset(address: str) -> list[Raw]:
+def by_webdataset(address: str) -> list[RawSample]:
     samples = wds.DataPipeline(wds.SimpleShardList([address]), wds.tarfile_to_samples())
     ours = ("__url__", "__local_path__")
     return [{name: data for name, data in s.items() if name not in ours} for s in samples]
@@ -120,7 +121,7 @@ def test_what_is_no_part_of_a_sample(tmp_path: Path) -> None:
 
 
 def test_repeated_extensions(tmp_path: Path) -> None:
-    """A second picture in place of the first, or one that is not counted."""
+    """A second image in place of the first, or one that is not counted."""
     members = [("a.jpg", b"1"), ("a.txt", b"2"), ("a.JPG", b"3"), ("a.jpg", b"4"), ("b.jpg", b"5")]
     (tmp_path / "a.tar").write_bytes(written(members))
     first, second = Shard(str(tmp_path / "a.tar"))
@@ -139,7 +140,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_offsets(tmp_path: Path, format: int) -> None:
-    """A resumed run that goes on behind a long name's header, or with another sample."""
+    """A resumed run that reads on behind a long name's header, or with another sample."""
     members = STRANGE if format == tarfile.USTAR_FORMAT else LONG + STRANGE + LONG[:2] + pairs(4)
     path = tmp_path / "a.tar"
     path.write_bytes(written(members, format=format))
@@ -202,7 +203,7 @@ def test_most_bytes(tmp_path: Path) -> None:
 
 
 def cuts(data: bytes) -> list[int]:
-    """Each border of blocks, and places beside it."""
+    """Each border of blocks, and places next to it."""
     near = [place + i for place in range(0, len(data), BLOCK) for i in (-1, 0, 1, 200)]
     return sorted({place for place in near if 0 <= place < len(data)})
 
@@ -326,7 +327,7 @@ def test_each_bit_of_a_header(tmp_path: Path) -> None:
 
 
 def test_flipped_bits_of_files_cost_nothing_else(tmp_path: Path) -> None:
-    """Samples lost or moved by damage that only their pictures have."""
+    """Samples lost or moved by damage that only their images have."""
     path = tmp_path / "a.tar"
     data = written(pairs(3), format=tarfile.USTAR_FORMAT)
     path.write_bytes(data)
@@ -339,7 +340,7 @@ def test_flipped_bits_of_files_cost_nothing_else(tmp_path: Path) -> None:
 
 
 def test_more_behind_the_end(tmp_path: Path) -> None:
-    """A second tar behind the first passed over without a word, or long padding called damage."""
+    """A second tar behind the first skipped without a word, or long padding called damage."""
     path = tmp_path / "a.tar"
     data = written(pairs(2))
     for more, damaged in ((data, True), (b"rubbish", True), (bytes(10**6), False)):

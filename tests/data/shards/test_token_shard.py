@@ -18,18 +18,19 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from dalle1.data.samples import CAUSES
 from dalle1.data.shards import token_shard as format
 from dalle1.data.shards.token_shard import (
     FORMAT,
     HEADER,
-    Source,
+    SourceShard,
     TokenSettings,
     TokenShard,
     write_token_shard,
 )
 
 SETTINGS = TokenSettings(codebook_size=8192, grid=4, views=2, augmented=True, dvae="abc", seed=3)
-SOURCE = Source("00000.tar", 12345, {"empty caption": 2}, "unexpected end of data")
+SOURCE = SourceShard("00000.tar", 12345, {"empty caption": 2}, "unexpected end of data")
 
 
 def draws(count: int, settings: TokenSettings = SETTINGS) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     [(0, 1, 1), (2, 5, 3), (6, 7, 1), (4, 99, 3), (0, 0, 0), (3, 3, 0), (7, 9, 0), (5, 2, 0)],
 )
 def test_ranges(tmp_path: Path, first: int, last: int, wanted: int) -> None:
-    """Another sample's key beside tokens, an error or a crash for a range that is empty or goes
+    """Another sample's key with tokens, an error or a crash for a range that is empty or goes
     beyond the end."""
     shard = TokenShard(write(tmp_path / "0.safetensors", 7))
     found = shard.read(first, last)
@@ -79,7 +80,7 @@ def test_ranges(tmp_path: Path, first: int, last: int, wanted: int) -> None:
 
 
 def test_no_samples(tmp_path: Path) -> None:
-    """A shard of which all was dirt, that cannot be written or read."""
+    """A shard of bad samples alone, that cannot be written or read."""
     shard = TokenShard(write(tmp_path / "0.safetensors", 0))
     assert (shard.count, shard.keys(), shard.captions(), shard.read(0, 5)) == (0, [], [], [])
 
@@ -175,7 +176,7 @@ def test_other_files_are_refused(tmp_path: Path, damage: str, why: str) -> None:
 
 @pytest.mark.parametrize("keys", [None, b"[1", b"\xff", b"7", b'["a", "b"]'])
 def test_damaged_texts_are_named(tmp_path: Path, keys: bytes | None) -> None:
-    """Captions beside other pictures' tokens, or an error of JSON that does not say where."""
+    """Captions with other images' tokens, or an error of JSON that does not say where."""
     path = write(tmp_path / "0.safetensors", 0)
     header, changed = header_of(path), contents()
     if keys is None:
@@ -268,3 +269,14 @@ def test_a_disk_that_is_full_indeed(small_disk: Path) -> None:
     assert [path.name for path in small_disk.iterdir()] == ["0.safetensors"]
     (small_disk / "0.safetensors").unlink()
     assert TokenShard(write(small_disk / "1.safetensors", 300, settings)).count == 300
+
+
+def test_former_words_for_bad_samples(tmp_path: Path) -> None:
+    """A shard of before this release that does not open, or whose counts vanish from the report."""
+    former = {"no picture": 1, "absurd aspect ratio": 2, "json cannot be read": 3, "no caption": 4}
+    path = tmp_path / "0.safetensors"
+    source = SourceShard("0.tar", 1, former, "")
+    write_token_shard(path, *texts(3), draws(3), SETTINGS, source)
+    wanted = {"no image": 1, "extreme aspect ratio": 2, "invalid json": 3, "no caption": 4}
+    assert TokenShard(path).source == SourceShard("0.tar", 1, wanted, "")
+    assert wanted.keys() <= set(CAUSES)
