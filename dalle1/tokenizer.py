@@ -87,6 +87,10 @@ class Tokenizer:
         """The same tokens for another number of text positions."""
         return Tokenizer(self._bpe, text_length, self.dropout)
 
+    def reads_like(self, other: Tokenizer) -> bool:
+        """Whether both give every caption the same tokens."""
+        return bool(self._bpe.to_str() == other._bpe.to_str())
+
     @property
     def vocab_size(self) -> int:
         """Tokens of the text vocabulary, END_OF_CAPTION included; paddings are not counted."""

@@ -15,6 +15,7 @@ from dataclasses import fields
 
 from dalle1.commands.command_line import FAILED, add_config, exit_status, make_parser
 from dalle1.training.config import load_config
+from dalle1.training.initialization import with_initial_parts
 from dalle1.training.planning.network import ClusterSettings
 from dalle1.training.planning.plan import plan
 from dalle1.training.planning.report import describe
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     cluster = ClusterSettings(**{f.name: getattr(options, f.name) for f in fields(ClusterSettings)})
-    made = plan(load_config(options.config, options.overrides), cluster)
+    made = plan(with_initial_parts(load_config(options.config, options.overrides)), cluster)
     print(describe(made))
     return 0 if made.fits else FAILED
 

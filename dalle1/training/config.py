@@ -61,6 +61,9 @@ class DataSettings(Section):
     workers: int = Field(0, ge=0, description="processes that decode images ahead, for each rank")
     shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
+    shapes_palette: Literal["plain", "earth"] = Field(
+        "plain", description="colors of data=shapes; 'earth' are others, for fine-tuning"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
@@ -233,6 +236,17 @@ class RunConfig(Section):
     run: str = Field(description="folder of the run")
     data: str = Field(description="shards, a folder of pairs, or 'shapes'")
     seed: int = Field(0, ge=0)
+    init: str | None = Field(
+        None,
+        description="model folder whose weights a new run begins with, with a fresh optimizer and "
+        "schedule; it also gives the settings of its parts that are left out (docs/finetuning.md)",
+    )
+    train_only: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="names of the modules or weights of the model that are trained, such as "
+        "'layers.3' or 'image_head'; all others stay as they are. None: all are trained",
+    )
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="samples of an update, over all ranks")
     log_every: int = Field(50, ge=1, description="updates between two lines of metrics")
@@ -292,7 +306,7 @@ class RunConfig(Section):
             given = getattr(self, name) is not None
             if given and name not in own | optional:
                 raise ValueError(f"{name} is not read by stage {self.stage!r}: take it out")
-            if not given and name in own:
+            if not given and name in own and (self.init is None or name == "dvae_training"):
                 raise ValueError(f"{name} is needed by stage {self.stage!r}")
         if self.parallel.precision == "fp16" and self.stage != "dalle":
             raise ValueError(

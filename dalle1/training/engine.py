@@ -136,9 +136,13 @@ class Engine:
         self.dims = ParallelDims(config.batch_size, config.parallel, distributed.world_size())
         self._stage = stage
         self._parameters = dict(stage.named_parameters())
+        self._trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
         self._shard_groups = _shard_groups(config.parallel, self.dims)
-        groups = [{"params": [self._parameters[n] for n in g]} for g in stage.parameter_groups()]
-        self._optimizer = TrainingOptimizer(groups, config.optimizer)
+        groups = [[n for n in g if n in self._trained] for g in stage.parameter_groups()]
+        # A group whose parameters are all frozen is left out; see `step`.
+        self._groups = [i for i, group in enumerate(groups) if group]
+        trained = [{"params": [self._trained[n] for n in groups[i]]} for i in self._groups]
+        self._optimizer = TrainingOptimizer(trained, config.optimizer)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,
@@ -151,14 +155,14 @@ class Engine:
         if config.parallel.zero_stage == 3:
             self._keep_gathered()
         self._optimizer.init_state(self._optimized_tensors())
-        self.exchange = GradientExchange(config, self.dims, self._parameters, self._shard_groups)
+        self.exchange = GradientExchange(config, self.dims, self._trained, self._shard_groups)
         if config.parallel.zero_stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()  # for safe_{get,set}_full_...
 
     def _optimized_tensors(self) -> list[Tensor]:
         """What AdamW itself updates: the parameters, or this rank's flat shards of them."""
         if self.parallel.zero_stage == 0:
-            return list(self._parameters.values())
+            return list(self._trained.values())
         if self.parallel.zero_stage == 3:
             return list(self._zero.fp32_partitioned_groups_flat)
         return list(self._zero.single_partition_of_fp32_groups)
@@ -191,8 +195,8 @@ class Engine:
                 None. It must give the same answer on all ranks.
         """
         factors = self._stage.learning_rate_factors(step)
-        for group, factor in zip(self._optimizer.param_groups, factors, strict=True):
-            group["lr"] = factor * learning_rate
+        for group, i in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = factors[i] * learning_rate
         metrics = self._accumulate_gradients(micro_batches, step)
         loss = metrics.pop("loss")
         overflow = self._update_gradient_scales()  # whatever else is wrong, each scale moves
@@ -239,19 +243,19 @@ class Engine:
         Their names are those of the parameters, or places in ZeRO's groups at stages 1 and 2.
         """
         if self.parallel.zero_stage == 0:
-            for parameter in self._parameters.values():
+            for parameter in self._trained.values():
                 if parameter.grad is None:  # not read by this loss
                     parameter.grad = torch.zeros_like(parameter)
-            return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+            return {name: p.grad for name, p in self._trained.items() if p.grad is not None}
         averaged = self._zero.averaged_gradients
         if self.parallel.zero_stage == 3:
-            names = {id(p): name for name, p in self._parameters.items()}
+            names = {id(p): name for name, p in self._trained.items()}
             found = {
                 names[id(p)]: shard
                 for i, group in enumerate(self._zero.fp16_groups)
                 for p, shard in zip(group, averaged[i], strict=True)
             }
-            return {name: found[name] for name in self._parameters}
+            return {name: found[name] for name in self._trained}
         return {f"{i}/{j}": x for i, shards in averaged.items() for j, x in enumerate(shards)}
 
     def _update_gradient_scales(self) -> str | None:
@@ -266,7 +270,7 @@ class Engine:
         """At stage 0, where gradients are averaged by now; None where ZeRO finds it later."""
         if self.parallel.zero_stage:
             return None
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        gradients = [p.grad for p in self._trained.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -314,8 +318,8 @@ class Engine:
                 value.zero_()
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """Unsharded moments, one after the other, named `<parameter>/<moment>`; see `weights`."""
-        for name, parameter in self._parameters.items():
+        """Unsharded moments of what is trained, named `<parameter>/<moment>`; see `weights`."""
+        for name, parameter in self._trained.items():
             for key in MOMENTS:
                 if self.parallel.zero_stage:
                     value = safe_get_full_optimizer_state(parameter, key)
@@ -330,7 +334,7 @@ class Engine:
     @torch.no_grad()
     def load_moments(self, moments: Mapping[str, Tensor], updates: int) -> None:
         """Restores what `moments` and `updates_done` returned."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trained.items():
             for key in MOMENTS:
                 value = moments[f"{name}/{key}"]
                 if self.parallel.zero_stage == 3:

@@ -39,6 +39,7 @@ from dalle1.training.engine import (
     make_zero_sharding,
     start_processes,
 )
+from dalle1.training.initialization import InitialWeights, with_initial_parts
 from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
 from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
@@ -79,6 +80,7 @@ class Trainer:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        config = with_initial_parts(config)
         self.config = config = _with_data(config, self._barrier)
         self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
         if latest is None and self.rank == 0:  # of a start that failed
@@ -87,6 +89,8 @@ class Trainer:
         self.stage: Stage = make_stage(config, make_zero_sharding(config))
         self.data.set_stage(self.stage)
         self.engine = Engine(self.stage, config)
+        if config.init is not None and latest is None:
+            self.engine.load_weights(InitialWeights(config, MODEL))
         self._owner = assign_owners(self.engine.sizes(), self.world_size)
         mine = [
             name.removeprefix(MODEL)
@@ -324,7 +328,7 @@ class Trainer:
         checkpoint = checkpoints.load(path)
         saved = checkpoint.state["config"]
         mine = self.config.model_dump(mode="json", exclude_none=True)
-        for key in ("stage", "seed", "batch_size", "dvae", "clip", "transformer"):
+        for key in ("stage", "seed", "batch_size", "dvae", "clip", "transformer", "train_only"):
             if saved.get(key) != mine.get(key):
                 raise ValueError(
                     f"{key}: {path} was trained with {saved.get(key)!r}, the config says "
@@ -356,10 +360,13 @@ def _with_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:
         return config
     r = config.reader
     # Named after all that they depend on, so that another size or count never meets old shards.
-    folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}"
+    palette = "" if r.shapes_palette == "plain" else f"-{r.shapes_palette}"
+    folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}{palette}"
     if rank() == 0 and not folder.is_dir():
         temporary = folder.with_name(folder.name + ".tmp")
-        shapes.write_shards(temporary, "train", r.shapes_count, side=r.image_size)
+        shapes.write_shards(
+            temporary, "train", r.shapes_count, side=r.image_size, palette=r.shapes_palette
+        )
         temporary.replace(folder)
     barrier()
     return config.model_copy(update={"data": str(folder)})

@@ -73,7 +73,8 @@ class GradientScale:
         self.rest = 0  # updates until the next division may be
         self._broken: list[Tensor] = []  # read once an update: a look at each would stall a GPU
         for parameter in block.parameters():
-            parameter.register_hook(self._unscaled)
+            if parameter.requires_grad:
+                parameter.register_hook(self._unscaled)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         self._broken.append(~gradient.isfinite().all())

@@ -10,7 +10,6 @@ from dalle1.data.shapes.checker import (
 )
 from dalle1.data.shapes.dataset import (
     BACKGROUNDS,
-    COLORS,
     EXTENTS,
     HELD_OUT,
     MAX_WORDS,
@@ -31,6 +30,7 @@ from dalle1.data.shapes.dataset import (
     write_shards,
 )
 from dalle1.data.shapes.detector import DetectedThing, Detection, detect
+from dalle1.data.shapes.palettes import COLORS
 
 __all__ = [
     "BACKGROUNDS",

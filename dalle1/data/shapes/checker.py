@@ -13,8 +13,9 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from dalle1.data.shapes.dataset import BACKGROUNDS, COLORS, RELATION_PHRASES, SHAPES, SIZE_WORDS
+from dalle1.data.shapes.dataset import BACKGROUNDS, RELATION_PHRASES, SHAPES, SIZE_WORDS
 from dalle1.data.shapes.detector import DetectedThing, Detection, detect
+from dalle1.data.shapes.palettes import COLORS
 
 __all__ = [
     "CheckResult",

@@ -24,21 +24,10 @@ import numpy as np
 from PIL import Image
 
 from dalle1.common.files import add_file, replacing
+from dalle1.data.shapes.palettes import COLORS, PALETTES
 
 T = TypeVar("T")
 
-# Any two of these, and any of them and a background, are at least 100 apart in RGB, so that a
-# reconstruction which is a little off still has one plain name.
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 25, 35),
-    "orange": (250, 120, 0),
-    "yellow": (250, 225, 40),
-    "green": (35, 155, 55),
-    "cyan": (50, 215, 225),
-    "blue": (30, 60, 215),
-    "purple": (140, 40, 185),
-    "pink": (255, 120, 195),
-}
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "grey": (150, 150, 150),
@@ -99,6 +88,7 @@ EXTENTS: dict[str, float] = {
     "cross": CROSS_HALF_LENGTH,
 }
 
+_RGB = {name: color for palette in PALETTES.values() for name, color in palette.items()}
 _ALL_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 _SEEN_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT)
 _HELD_OUT_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair in HELD_OUT)
@@ -143,21 +133,25 @@ class ShapesSample:
     scene: Scene
 
 
-def make(seed: int, index: int, split: str = "train", side: int = 32) -> ShapesSample:
+def make(
+    seed: int, index: int, split: str = "train", side: int = 32, palette: str = "plain"
+) -> ShapesSample:
     """A sample of a split: always the same one for the same arguments.
 
-    Scene and caption do not depend on `side`. "train" and "test" are separate draws without the
-    pairs in `HELD_OUT`; "heldout" shows at least one of them in every image.
+    Scene and caption do not depend on `side`, and on `palette` only in the colors and their names.
+    "train" and "test" are separate draws without the pairs in `HELD_OUT`; "heldout" shows at least
+    one of them in every image.
 
     Raises:
-        ValueError: an unknown split, a negative seed or index, a side below 16.
+        ValueError: an unknown split or palette, a negative seed or index, a side below 16.
     """
     _check_split(split)
     _check_side(side)
+    _check_palette(palette)
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be 0 or more, not seed={seed} and index={index}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    scene = draw_scene(rng, held_out=split == "heldout")
+    scene = _in_palette(draw_scene(rng, held_out=split == "heldout"), palette)
     caption = describe(scene, rng)
     return ShapesSample(f"{split}-{index:08d}", render(scene, side), caption, scene)
 
@@ -246,7 +240,7 @@ def render(scene: Scene, side: int = 32) -> np.ndarray:
     image[:] = BACKGROUNDS[scene.background]
     for thing in scene.things:
         opacity = coverage(thing.shape, across - thing.x, down - thing.y, thing.radius, 1 / side)
-        image += opacity[..., None] * (np.array(COLORS[thing.color], np.float32) - image)
+        image += opacity[..., None] * (np.array(_RGB[thing.color], np.float32) - image)
     return (image + 0.5).astype(np.uint8)
 
 
@@ -309,6 +303,7 @@ def write_shards(
     seed: int = 0,
     side: int = 32,
     samples_per_shard: int = 1000,
+    palette: str = "plain",
 ) -> list[Path]:
     """Writes samples 0 … count - 1 of a split as WebDataset shards and returns their paths.
 
@@ -317,12 +312,13 @@ def write_shards(
     and appear under that name only when complete.
 
     Raises:
-        ValueError: an unknown split, a count or samples_per_shard below 1, a side below 16, or a
-            folder with shards of this split beyond those to be written (a reader that globs would
-            mix two data sets).
+        ValueError: an unknown split or palette, a count or samples_per_shard below 1, a side below
+            16, or a folder with shards of this split beyond those to be written (a reader that
+            globs would mix two data sets).
     """
     _check_split(split)
     _check_side(side)
+    _check_palette(palette)
     if count < 1 or samples_per_shard < 1:
         raise ValueError(
             "count and samples_per_shard must be 1 or more, "
@@ -339,7 +335,7 @@ def write_shards(
     for path, start in zip(paths, starts, strict=True):
         with replacing(path) as temporary, tarfile.open(temporary, "w", format=TAR_FORMAT) as tar:
             for index in range(start, min(start + samples_per_shard, count)):
-                _add(tar, make(seed, index, split, side), seed, split, index)
+                _add(tar, make(seed, index, split, side, palette), seed, split, index)
     return paths
 
 
@@ -403,6 +399,17 @@ def _png(image: np.ndarray) -> bytes:
 def _check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+
+
+def _in_palette(scene: Scene, palette: str) -> Scene:
+    """The scene with each color changed for the one at its place in the palette."""
+    names = dict(zip(COLORS, PALETTES[palette], strict=True))
+    return replace(scene, things=tuple(replace(t, color=names[t.color]) for t in scene.things))
+
+
+def _check_palette(palette: str) -> None:
+    if palette not in PALETTES:
+        raise ValueError(f"palette must be one of {', '.join(PALETTES)}, not {palette!r}")
 
 
 def _check_side(side: int) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 
 from dalle1.data.shapes.dataset import (
     BACKGROUNDS,
-    COLORS,
     EXTENTS,
     MIN_SIDE,
     SHAPES,
     SIZES,
     coverage,
 )
+from dalle1.data.shapes.palettes import COLORS
 
 # Images of 1.5 times this side or more are reduced to it: nothing is lost that a shape needs.
 WORKING_SIDE = 32

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,26 @@ class Stage(nn.Module):
         super().__init__()
         self.settings = config
         self.gradient_scales: list[GradientScale] = []  # of each residual block in float16
+
+    def freeze_the_rest(self) -> None:
+        """Leaves only what `train_only` names to be trained; called once `model` is there.
+
+        Raises ValueError for a name that is neither a module nor a weight of the model.
+        """
+        names = self.settings.train_only
+        if names is None:
+            return
+        weights = dict(self.model.named_parameters())
+        known = [name for name, _ in self.model.named_modules() if name]
+        for name in names:
+            if name not in known and name not in weights:
+                near = get_close_matches(name, known, 5) or known[:12]
+                raise ValueError(
+                    f"train_only: the model has no module {name!r}; it has {', '.join(near)} ..."
+                )
+        for name, weight in weights.items():
+            chosen = any(name == n or name.startswith(f"{n}.") for n in names)
+            weight.requires_grad_(chosen)
 
     @property
     @abstractmethod
@@ -116,7 +137,7 @@ class Stage(nn.Module):
         """Called once the engine has put unsharded weights on their device."""
 
     def parameter_groups(self) -> list[list[str]]:
-        """Names of the parameters of each group; see `learning_rate_factors`."""
+        """Names of the parameters of each group, frozen ones too; see `learning_rate_factors`."""
         return [[name for name, _ in self.named_parameters()]]
 
     def learning_rate_factors(self, step: int) -> list[float]:

@@ -43,6 +43,7 @@ class CLIPStage(Stage):
             config, config.clip.text_vocab - 2, config.clip.text_length - 1
         )
         self.model = CLIP(config.clip)
+        self.freeze_the_rest()
 
     @property
     def augmentation(self) -> Augmentation:

@@ -45,6 +45,7 @@ class DVAEStage(Stage):
         assert config.dvae is not None and config.dvae_training is not None
         self.objective: DVAESettings = config.dvae_training
         self.model = dvae.DVAE(config.dvae)
+        self.freeze_the_rest()
         side = config.reader.image_size
         window = config.dvae.stride * (config.dvae.encoder_window or 1)
         if side % window:

@@ -74,15 +74,14 @@ class PriorStage(Stage):
         self._frozen = (codec, ranker)
         self.tokenizer = run_tokenizer(config, t.text_vocab, t.text_length)
         self._shape = t
-        self._model_with(
-            self.empty_model()
-        )  # refuses parts of different runs before the first step
+        self._model_with(self.empty_model())  # refuses parts that do not fit
         if sharding is None:
             self.model = Transformer(config.transformer, config.execution, config.seed)
         else:
             with sharding.init_context():
                 self.model = Transformer(config.transformer, config.execution, config.seed)
             self.model.initialize(config.seed, sharding.unsharded)
+        self.freeze_the_rest()
         self._set_precision(config.parallel.precision)
 
     @property

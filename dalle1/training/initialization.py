@@ -1,0 +1,169 @@
+"""A new run from the weights of a model that is there: `init: FOLDER` (docs/finetuning.md).
+
+The folder also gives what the settings leave out: the shape of what is trained and, in stage two,
+codec, ranker and tokenizer. What they do say must fit it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dalle1 import registry
+from dalle1.common.weights import fingerprint
+from dalle1.training.config import RunConfig
+from dalle1.training.stages.text_tokenizer import open_tokenizer
+from dvae.storage import Kind, has_part, read_config
+
+# Of each stage: the part that it trains, its kind, and the section of the settings.
+PARTS = {
+    "dvae": ("codec", "dvae", "dvae"),
+    "clip": ("ranker", "clip", "clip"),
+    "dalle": ("prior", "sparse_transformer", "transformer"),
+}
+# Settings of a part that its weights do not depend on.
+FREE = {"init_std", "init_gain", "text_loss_weight"}
+
+
+def with_initial_parts(config: RunConfig) -> RunConfig:
+    """The settings of a run with what they leave to `init` filled in; as they are without it.
+
+    Raises:
+        ValueError: the folder has no such part, or the settings differ from it; names them all.
+    """
+    if config.init is None:
+        return config
+    folder = Path(config.init)
+    _, _, section = PARTS[config.stage]
+    shape = _shape(config, folder)
+    given = getattr(config, section)
+    update: dict[str, Any] = {}
+    if given is None:
+        update[section] = shape
+    else:
+        _check_shape(config, section, given.model_dump(), shape.model_dump())
+    if config.stage != "dvae":
+        update |= _tokenizer(config, folder)
+    if config.stage == "dalle":
+        update |= _other_parts(config, folder)
+    elif config.dvae_training is not None and config.dvae_training.warm_start_steps:
+        raise ValueError(
+            f"dvae_training.warm_start_steps {config.dvae_training.warm_start_steps}: a warm start "
+            "makes new weights, and init brings trained ones; set it to 0"
+        )
+    return config.model_copy(update=update)
+
+
+class InitialWeights(Mapping[str, Tensor]):
+    """Weights of the part that a stage trains, each read when it is asked for.
+
+    Their names have a prefix in front, as the stage's parameters do. Raises ValueError for a file
+    that cannot be read or a weight that is not finite.
+    """
+
+    def __init__(self, config: RunConfig, prefix: str) -> None:
+        assert config.init is not None
+        kind = _kind(config.stage)
+        self._path, self._prefix = Path(config.init) / str(kind.weights), prefix
+        try:
+            self._file: Any = _opened(self._path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"init: {self._path} cannot be read: {error}") from error
+        self._names = {prefix + name for name in self._file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        weight: Tensor = self._file.get_tensor(name.removeprefix(self._prefix))
+        if not bool(weight.isfinite().all()):
+            raise ValueError(f"init: the weight {name} of {self._path} is not finite")
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _opened(path: Path) -> Any:
+    return safe_open(path, framework="pt")
+
+
+def _kind(stage: str) -> Kind:
+    role, name, _ = PARTS[stage]
+    return registry.KINDS[role][name]
+
+
+def _shape(config: RunConfig, folder: Path) -> Any:
+    """The settings of the folder's part, of the kind that the stage trains."""
+    role, name, _ = PARTS[config.stage]
+    section = dict(read_config(folder).get(role) or {})
+    found = section.pop("kind", None)
+    if found != name:
+        holds = f"a {role} of kind {found!r}" if found else f"no {role}"
+        raise ValueError(
+            f"init: {folder} holds {holds}, and stage {config.stage!r} trains a {role} of kind "
+            f"{name!r}"
+        )
+    try:
+        return _kind(config.stage).config(**section)
+    except (TypeError, ValidationError) as error:
+        raise ValueError(f"init: {folder}, section {role!r}: {error}") from error
+
+
+def _check_shape(
+    config: RunConfig, section: str, given: Mapping[str, Any], shape: Mapping[str, Any]
+) -> None:
+    differing = [
+        f"{section}.{name} is {shape[name]!r} there and {given[name]!r} here"
+        for name in shape
+        if name not in FREE and shape[name] != given[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"init: the model of {config.init} is another one: {'; '.join(differing)}. Take the "
+            f"section {section} out, and the model's own is used"
+        )
+
+
+def _tokenizer(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The tokenizer that the weights were trained with; with another, tokens mean other things."""
+    if config.tokenizer is None:
+        return {"tokenizer": str(folder)}
+    if not isinstance(config.tokenizer, str):
+        raise ValueError(
+            "tokenizer: a new one would give the tokens other meanings than the weights of init "
+            "were trained with; take the section out"
+        )
+    if not open_tokenizer(config.tokenizer).reads_like(open_tokenizer(folder)):
+        raise ValueError(
+            f"tokenizer: {config.tokenizer} reads captions otherwise than the tokenizer of init "
+            f"{folder}; take the setting out"
+        )
+    return {}
+
+
+def _other_parts(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Codec and ranker of a full model's folder, where the settings name none."""
+    update: dict[str, Any] = {}
+    if config.codec is None:
+        update["codec"] = str(folder)
+    elif has_part("codec", folder):
+        theirs, ours = (fingerprint(registry.load("codec", f)) for f in (folder, config.codec))
+        if theirs != ours:
+            # Not refused: only the decoder may have been trained further.
+            warnings.warn(
+                f"codec: {config.codec} is not the codec of init {folder} (fingerprints {ours} and "
+                f"{theirs}); the weights read its tokens as if they were the former's",
+                stacklevel=2,
+            )
+    if config.ranker is None and has_part("ranker", folder):
+        update["ranker"] = str(folder)
+    return update
