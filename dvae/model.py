@@ -26,21 +26,24 @@ class DVAEConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: int = Field(3, ge=1, description="picture channels")
+    channels: int = Field(3, ge=1, description="color channels of an image")
     width: int = Field(256, ge=4, multiple_of=4, description="n_hid: width of the outermost group")
     bottleneck: int = Field(128, ge=1, description="n_init: width of the decoder's first map")
     groups: int = Field(4, ge=1, description="groups of blocks; a factor 2 between neighbors")
     blocks_per_group: int = Field(2, ge=1, description="residual blocks in a group")
     codebook_size: int = Field(8192, ge=2, description="k: number of image tokens")
     residual_gain: float | None = Field(
-        None, gt=0, description="post_gain; none: the paper's 1 / (number of blocks)^2"
+        None,
+        gt=0,
+        description="post_gain, the factor on each residual path; null: the paper's "
+        "1 / (number of blocks)^2",
     )
     init_gain: float = Field(1.0, gt=0, description="factor on the weights' initial deviation")
     encoder_window: int | None = Field(
         None,
         ge=1,
         description="the encoder sees squares of so many tokens a side, each on its own, and so a "
-        "token stands for what is in its square and nothing else; none: the whole picture",
+        "token stands for what is in its square and nothing else; null: the full image",
     )
 
     @property

@@ -33,21 +33,35 @@ class CLIPConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     embedding: int = Field(512, ge=1, description="width of the shared embedding")
-    image_size: int = Field(224, ge=1)
-    patch_size: int = Field(32, ge=1)
-    vision_width: int = Field(768, ge=1)
-    vision_layers: int = Field(12, ge=1)
-    vision_heads: int = Field(12, ge=1)
-    text_vocab: int = Field(49408, ge=3, description="start and end of text are the last two")
-    text_length: int = Field(77, ge=3)
-    text_width: int = Field(512, ge=1)
-    text_layers: int = Field(12, ge=1)
-    text_heads: int = Field(8, ge=1)
+    image_size: int = Field(224, ge=1, description="side of the images, in pixels")
+    patch_size: int = Field(
+        32, ge=1, description="side of a patch, in pixels; it divides image_size"
+    )
+    vision_width: int = Field(768, ge=1, description="width of the image's transformer")
+    vision_layers: int = Field(12, ge=1, description="layers of the image's transformer")
+    vision_heads: int = Field(
+        12, ge=1, description="attention heads of a layer; they divide vision_width"
+    )
+    text_vocab: int = Field(
+        49408, ge=3, description="text tokens; start and end of text are the last two"
+    )
+    text_length: int = Field(77, ge=3, description="text positions, start and end of text included")
+    text_width: int = Field(512, ge=1, description="width of the text's transformer")
+    text_layers: int = Field(12, ge=1, description="layers of the text's transformer")
+    text_heads: int = Field(
+        8, ge=1, description="attention heads of a layer; they divide text_width"
+    )
     activation: Literal["quick_gelu", "gelu"] = Field(
         "quick_gelu", description="OpenAI's is quick_gelu; most models trained since have gelu"
     )
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, float, float] = Field(
+        (0.48145466, 0.4578275, 0.40821073),
+        description="subtracted from red, green and blue in [0, 1]",
+    )
+    std: tuple[float, float, float] = Field(
+        (0.26862954, 0.26130258, 0.27577711),
+        description="divides red, green and blue after that",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> CLIPConfig:

@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "say what a data set holds and what is wrong with it",
     "filter": "drop samples that are not worth training on",
     "plan": "say what a run asks of a cluster",
+    "settings": "list all settings with types, defaults and bounds",
     "benchmark": "measure speed and memory",
     "demo": "train all parts on built-in images, draw, rank, report",
 }

@@ -19,28 +19,45 @@ class RankSettings(Section):
     model: str = Field(description="model folder, with a ranker")
     run: str = Field(description="folder of the benchmark; on several machines, a shared one")
     data: str = Field(
-        description="captions with their true pictures: shards, a folder of pairs or 'shapes'; or "
+        description="captions with their true images: shards, a folder of pairs or 'shapes'; or "
         "a .txt of captions, one a line, and then no FID"
     )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
-    captions: int = Field(128, ge=1, description="how many, from the first on")
-    candidates: int = Field(512, ge=1, description="drawn for each caption")
-    seed: int = Field(0, ge=0)
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float = 1.0
-    batch_size: int | None = Field(None, ge=1, description="drawn at once; none: what memory holds")
+    captions: int = Field(128, ge=1, description="number of captions, from the first on")
+    candidates: int = Field(512, ge=1, description="candidates of each caption")
+    seed: int = Field(0, ge=0, description="of the random numbers that candidates are drawn with")
+    temperature: float = Field(
+        1.0, description="divides the logits; at least 0, which takes the likeliest token"
+    )
+    top_k: int | None = Field(
+        None, description="keeps the k likeliest tokens, k at least 1; null: all"
+    )
+    top_p: float | None = Field(
+        None,
+        description="keeps the likeliest tokens of this total probability, in (0, 1]; null: all",
+    )
+    guidance: float = Field(
+        1.0, description="scale of classifier-free guidance, at least 0; 1: none"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="candidates drawn at once; null: what memory holds"
+    )
     dtype: DTypeName = Field("float32", description="of the transformer that draws")
-    blur: list[float] = Field([0, 1, 2, 4, 8], min_length=1, description="radii, pixels")
+    blur: list[float] = Field(
+        [0, 1, 2, 4, 8], min_length=1, description="blur radii, in pixels; 0: none"
+    )
     features: str | None = Field(
-        None, description="'module:function' that returns a network for FID; none: CLIP"
+        None, description="'module:function' that returns a network for FID; null: CLIP"
     )
     reference_images: int = Field(
-        30_000, ge=2, description="true pictures that the drawn ones are compared with, at most"
+        30_000, ge=2, description="largest number of true images that candidates are compared with"
     )
-    inception_splits: int = Field(10, ge=1, description="parts that the score is averaged over")
-    bootstrap: int = Field(1000, ge=1, description="resamples behind each interval")
+    inception_splits: int = Field(
+        10, ge=1, description="parts that the Inception Score is averaged over"
+    )
+    bootstrap: int = Field(
+        1000, ge=1, description="bootstrap resamples of each confidence interval"
+    )
     shown: int = Field(8, ge=1, description="captions on the contact sheet")
     # Of data=shapes alone.
     heldout_captions: int | None = Field(

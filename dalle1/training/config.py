@@ -31,7 +31,9 @@ class DataSettings(Section):
     )
     image_size: int = Field(256, ge=8, description="side of the training images, in pixels")
     augment: bool = Field(
-        True, description="crop images by the stage's listing in the paper; false: take the middle"
+        True,
+        description="crop images by the paper's listing for the stage (1 or 2); false: take "
+        "the middle square",
     )
     shuffle_buffer: int = Field(
         4096,
@@ -42,7 +44,7 @@ class DataSettings(Section):
         None,
         ge=1,
         description="streams of the data order, which are read at the same time; it divides "
-        "batch_size and is a multiple of the ranks. None: one for each sample of the batch",
+        "batch_size and is a multiple of the ranks; null: one for each sample of the batch",
     )
     counts: str | None = Field(
         None,
@@ -55,9 +57,9 @@ class DataSettings(Section):
     max_aspect: float | None = Field(
         MAX_ASPECT,
         ge=1,
-        description="images whose longer side / shorter side is larger are skipped",
+        description="images whose longer side / shorter side is larger are skipped; null: none is",
     )
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are skipped")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="images of more pixels are skipped")
     workers: int = Field(0, ge=0, description="processes that decode images ahead, for each rank")
     shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
@@ -80,28 +82,42 @@ class OptimizerSettings(Section):
 
     renamed: ClassVar = {"warm_up": "warmup_steps"}
 
-    learning_rate: float = Field(4.5e-4, gt=0, description="at its peak, after the warmup")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.96, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(4.5e-2, ge=0)
-    clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; none: no limit")
-    clip_variance: float | None = Field(None, gt=0, description="largest second moment")
+    learning_rate: float = Field(4.5e-4, gt=0, description="its peak, after the warmup")
+    beta1: float = Field(
+        0.9, ge=0, lt=1, description="decay of the gradient's running mean (first moment)"
+    )
+    beta2: float = Field(
+        0.96, ge=0, lt=1, description="decay of the running mean of its square (second moment)"
+    )
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(
+        4.5e-2, ge=0, description="decoupled: an update subtracts learning rate x this x weight"
+    )
+    clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; null: no limit")
+    clip_variance: float | None = Field(
+        None, gt=0, description="largest second moment; null: no limit"
+    )
     warmup_steps: int = Field(5000, ge=0, description="updates of linear warmup")
-    schedule: Literal["constant", "cosine", "plateau"] = "plateau"
+    schedule: Literal["constant", "cosine", "plateau"] = Field(
+        "plateau",
+        description="of the learning rate after the warmup; plateau halves it when the mean loss "
+        "of a window is not below the one before",
+    )
     cosine_end: float = Field(0.0, ge=0, description="learning rate at the end of a cosine")
     cosine_steps: int | None = Field(
-        None, ge=1, description="updates of a cosine; none: the full run"
+        None, ge=1, description="updates of a cosine; null: the full run"
     )
     plateau_patience: int = Field(
-        5000, ge=1, description="updates of a window, whose mean losses are compared"
+        5000, ge=1, description="updates of a window of the plateau schedule"
     )
 
 
 class EMASettings(Section):
     """The average of the weights over updates, which is what is exported."""
 
-    decay: float = Field(0.99, ge=0, lt=1)
+    decay: float = Field(
+        0.99, ge=0, lt=1, description="share of the former average that an averaging keeps"
+    )
     every: int = Field(25, ge=1, description="updates between two averagings")
 
 
@@ -122,8 +138,10 @@ class DVAESettings(Section):
         1.0, gt=0, description="learning rate of the encoder / that of the decoder"
     )
     warm_start_steps: int = Field(0, ge=0, description="updates of the warm start; 0: none")
-    warm_start_learning_rate: float = Field(4e-3, gt=0, description="in place of optimizer's")
-    warm_start_bottleneck: int = Field(32, ge=1, description="width of the linear bottleneck")
+    warm_start_learning_rate: float = Field(
+        4e-3, gt=0, description="of the warm start, in place of optimizer's"
+    )
+    warm_start_bottleneck: int = Field(32, ge=1, description="width of its linear bottleneck")
     warm_start_logit_scale: float = Field(12.0, gt=0, description="s of the k-means logits")
     warm_start_images: int = Field(2048, ge=1, description="images given to k-means")
 
@@ -131,7 +149,7 @@ class DVAESettings(Section):
 class TokenizerSettings(Section):
     """Byte-level BPE (section 2.2)."""
 
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of merges skipped in training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of BPE merges skipped in training")
     captions: int = Field(1_000_000, ge=1, description="captions that the merges are learned from")
 
 
@@ -147,19 +165,20 @@ class ParallelSettings(Section):
         None,
         ge=1,
         description="ranks that share one copy of the state, such as those of one machine; these "
-        "groups are replicas of each other (section 2.5). None: all ranks are one group",
+        "groups are replicas of each other (section 2.5); null: all ranks are one group",
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
         description="largest number of samples in one pass of a rank, which makes as many passes "
-        "as its share of the batch needs; none: one pass",
+        "as its share of the batch needs; null: one pass",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of products and activations; weights, moments and logits are fp32"
+        "fp32",
+        description="of matrix products and activations; weights, moments and logits are fp32",
     )
 
     @field_validator("offload", mode="before")
@@ -187,7 +206,7 @@ class CompressionSettings(Section):
 
     approximation_rank: int = Field(ge=1, description="rank r of the two factors that are sent")
     first_step: int = Field(
-        0, ge=0, description="gradients of earlier updates are sent uncompressed"
+        0, ge=0, description="number of the first compressed update; earlier ones are sent in full"
     )
 
 
@@ -196,7 +215,7 @@ class ValidationSettings(Section):
 
     data: str = Field(description="shards or a folder of pairs, as for training")
     every: int = Field(1000, ge=1, description="updates between two validations")
-    batches: int = Field(4, ge=1, description="of batch_size samples, the same each time")
+    batches: int = Field(4, ge=1, description="batches of batch_size samples, the same each time")
 
 
 class FaultSettings(Section):
@@ -218,7 +237,7 @@ class FaultSettings(Section):
     spike: float | None = Field(
         None,
         gt=1,
-        description="a loss above so many times its running mean is a spike; none: no loss is",
+        description="a loss above so many times its running mean is a spike; null: no loss is",
     )
 
 
@@ -232,10 +251,12 @@ class RunConfig(Section):
         "clip_model": "ranker",
     }
 
-    stage: Literal["dvae", "clip", "dalle"]
+    stage: Literal["dvae", "clip", "dalle"] = Field(
+        description="what is trained: the codec (dvae), the ranker (clip) or the prior (dalle)"
+    )
     run: str = Field(description="folder of the run")
-    data: str = Field(description="shards, a folder of pairs, or 'shapes'")
-    seed: int = Field(0, ge=0)
+    data: str = Field(description="training data: shards, a folder of pairs, or 'shapes'")
+    seed: int = Field(0, ge=0, description="of all random numbers of the run")
     init: str | None = Field(
         None,
         description="model folder whose weights a new run begins with, with a fresh optimizer and "
@@ -245,45 +266,73 @@ class RunConfig(Section):
         None,
         min_length=1,
         description="names of the modules or weights of the model that are trained, such as "
-        "'layers.3' or 'image_head'; all others stay as they are. None: all are trained",
+        "'layers.3' or 'image_head'; all others stay as they are; null: all are trained",
     )
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="samples of an update, over all ranks")
     log_every: int = Field(50, ge=1, description="updates between two lines of metrics")
     contact_sheet_every: int | None = Field(
-        1000, ge=1, description="none: no contact sheets, which need a full model on the first rank"
+        1000,
+        ge=1,
+        description="updates between two contact sheets, which need a full model on the first "
+        "rank; null: none are drawn",
     )
     save_every: int = Field(1000, ge=1, description="updates between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest stay")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
     keep_every: int | None = Field(
-        None, ge=1, description="checkpoints whose update is a multiple of it stay too"
+        None,
+        ge=1,
+        description="checkpoints whose update is a multiple of it stay too; null: none do",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
-    reader: DataSettings = DataSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    ema: EMASettings = EMASettings()
-    parallel: ParallelSettings = ParallelSettings()
-    compression: CompressionSettings | None = None
-    faults: FaultSettings = FaultSettings()
-    validation: ValidationSettings | None = None
-    wandb: str | None = Field(None, description="project of Weights & Biases to report to as well")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; null: all cores")
+    reader: DataSettings = Field(DataSettings(), description="how the data are read")
+    optimizer: OptimizerSettings = Field(
+        OptimizerSettings(), description="AdamW and its learning rate"
+    )
+    ema: EMASettings = Field(EMASettings(), description="the averaged weights")
+    parallel: ParallelSettings = Field(
+        ParallelSettings(), description="how the ranks divide the run, and its precision"
+    )
+    compression: CompressionSettings | None = Field(
+        None, description="PowerSGD on gradients; null: they are sent in full"
+    )
+    faults: FaultSettings = Field(
+        FaultSettings(), description="what the run does when something fails"
+    )
+    validation: ValidationSettings | None = Field(
+        None, description="losses on held-out data; null: none are computed"
+    )
+    wandb: str | None = Field(
+        None, description="project of Weights & Biases to report to as well; null: none"
+    )
     # Stage one.
-    dvae: DVAEConfig | None = None
-    dvae_training: DVAESettings | None = None
+    dvae: DVAEConfig | None = Field(None, description="shape of the dVAE; stage dvae needs it")
+    dvae_training: DVAESettings | None = Field(
+        None, description="schedules of its loss, and its warm start; stage dvae needs it"
+    )
     # CLIP.
-    clip: CLIPConfig | None = None
+    clip: CLIPConfig | None = Field(None, description="shape of CLIP; stage clip needs it")
     # CLIP and stage two.
     tokenizer: TokenizerSettings | str | None = Field(
         None,
         description="a tokenizer's file, or the folder of a run or a model that holds one; or, as "
-        "a section, how one is learned from the captions",
+        "a section, how one is learned from the captions; stages clip and dalle need it",
     )
     # Stage two.
-    transformer: TransformerConfig | None = None
-    execution: Execution | None = Field(None, description="how the transformer is run")
-    codec: str | None = Field(None, description="folder of the trained codec")
-    ranker: str | None = Field(None, description="folder of the trained ranker; none: no ranking")
-    caption_dropout: float = Field(0.0, ge=0, lt=1, description="share of captions emptied")
+    transformer: TransformerConfig | None = Field(
+        None, description="shape of the transformer; stage dalle needs it"
+    )
+    execution: Execution | None = Field(
+        None, description="how the transformer is run; null: the section's defaults"
+    )
+    codec: str | None = Field(None, description="folder of the trained codec; stage dalle needs it")
+    ranker: str | None = Field(None, description="folder of the trained ranker; null: no ranking")
+    caption_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the captions of stage dalle that are emptied, for guidance",
+    )
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,22 @@ class TransformerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     width: int = Field(3968, ge=1, description="model width, heads x head_size")
-    layers: int = Field(64, ge=1)
-    heads: int = Field(62, ge=1)
-    head_size: int = Field(64, ge=1)
+    layers: int = Field(64, ge=1, description="residual layers, of attention and MLP each")
+    heads: int = Field(62, ge=1, description="attention heads of a layer")
+    head_size: int = Field(64, ge=1, description="width of an attention head")
     text_vocab: int = Field(16384, ge=2, description="byte-pair tokens, end-of-caption included")
     text_length: int = Field(256, ge=2, description="text positions")
     image_vocab: int = Field(8192, ge=2, description="the dVAE's codebook size")
     grid: int = Field(32, ge=1, description="rows and columns of the image's token grid")
-    conv_kernel: int = Field(CONV_KERNEL, ge=1, description="kernel of the last layer's pattern")
-    init_std: float = Field(0.02, gt=0, description="deviation of the initial weights")
-    text_loss_weight: float = Field(1 / 8, ge=0, le=1, description="the image's is 1 minus this")
+    conv_kernel: int = Field(
+        CONV_KERNEL,
+        ge=1,
+        description="side of the last layer's convolutional pattern, in tokens; odd",
+    )
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    text_loss_weight: float = Field(
+        1 / 8, ge=0, le=1, description="weight of the text's loss; the image's is 1 minus this"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
@@ -54,7 +60,9 @@ class Execution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attention: Literal["auto", "dense", "sparse"] = Field(
-        "auto", description="boolean masks, only the allowed blocks, or whichever is faster"
+        "auto",
+        description="dense uses boolean masks, sparse computes the allowed blocks alone, auto "
+        "takes the faster one",
     )
     checkpointing: bool = Field(
         False, description="keep each residual block's input alone; compute the rest twice"

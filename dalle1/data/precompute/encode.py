@@ -72,8 +72,8 @@ class TokenizeSettings(ViewSettings):
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
     batch_size: int = Field(64, ge=1, description="images encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; none: all cores")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the codec's arithmetic")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a rank; null: all cores")
 
 
 @dataclass
