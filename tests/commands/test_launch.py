@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from dalle1 import Model
-from dalle1.commands import benchmark
+from dalle1.commands import benchmark, train
 from dalle1.commands import main as cli
 from dalle1.evaluation.run import FILES
 from dalle1.training.metrics_logger import read_metrics
+from tests.forks import Forked
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -64,40 +65,48 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 0, 2)],
+    ("number", "status", "workers", "cold"),
+    [(signal.SIGINT, 130, 0, True), (signal.SIGTERM, 0, 2, False)],
     ids=["Ctrl-C", "the scheduler's warning"],
 )
 def test_signal_saves_and_resume_goes_on(
-    number: signal.Signals, status: int, workers: int, tmp_path: Path
+    number: signal.Signals, status: int, workers: int, cold: bool, tmp_path: Path
 ) -> None:
     """Work lost at a signal, or a message that does not say how to go on; a scheduler that takes
     the stop for a failure; data workers that die of the signal before the rank has saved."""
     command = [
-        *("launch/train.py", "configs/shapes/dvae.yaml", "steps=80", "log_every=1"),
+        *("configs/shapes/dvae.yaml", "steps=80", "log_every=1", "contact_sheet_every=null"),
         *("dvae_training.warm_start_steps=40", "dvae.codebook_size=32", "dvae.width=8"),
         *("reader.shapes_count=64", f"reader.shapes_folder={tmp_path / 'data'}"),
         *(f"run={tmp_path / 'run'}", f"reader.workers={workers}"),
     ]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    log = tmp_path / "log.txt"
+    process = start_training(command, log, cold)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal and a scheduler do: all processes at once
-    _, errors = process.communicate()
-    assert process.returncode == status, errors[-2000:]
-    assert "--resume" in errors
-    again = launch(*command, "--resume")
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert process.wait() == status, log.read_text()[-2000:]
+    assert "--resume" in log.read_text()
+    again = start_training([*command, "--resume"], tmp_path / "again.txt", cold=False)
+    assert again.wait() == 0, (tmp_path / "again.txt").read_text()[-2000:]
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert steps == list(range(1, 81))
+
+
+def start_training(command: list[str], log: Path, cold: bool) -> subprocess.Popen[bytes] | Forked:
+    """Starts `launch/train.py` in a process group of its own, from nothing or as a fork."""
+    if not cold:
+        return Forked(train.main, command, log=log, environment=ENVIRONMENT, session=True)
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "launch/train.py", *command],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
 def test_train_names_mistakes_without_a_traceback(tmp_path: Path) -> None:
