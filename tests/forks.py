@@ -11,6 +11,7 @@ hide in these (an order of a set that decides what is drawn) needs one cold proc
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+NAMESPACES = ("net", "uts", "ipc")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -51,10 +53,12 @@ class Forked:
         log: Path,
         environment: Mapping[str, str] | None = None,
         session: bool = False,
+        host: int | None = None,
     ) -> None:
         """log: takes what it prints, behind what is there; session: makes it the first process of
-        a process group, for `os.killpg`."""
-        given = (dict(os.environ | (environment or {})), str(log), session)
+        a process group, for `os.killpg`; host: a process whose network and name it
+        takes as its own, but not its files and process numbers."""
+        given = (dict(os.environ | (environment or {})), str(log), session, host)
         self._process = FORKS.Process(target=_begin, args=(function, arguments, *given))
         self._process.start()
         assert self._process.pid is not None
@@ -83,7 +87,10 @@ def _begin(
     environment: Mapping[str, str],
     log: str,
     session: bool,
+    host: int | None,
 ) -> None:
+    if host is not None:
+        _enter(host)
     multiprocessing.set_start_method(None, force=True)  # Python's default, for data workers
     if session:
         os.setsid()
@@ -95,3 +102,12 @@ def _begin(
     os.chdir(ROOT)
     np.random.seed()  # as a cold process has it; Python's own generator does so by itself
     sys.exit(function(*arguments))
+
+
+def _enter(host: int) -> None:
+    """Takes the namespaces of a process; Linux and root only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in NAMESPACES:
+        with open(f"/proc/{host}/ns/{kind}") as space:
+            if libc.setns(space.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"namespace {kind} of process {host}")
