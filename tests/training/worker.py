@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dalle1.common.config import save_settings
@@ -65,10 +67,12 @@ def torchrun(config: RunConfig, ranks: int, folder: Path, *options: str) -> None
 
 
 def free_port() -> str:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port that nothing listens on, below those that the system gives to connections by itself:
+    one of these could be another test's before it is used here."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
+            return str(probe.getsockname()[1])
 
 
 def _saved(config: RunConfig, folder: Path) -> Path:
