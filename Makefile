@@ -6,18 +6,26 @@ INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
 SHELL := /bin/bash
 
-.PHONY: demo test test-cluster lint clean
+.PHONY: demo test test-nightly test-cluster lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	source $(BIN)/activate && python launch/demo.py
 
+# Two workers of one thread each; `python -m pytest tests/...` is one. See tests/README.md.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest
+SPREAD := -n 2 --dist worksteal
+
 test: $(DEVELOPMENT)
-	source $(BIN)/activate && python -m pytest tests
+	source $(BIN)/activate && $(PYTEST) $(SPREAD) tests
+
+# Full products of what `make test` covers in pairs.
+test-nightly: $(DEVELOPMENT)
+	source $(BIN)/activate && $(PYTEST) $(SPREAD) -m nightly tests
 
 # Several hosts on this machine, in namespaces: Linux, root, ip, tc, sshd, pdsh; else it says why not.
 test-cluster: $(DEVELOPMENT)
-	source $(BIN)/activate && DALLE1_CLUSTER=1 python -m pytest tests/cluster
+	source $(BIN)/activate && DALLE1_CLUSTER=1 $(PYTEST) tests/cluster
 
 lint: $(DEVELOPMENT)
 	source $(BIN)/activate && ruff check . && ruff format --check . && mypy

@@ -317,7 +317,7 @@ class Cluster:
         self.folder = folder.resolve()
         self.count = count
         self.hosts: list[Host] = []
-        self._environment = {
+        self.environment = {
             # The virtual environment first, and its ninja for all: two take turns at rebuilding.
             "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
@@ -325,7 +325,7 @@ class Cluster:
             "GLOO_SOCKET_IFNAME": "eth0",
             "TORCH_EXTENSIONS_DIR": str(_extensions()),
         }
-        self._ports = itertools.count(29500)  # a new one each time: the last may not be free yet
+        self._ports = itertools.count(29500)
         self._undo = ExitStack()
 
     def __enter__(self) -> Cluster:
@@ -337,7 +337,7 @@ class Cluster:
             switch.network("ip", "link", "add", "br0", "type", "bridge")
             switch.network("ip", "link", "set", "br0", "up")
             for number in range(1, self.count + 1):
-                self.hosts.append(Host(number, switch, self.folder, self._environment))
+                self.hosts.append(Host(number, switch, self.folder, self.environment))
                 undo.callback(self.hosts[-1].end)
             for host in self.hosts:
                 wait_for(host.listens, 20, f"sshd on {host.name}")
@@ -365,7 +365,7 @@ class Cluster:
             "sshd_config": SSHD_CONFIG.format(folder=self.folder),
             "ssh_config": SSH_CONFIG.format(folder=self.folder),
             # What the launcher hands on to the other hosts; it does not bear an empty line.
-            ".deepspeed_env": "".join(f"{k}={v}\n" for k, v in self._environment.items()),
+            ".deepspeed_env": "".join(f"{k}={v}\n" for k, v in self.environment.items()),
         }
         for name, text in files.items():
             (self.folder / name).write_text(text)
@@ -376,6 +376,10 @@ class Cluster:
         path = self.folder / "hostfile"
         path.write_text("".join(f"h{i} slots={slots}\n" for i in range(1, self.count + 1)))
         return path
+
+    def port(self) -> int:
+        """A port of the first host, a new one each time: the last may not be free yet."""
+        return next(self._ports)
 
     def deepspeed(
         self, arguments: Sequence[str], cwd: Path, nodes: int | None = None, *, log: Path
@@ -388,7 +392,7 @@ class Cluster:
         if nodes is not None:
             command += ["--num_nodes", str(nodes)]
         command += ["--master_addr", self.hosts[0].address]
-        command += ["--master_port", str(next(self._ports))]
+        command += ["--master_port", str(self.port())]
         env = {"DS_ENV_FILE": str(self.folder / ".deepspeed_env")}
         return self.hosts[0].start([*command, *arguments], cwd, env, log)
 

@@ -5,19 +5,41 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from dalle1.commands import train
 from dalle1.common.config import save_settings
 from dalle1.training.config import RunConfig
 from dalle1.training.metrics_logger import METRICS
 from tests.cluster.hosts import ROOT, Cluster, Host, wait_for
+from tests.forks import Forked
 
 START = 120.0  # seconds that a run may take until it trains; about 12 on two free cores
 LOST = "lost another one"
+
+
+class Forks:
+    """Ranks without a launcher, as one process that ends with the last of them."""
+
+    def __init__(self, ranks: Iterable[Forked]) -> None:
+        self._ranks = list(ranks)
+
+    def poll(self) -> int | None:
+        """None while one of them runs, then a status other than 0 if there is one."""
+        codes = [rank.poll() for rank in self._ranks]
+        if None in codes:
+            return None
+        return next((code for code in codes if code), 0)
+
+    returncode = property(poll)
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
 
 
 class Run:
@@ -38,9 +60,33 @@ class Run:
         self._starts += 1
         self.log = self.folder.with_suffix(f".{self._starts}.log")
         command = ["launch/train.py", str(self._yaml), *options]
-        self.process: subprocess.Popen[str] = self.cluster.deepspeed(
+        self.process: subprocess.Popen[str] | Forks = self.cluster.deepspeed(
             command, ROOT, self.nodes, log=self.log
         )
+
+    def fork(self) -> Forks:
+        """Starts the ranks without a launcher, as forks of this machine's server (tests/forks.py)
+        that enter the hosts; to be killed in the end, for they would outlive the hosts."""
+        self._starts += 1
+        self.log = self.folder.with_suffix(f".{self._starts}.log")
+        world = {
+            "WORLD_SIZE": str(self.nodes * self.slots),
+            "MASTER_PORT": str(self.cluster.port()),
+        }
+        world |= {"MASTER_ADDR": self.hosts[0].address} | self.cluster.environment
+        places = [(host, slot) for host in self.hosts for slot in range(self.slots)]
+        forks = Forks(
+            Forked(
+                train.main,
+                [str(self._yaml)],
+                log=self.log,
+                environment={**world, "RANK": str(rank), "LOCAL_RANK": str(slot)},
+                host=host.pid,
+            )
+            for rank, (host, slot) in enumerate(places)
+        )
+        self.process = forks
+        return forks
 
     def output(self) -> str:
         """What all ranks have printed since the last start, each line behind its host's name."""

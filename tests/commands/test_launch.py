@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from dalle1 import Model
-from dalle1.commands import benchmark
+from dalle1.commands import benchmark, demo, train
 from dalle1.commands import main as cli
 from dalle1.evaluation.run import FILES
 from dalle1.training.metrics_logger import read_metrics
+from tests.forks import Forked
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -31,10 +35,28 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_demo_from_shards_to_report(tmp_path: Path) -> None:
-    """`make demo` broken in a step that no other test runs; a few updates through DeepSpeed."""
-    done = launch("launch/demo.py", "--quick", "--runs", str(tmp_path / "runs"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def test_demo_from_shards_to_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` broken in a step that no other test runs; a few updates through DeepSpeed.
+
+    DeepSpeed's launcher itself, which takes longer to start than to train, runs the first stage.
+    """
+    launch_all = subprocess.run
+
+    def launch_first(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[0] != "deepspeed" or "configs/shapes/dvae.yaml" in command:
+            return launch_all(command, **options)
+        first = command.index("launch/train.py") + 1
+        code = Forked(train.main, command[first:], log=log, environment=ENVIRONMENT).wait()
+        return subprocess.CompletedProcess(command, code)
+
+    log = tmp_path / "log.txt"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(subprocess, "run", launch_first)
+    status = demo.main(["--quick", "--runs", str(tmp_path / "runs")])
+    printed, errors = capfd.readouterr()
+    assert status == 0, printed[-2000:] + errors[-4000:] + log.read_text()[-4000:]
     report = tmp_path / "runs" / "report"
     numbers = json.loads((report / "report.json").read_text())
     for split in ("test", "heldout"):
@@ -43,7 +65,7 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
     for name in ("sheet.png", "losses.png"):
         with Image.open(report / name) as picture:
             assert picture.width > 300
-        assert name in done.stdout
+        assert name in printed
     ranking = tmp_path / "runs" / "ranking"
     assert all((ranking / name).is_file() for name in FILES)
     results = json.loads((ranking / "ranking.json").read_text())
@@ -64,40 +86,48 @@ def test_demo_from_shards_to_report(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 0, 2)],
+    ("number", "status", "workers", "cold"),
+    [(signal.SIGINT, 130, 0, True), (signal.SIGTERM, 0, 2, False)],
     ids=["Ctrl-C", "the scheduler's warning"],
 )
 def test_signal_saves_and_resume_goes_on(
-    number: signal.Signals, status: int, workers: int, tmp_path: Path
+    number: signal.Signals, status: int, workers: int, cold: bool, tmp_path: Path
 ) -> None:
     """Work lost at a signal, or a message that does not say how to go on; a scheduler that takes
     the stop for a failure; data workers that die of the signal before the rank has saved."""
     command = [
-        *("launch/train.py", "configs/shapes/dvae.yaml", "steps=80", "log_every=1"),
+        *("configs/shapes/dvae.yaml", "steps=80", "log_every=1", "contact_sheet_every=null"),
         *("dvae_training.warm_start_steps=40", "dvae.codebook_size=32", "dvae.width=8"),
         *("reader.shapes_count=64", f"reader.shapes_folder={tmp_path / 'data'}"),
         *(f"run={tmp_path / 'run'}", f"reader.workers={workers}"),
     ]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    log = tmp_path / "log.txt"
+    process = start_training(command, log, cold)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal and a scheduler do: all processes at once
-    _, errors = process.communicate()
-    assert process.returncode == status, errors[-2000:]
-    assert "--resume" in errors
-    again = launch(*command, "--resume")
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert process.wait() == status, log.read_text()[-2000:]
+    assert "--resume" in log.read_text()
+    again = start_training([*command, "--resume"], tmp_path / "again.txt", cold=False)
+    assert again.wait() == 0, (tmp_path / "again.txt").read_text()[-2000:]
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert steps == list(range(1, 81))
+
+
+def start_training(command: list[str], log: Path, cold: bool) -> subprocess.Popen[bytes] | Forked:
+    """Starts `launch/train.py` in a process group of its own, from nothing or as a fork."""
+    if not cold:
+        return Forked(train.main, command, log=log, environment=ENVIRONMENT, session=True)
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "launch/train.py", *command],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
 def test_train_names_mistakes_without_a_traceback(tmp_path: Path) -> None:
@@ -268,15 +298,16 @@ def test_benchmark_names_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").glob("*.py")))
-def test_scripts_do_not_hide_modules_of_python(script: str) -> None:
+def test_scripts_do_not_hide_modules_of_python(script: str, tmp_path: Path) -> None:
     """launch/tokenize.py imported in place of Python's own, by whatever reads source files."""
-    code = (
-        "import runpy, sys; folder, script = sys.argv[1:]; sys.path.insert(0, folder)\n"
-        "runpy.run_path(f'{folder}/{script}')\n"
-        "sys.modules.pop('tokenize', None)\n"  # whatever an environment loads at the start
-        "import tokenize; print(tokenize.__file__)"
-    )
-    command = [sys.executable, "-c", code, str(ROOT / "launch"), script]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).parent == Path(os.__file__).parent
+    log = tmp_path / "log.txt"
+    assert Forked(import_tokenize_after, script, log=log).wait() == 0, log.read_text()
+    assert Path(log.read_text().strip()).parent == Path(os.__file__).parent
+
+
+def import_tokenize_after(script: str) -> None:
+    """Prints which file is `tokenize` once a script of launch/ has set its path."""
+    sys.path.insert(0, str(ROOT / "launch"))
+    runpy.run_path(str(ROOT / "launch" / script))
+    sys.modules.pop("tokenize", None)
+    print(importlib.import_module("tokenize").__file__)

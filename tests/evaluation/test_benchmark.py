@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from PIL import Image
 
 from dalle1 import Model
+from dalle1.commands import evaluate
 from dalle1.common.config import load_settings
 from dalle1.evaluation import benchmark
 from dalle1.evaluation.candidates import ATTRIBUTES, NOT_CLAIMED, Draws, draw_all, read_draws
@@ -31,6 +30,8 @@ from dalle1.evaluation.prompts import (
 from dalle1.evaluation.run import FILES, prepare, run
 from tests.conftest import CAPTIONS, ModelMaker
 from tests.evaluation.conftest import SettingsMaker
+from tests.forks import Forked
+from tests.training.worker import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,25 +214,16 @@ def test_two_ranks_and_one(model: Model, make_settings: SettingsMaker, tmp_path:
         settings = make_settings(run=str(tmp_path / f"run-{ranks}"))
         file = tmp_path / f"rank-{ranks}.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump()))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = free_port()
+        logs = [tmp_path / f"log-{ranks}-{rank}.txt" for rank in range(ranks)]
         processes = []
         for rank in range(ranks):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "launch/rank.py", str(file)],
-                    cwd=ROOT,
-                    env=os.environ | place,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        outputs = [p.communicate()[0] for p in processes]
-        assert [p.returncode for p in processes] == [0] * ranks, outputs
+            processes.append(Forked(evaluate.main, [str(file)], log=logs[rank], environment=place))
+        codes = [process.wait() for process in processes]
+        outputs = [log.read_text() for log in logs]
+        assert codes == [0] * ranks, outputs
         assert "index.html" in outputs[0] and "index.html" not in "".join(outputs[1:])
         found[ranks] = json.loads((tmp_path / f"run-{ranks}" / "ranking.json").read_text())
     assert found[1]["groups"] == found[2]["groups"]

@@ -57,6 +57,7 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
         "steps": 20,
         "batch_size": 8,
         "log_every": 1,
+        "contact_sheet_every": None,
         "reader": {"image_size": 16, "shuffle_buffer": 20},
         "optimizer": optimizer,
         "ema": {"decay": 0.9, "every": 1},

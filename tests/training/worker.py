@@ -1,53 +1,46 @@
-"""One rank of a run in a process of its own: python -m tests.training.worker CONFIG ..."""
+"""Ranks of a run as processes of this machine, forked or started by torchrun."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dalle1.common.config import save_settings
 from dalle1.data.shards.loader import Batch
 from dalle1.training.config import RunConfig
+from tests.forks import Forked
 
 ROOT = Path(__file__).parents[2]
 
 
 def start(
     config: RunConfig, ranks: int, folder: Path, *options: str, **environment: str
-) -> list[subprocess.Popen[str]]:
+) -> list[Forked]:
     """Starts the ranks of a run on this machine; their output is in `folder`/rank-R.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    save_settings(config, path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    path = _saved(config, folder)
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"OMP_NUM_THREADS": "1", **environment}
-    processes = []
-    for rank in range(ranks):
-        with (folder / f"rank-{rank}.txt").open("a") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.training.worker", str(path), *options],
-                    cwd=ROOT,
-                    env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-    return processes
+    return [
+        Forked(
+            main,
+            [str(path), *options],
+            log=folder / f"rank-{rank}.txt",
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
 
 
-def finish(processes: Sequence[subprocess.Popen[str]], folder: Path, timeout: float = 300) -> None:
+def finish(processes: Sequence[Forked], folder: Path, timeout: float = 300) -> None:
     """Waits until all ranks have ended well."""
     try:
         codes = [process.wait(timeout) for process in processes]
@@ -56,6 +49,37 @@ def finish(processes: Sequence[subprocess.Popen[str]], folder: Path, timeout: fl
             process.kill()
     output = "\n".join(p.read_text()[-3000:] for p in sorted(folder.glob("rank-*.txt")))
     assert codes == [0] * len(codes), output
+
+
+def torchrun(config: RunConfig, ranks: int, folder: Path, *options: str) -> None:
+    """Runs the ranks from nothing, each with a hash seed of its own, until they have ended well."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    command += [f"--master-port={free_port()}", "-m", "tests.training.worker"]
+    done = subprocess.run(
+        [*command, str(_saved(config, folder)), *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def free_port() -> str:
+    """A port that nothing listens on, below those that the system gives to connections by itself:
+    one of these could be another test's before it is used here."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
+            return str(probe.getsockname()[1])
+
+
+def _saved(config: RunConfig, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    save_settings(config, path)
+    return path
 
 
 def data_order(folder: Path) -> list[object]:
@@ -86,7 +110,8 @@ def keys_trained_on(folder: Path) -> list[str]:
     return [key for place in sorted(last) for key in last[place]]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains one rank, noting each batch in order-RANK.txt next to the config."""
     import torch
 
     from dalle1.training.config import load_config
@@ -97,7 +122,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-at", type=int)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     trainer = Trainer(load_config(options.config), options.resume)
     parts, before = trainer.stage.micro_batches, trainer.stage.replaces_weights
