@@ -51,7 +51,12 @@ class TextTokenizer(Protocol):
 
 
 class DecodingState(Protocol):
-    """Caches of c captions with b candidates each, n = c * b rows, caption by caption."""
+    """Caches of c captions with b candidates each, n = c * b rows, caption by caption.
+
+    One state serves many batches of candidates: each begins with `prefill`. On CUDA, a few steps
+    come before the first `prefill`, while the step is recorded as a graph; what a static state
+    keeps is therefore allocated when it is started and written in place.
+    """
 
     def prefill(self, text: Tensor, prefix: Tensor | None = None) -> None:
         """Reads the captions, int64 [c, t], and the first image tokens of all rows, int64 [p]."""
@@ -72,6 +77,8 @@ class DecodingState(Protocol):
 
 class Prior(Protocol):
     """Models a caption's image tokens; an `nn.Module`, whose device is that of its parameters.
+
+    To be saved and loaded, it also has a `config`, a pydantic model (see `dvae.storage.Kind`).
 
     Attributes:
         text_vocab, text_length: what its tokenizer must have.
@@ -120,7 +127,7 @@ class TextPrior(Protocol):
 
 
 class Ranker(Protocol):
-    """Scores images against captions."""
+    """Scores images against captions; to be saved, it has a `config` like a prior."""
 
     def score(self, captions: Sequence[str], images: Tensor) -> Tensor:
         """Scores, float32 [captions, b] on the CPU, of images, float [b, 3, H, W] in [0, 1]; more

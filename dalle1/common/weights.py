@@ -20,10 +20,10 @@ def device_of(part: Any) -> torch.device:
 
 
 def check_finite(part: Any, name: str) -> None:
-    """ValueError that names the weight when one is NaN or infinite; name: of the part."""
+    """ValueError that names the weight or table when one is NaN or infinite; name: of the part."""
     if not isinstance(part, nn.Module):
         return
-    for key, weight in part.named_parameters():
+    for key, weight in part.state_dict().items():  # buffers too: the tables of a part may be some
         if not bool(weight.isfinite().all()):
             raise ValueError(
                 f"{name}: the weight {key} is not finite; take an earlier checkpoint, the training "

@@ -83,11 +83,16 @@ class Trainer:
         config = with_initial_parts(config)
         self.config = config = _with_data(config, self._barrier)
         self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
-        if latest is None and self.rank == 0:  # of a start that failed
-            (self.folder / TOKENIZER).unlink(missing_ok=True)
+        if latest is None and self.rank == 0:
+            _remove_failed_start(self.folder)
         torch.manual_seed(config.seed)  # initialization
-        self.stage: Stage = make_stage(config, make_zero_sharding(config))
-        self.data.set_stage(self.stage)
+        try:
+            self.stage: Stage = make_stage(config, make_zero_sharding(config))
+            self.data.set_stage(self.stage)
+        except ValueError:
+            if latest is None and self.rank == 0:
+                _remove_failed_start(self.folder)
+            raise
         self.engine = Engine(self.stage, config)
         if config.init is not None and latest is None:
             self.engine.load_weights(InitialWeights(config, MODEL))
@@ -352,6 +357,13 @@ class Trainer:
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
         self.data.load(checkpoint.state["reader"])
+
+
+def _remove_failed_start(folder: Path) -> None:
+    """Removes what a start that never came to its first update has left in the run's folder."""
+    (folder / TOKENIZER).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _with_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:

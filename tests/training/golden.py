@@ -12,7 +12,7 @@ from dalle1.data import shapes
 from dalle1.training.trainer import Trainer
 
 from .conftest import tiny
-from .test_trainer import GOLDEN, STAGES, losses
+from .test_trainer import GOLDEN, GOLDEN_RUNS, golden_losses
 
 
 def main() -> None:
@@ -23,11 +23,12 @@ def main() -> None:
         data = str(folder / "train-{00000..00001}.tar")
         for stage in ("dvae", "clip"):
             Trainer(tiny(stage, data, folder / stage, folder, steps=6)).run()
-        golden = {}
-        for stage in STAGES:
-            run = folder / f"{stage}-100"
-            Trainer(tiny(stage, data, run, folder, steps=100)).run()
-            golden[stage] = [round(loss, 5) for loss in losses(run)[9::10]]
+        golden = {
+            name: [
+                round(loss, 5) for loss in golden_losses(name, folder / f"{name}-run", data, folder)
+            ]
+            for name in GOLDEN_RUNS
+        }
     GOLDEN.write_text(json.dumps(golden, indent=2) + "\n")
 
 

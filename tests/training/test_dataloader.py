@@ -247,7 +247,7 @@ def test_token_shards_of_another_model_are_refused(
     for changes, message in (
         ({"grid": 5}, "a grid of 5, the transformer one of 4"),
         ({"codebook_size": 64}, "a vocabulary of 64, the transformer one of 32"),
-        ({"dvae": "0123"}, "of the dVAE 0123, codec .* is "),
+        ({"dvae": "0123"}, "of the codec 0123, codec .* is "),
     ):
         with pytest.raises(ValueError, match=message):
             Trainer(tiny("dalle", written(**changes), tmp_path / "run", parts))

@@ -20,6 +20,33 @@ from .conftest import run_until, tiny
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 STAGES = ("dvae", "clip", "dalle")
+# The k-means of the dVAE's warm start carries a difference in the last bit, as between two kinds
+# of CPUs, into all that follows: its first updates are compared, and a hundred updates without it.
+GOLDEN_RUNS: dict[str, tuple[str, dict[str, object], slice]] = {
+    "dvae": (
+        "dvae",
+        {
+            "dvae_training": {
+                "kl_weight": 0.5,
+                "kl_steps": 10,
+                "temperature_steps": 10,
+                "grain": 0.02,
+            },
+            "optimizer": {
+                "learning_rate": 2e-4,
+                "warmup_steps": 5,
+                "schedule": "cosine",
+                "clip_norm": 1.0,
+                "beta2": 0.98,
+            },
+            "steps": 100,
+        },
+        slice(9, None, 10),
+    ),
+    "dvae, warm start": ("dvae", {}, slice(6)),
+    "clip": ("clip", {"steps": 100}, slice(9, None, 10)),
+    "dalle": ("dalle", {"steps": 100}, slice(9, None, 10)),
+}
 
 
 def losses(run: Path) -> list[float]:
@@ -49,20 +76,22 @@ def test_resume_is_the_same_run(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_hundred_updates_keep_their_losses(
-    stage: str, tmp_path: Path, shards: str, parts: Path
-) -> None:
+def golden_losses(name: str, run: Path, shards: str, parts: Path) -> list[float]:
+    """The losses of a run of GOLDEN_RUNS that golden_losses.json keeps."""
+    stage, settings, kept = GOLDEN_RUNS[name]
+    Trainer(tiny(stage, shards, run, parts, **settings)).run()
+    return losses(run)[kept]
+
+
+@pytest.mark.parametrize("name", GOLDEN_RUNS)
+def test_updates_keep_their_losses(name: str, tmp_path: Path, shards: str, parts: Path) -> None:
     """A change of a loss, an initialization, a schedule or the data that nobody meant.
 
     After a change that is meant, write the new losses: python -m tests.training.golden
     """
-    Trainer(tiny(stage, shards, tmp_path / "run", parts, steps=100)).run()
-    golden = json.loads(GOLDEN.read_text())[stage]
-    found = losses(tmp_path / "run")[9::10]
-    assert found == pytest.approx(golden, rel=0.02, abs=0.005)
-    assert sum(found[-3:]) < sum(found[:3]) or stage == "dvae"
+    found = golden_losses(name, tmp_path / "run", shards, parts)
+    assert found == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=0.02, abs=0.005)
+    assert sum(found[-3:]) < sum(found[:3]) or name == "dvae"  # whose temperature falls
 
 
 def test_running_variance_is_clipped(tmp_path: Path, shards: str, parts: Path) -> None:
@@ -143,7 +172,7 @@ def test_parts_of_different_sizes(tmp_path: Path, shards: str, parts: Path) -> N
     config = tiny("dalle", shards, tmp_path / "run", parts)
     assert config.transformer is not None
     other = config.transformer.model_copy(update={"image_vocab": 64})
-    with pytest.raises(ValueError, match="codebook_size"):
+    with pytest.raises(ValueError, match="vocabulary is 32, .* image_vocab is 64"):
         Trainer(config.model_copy(update={"transformer": other}))
 
 

@@ -102,8 +102,10 @@ def write_shards(folder: Path, shards: int = 5, samples: int = 7) -> str:
     return str(folder)
 
 
-def settings_of(codec: tuple[str, DVAE], data: str, out: Path, **changes: Any) -> TokenizeSettings:
-    base = {"data": data, "out": str(out), "codec": codec[0], "grid": 4}
+def settings_of(
+    trained: tuple[str, DVAE], data: str, out: Path, **changes: Any
+) -> TokenizeSettings:
+    base = {"data": data, "out": str(out), "codec": trained[0], "grid": 4}
     return TokenizeSettings(**{**base, **changes})
 
 
@@ -273,7 +275,7 @@ def test_precision(codec: tuple[str, DVAE], tmp_path: Path, monkeypatch: Any) ->
     data = write_shards(tmp_path / "in", 1)
     for precision in ("fp32", "bf16"):
         tokenize(settings_of(codec, data, tmp_path / precision, precision=precision))
-    assert seen == [False, True]
+    assert seen[1::2] == [False, True]  # the first call of each run is a trial of the codec
 
 
 class Killer:
@@ -619,8 +621,8 @@ def test_data_that_cannot_be_tokenized(codec: tuple[str, DVAE], tmp_path: Path) 
     ("changes", "message"),
     [
         ({"codebook_size": 2**16 + 1, "groups": 1, "width": 4}, "65,537 codes.*at most 65,536"),
-        ({"encoder_window": 3}, "grid: 4 rows of tokens are no multiple of 3, the encoder_window"),
-        ({"channels": 1}, "encodes 1 channels"),
+        ({"encoder_window": 3}, "codec: .* cannot encode images of 8x8 pixels.*multiples of 6"),
+        ({"channels": 1}, r"codec: .* cannot encode.*expected \[b, 1, H, W\]"),
         ({}, "not finite"),
         (None, "is missing"),
     ],
