@@ -172,7 +172,7 @@ def test_parts_of_different_sizes(tmp_path: Path, shards: str, parts: Path) -> N
     config = tiny("dalle", shards, tmp_path / "run", parts)
     assert config.transformer is not None
     other = config.transformer.model_copy(update={"image_vocab": 64})
-    with pytest.raises(ValueError, match="vocabulary is 32, .* image_vocab is 64"):
+    with pytest.raises(ValueError, match=r"vocabulary is 32, .* image_vocab is 64"):
         Trainer(config.model_copy(update={"transformer": other}))
 
 
