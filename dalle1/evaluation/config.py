@@ -14,12 +14,15 @@ from dalle1.generation.options import SamplingOptions
 class RankSettings(Section):
     """Everything that a ranking benchmark depends on (paper section 3, figures 6 and 9)."""
 
-    renamed: ClassVar = {"reference_pictures": "reference_images"}
+    renamed: ClassVar = {
+        "reference_pictures": "reference_images",
+        "shown": "sheet_captions",
+    }
 
     model: str = Field(description="model folder, with a ranker")
     run: str = Field(description="folder of the benchmark; on several machines, a shared one")
     data: str = Field(
-        description="captions with their true pictures: shards, a folder of pairs or 'shapes'; or "
+        description="captions with their true images: shards, a folder of pairs or 'shapes'; or "
         "a .txt of captions, one a line, and then no FID"
     )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
@@ -37,11 +40,11 @@ class RankSettings(Section):
         None, description="'module:function' that returns a network for FID; none: CLIP"
     )
     reference_images: int = Field(
-        30_000, ge=2, description="true pictures that the drawn ones are compared with, at most"
+        30_000, ge=2, description="true images that the generated ones are compared with, at most"
     )
     inception_splits: int = Field(10, ge=1, description="parts that the score is averaged over")
     bootstrap: int = Field(1000, ge=1, description="resamples behind each interval")
-    shown: int = Field(8, ge=1, description="captions on the contact sheet")
+    sheet_captions: int = Field(8, ge=1, description="captions on the contact sheet")
     # Of data=shapes alone.
     heldout_captions: int | None = Field(
         None, ge=1, description="captions with (color, shape) pairs that never occur in training"
@@ -53,8 +56,7 @@ class RankSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> RankSettings:
         self.options()  # raises ValueError for what does not fit
-        own = {"heldout_captions", "training_captions"}
-        for name in sorted(own):
+        for name in ("heldout_captions", "training_captions"):
             if self.data != SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name} is read with data=shapes alone: take it out")
         if min(self.blur) < 0 or len(set(self.blur)) < len(self.blur):
