@@ -34,7 +34,7 @@ class RankSettings(Section):
     top_p: float | None = None
     guidance: float = 1.0
     batch_size: int | None = Field(None, ge=1, description="drawn at once; none: what memory holds")
-    dtype: DTypeName = Field("float32", description="of the transformer that draws")
+    dtype: DTypeName = Field("float32", description="of the prior that draws")
     blur: list[float] = Field([0, 1, 2, 4, 8], min_length=1, description="radii, pixels")
     features: str | None = Field(
         None, description="'module:function' that returns a network for FID; none: CLIP"

@@ -1,4 +1,4 @@
-"""The benchmark's figures against counts by hand, and the whole of it as a user runs it."""
+"""The benchmark's figures against counts by hand, and all of it as a user runs it."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_captions_alone(model: Model, make_settings: SettingsMaker, tmp_path: Pa
     assert point["fid"] is None and point["inception_score"] >= 1
 
 
-def test_true_pictures(make_settings: SettingsMaker) -> None:
+def test_true_images(make_settings: SettingsMaker) -> None:
     """Images of another size than the model's, squeezed, or more than asked for."""
     settings = make_settings(reference_images=3)
     true = true_images(settings, 8)
@@ -192,6 +192,12 @@ def test_settings_errors(
     """A setting out of its range, or that nothing reads, taken without a word."""
     with pytest.raises(ValueError, match=message):
         make_settings(**changes)
+
+
+def test_former_names_of_settings(make_settings: SettingsMaker) -> None:
+    """A file of settings of the release before that is refused, or read without its value."""
+    with pytest.warns(FutureWarning, match="'shown' is called 'sheet_captions' now"):
+        assert make_settings(shown=3).sheet_captions == 3
 
 
 def test_mistakes_before_anything_is_drawn(
