@@ -1,6 +1,7 @@
 """`dalle1.sample` and `dalle1.rank`: a caption in, the best images out (paper section 2.6).
 
-Dimensions: b candidates, m image positions, r c rows and columns of the token grid, H W image.
+Dimensions: b candidates, m image positions, r c rows and columns of the token grid, H W image
+height and width.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ MODEL_VARIABLE = "DALLE1_MODEL"
 
 @dataclass
 class Result:
-    """What `sample` returns, for each caption the best `keep`, best first."""
+    """What `sample` returns: for each caption its `keep` best candidates, best first."""
 
     captions: list[str]
     images: list[list[Image.Image]]  # [captions][keep]
     tokens: Tensor  # int64 [captions, keep, rows, columns]
     scores: Tensor  # float32 [captions, keep], the ranker's; NaN without one
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # what they were drawn with
 
     def save(self, folder: str | Path) -> Path:
         """Writes a PNG for each image, `sheet.png` and `result.json`; returns the folder."""
@@ -62,17 +63,17 @@ class Result:
 
 @dataclass
 class Preview:
-    """What is drawn so far of one batch of candidates."""
+    """The rows drawn so far of one batch of a caption's candidates."""
 
     caption: str
     first: int  # candidate number of images[0]
     rows: int  # token rows that are drawn
-    images: Tensor  # float32 [b, 3, rows x stride, W] in [0, 1]: the images' upper parts
+    images: Tensor  # float32 [b, 3, rows x out_stride, W] in [0, 1]: the images' upper parts
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be drawn of each caption, checked; see `sample`."""
+    """What is drawn for each caption: arguments of `sample`, checked."""
 
     candidates: int
     keep: int
@@ -102,26 +103,30 @@ def sample(
 ) -> Result:
     """Draws candidates for each caption and returns the best by the ranker (section 2.6).
 
-    Ctrl-C returns what is complete: the captions that are done and, if at least `keep` of its
-    candidates are, the one in work; `settings["drawn"]` says how many each has. With nothing
-    complete it is a KeyboardInterrupt.
+    Ctrl-C returns what is complete: the captions that are done, and the caption in progress if at
+    least `keep` of its candidates are done. `settings["drawn"]` says how many each has. With
+    nothing complete, a KeyboardInterrupt is raised.
 
     Args:
         captions: one or a list.
-        model: a Model or its folder; left out, the folder that the environment's DALLE1_MODEL
+        model: a Model or its folder; None: the folder that the environment variable DALLE1_MODEL
             names.
-        candidates: drawn for each caption. keep: returned for each.
+        candidates: drawn for each caption.
+        keep: returned for each caption. A model without a ranker needs keep = candidates, and
+            returns them with scores of NaN.
         temperature, top_k, top_p, guidance: see `SamplingOptions`.
-        image, rows: completion, every candidate begins with this image's first `rows` token rows.
+        image: an image to complete.
+        rows: token rows of `image` that every candidate begins with.
         seed: candidate i depends on (seed, caption, i) alone.
-        batch_size: candidates drawn at once; None, as many as memory allows, halved when memory
+        batch_size: candidates drawn at once; None: as many as memory allows, halved when memory
             runs out all the same.
+        progress: whether a progress bar is shown.
         on_step: called with a `Preview` whenever another `preview_rows` token rows of a batch are
             drawn.
+        preview_rows: token rows between two previews.
 
     Raises:
-        ValueError: an argument does not fit, before anything is drawn. A model without a ranker
-            can only be asked for keep = candidates, and returns them with scores of NaN.
+        ValueError: an argument does not fit. It is raised before anything is drawn.
     """
     captions = [captions] if isinstance(captions, str) else list(captions)
     model = resolve(model)
@@ -159,21 +164,21 @@ def _check_counts(
     if preview_rows < 1:
         raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
     for caption in captions:
-        model.tokenizer.encode(caption)  # an empty caption is a mistake
+        model.tokenizer.encode(caption)  # raises ValueError for an empty caption
 
 
 @dataclass
-class _Kept:
-    """The best of one caption's candidates, and of how many."""
+class _BestImages:
+    """The best of one caption's candidates."""
 
-    drawn: int
+    drawn: int  # candidates that they were chosen among
     tokens: Tensor  # int64 [keep, rows, columns]
     scores: Tensor  # float32 [keep]
     images: list[Image.Image]
 
 
 class _Previews:
-    """Shows the rows drawn so far of a part, every few rows."""
+    """Calls `on_step` with the rows drawn so far of a part, every few rows."""
 
     def __init__(
         self,
@@ -185,7 +190,7 @@ class _Previews:
         self.model, self.captions, self.every, self.on_step = model, captions, every, on_step
 
     def show(self, part: Part, rows: int) -> None:
-        """Hands over the first rows of a part's images, caption by caption, when it is time."""
+        """Decodes the first rows of a part's images, caption by caption, when a preview is due."""
         grid = self.model.prior.grid
         if rows % self.every and rows != grid[0]:
             return
@@ -200,18 +205,19 @@ def _draw(
     request: _Request,
     progress: bool,
     previews: _Previews | None,
-) -> list[_Kept]:
-    """The best of each caption that is complete; all of them unless Ctrl-C came."""
-    kept: list[_Kept] = []
-    unfinished = CaptionParts(model)  # of the caption in work
+) -> list[_BestImages]:
+    """The best images of each complete caption; of all captions, unless Ctrl-C was pressed."""
+    kept: list[_BestImages] = []
+    unfinished = CaptionParts(model)  # of the caption in progress
     rows, columns = model.prior.grid
     total = len(captions) * request.candidates
     stopped = False
     with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
 
         def on_row(part: Part, done: int) -> None:
-            share = done * len(part.captions) * len(part.candidates) // (rows * columns)
+            # In images: the parts before this one, and the share of this one's positions.
             before = part.captions.start * request.candidates + part.candidates.start
+            share = done * len(part.captions) * len(part.candidates) // (rows * columns)
             bar.update(before + share - bar.n)
             if previews:
                 previews.show(part, done // columns)
@@ -225,7 +231,7 @@ def _draw(
         except KeyboardInterrupt:
             stopped = True
             if len(unfinished) >= request.keep:
-                with suppress(KeyboardInterrupt):  # a second one, while ranking
+                with suppress(KeyboardInterrupt):  # pressed again while these are ranked
                     keep_best(unfinished.take())
     if stopped:
         if not kept:
@@ -244,7 +250,10 @@ def _complete(
     unfinished: CaptionParts,
     on_row: Callable[[Part, int], None],
 ) -> Iterator[CaptionImages]:
-    """Captions whose candidates are all drawn; `unfinished` has the others' candidates so far."""
+    """Captions whose candidates are all drawn, in order.
+
+    unfinished: holds the candidates so far of the caption in progress.
+    """
     for part in draw_parts(
         model,
         captions,
@@ -258,8 +267,8 @@ def _complete(
         yield from unfinished.add(part, request.candidates)
 
 
-def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _Kept:
-    """The best of a caption's candidates by the ranker, or the first where there is none."""
+def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _BestImages:
+    """The best of a caption's candidates by the ranker; without a ranker, the first."""
     count = len(drawn.tokens)
     scores = torch.full((count,), float("nan"))
     order = torch.arange(keep)
@@ -267,10 +276,12 @@ def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _Kept:
         scores = model.ranker.score([caption], drawn.images)[0]
         order = scores.argsort(descending=True, stable=True)[:keep]
     folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
-    return _Kept(count, folded, scores[order], [to_pil(image) for image in drawn.images[order]])
+    return _BestImages(
+        count, folded, scores[order], [to_pil(image) for image in drawn.images[order]]
+    )
 
 
-def _result(captions: Sequence[str], kept: Sequence[_Kept], request: _Request) -> Result:
+def _result(captions: Sequence[str], kept: Sequence[_BestImages], request: _Request) -> Result:
     settings = {
         "candidates": request.candidates,
         "drawn": [k.drawn for k in kept],
@@ -293,9 +304,18 @@ def rank(
     images: Sequence[Image.Image] | Tensor,
     model: Model | str | Path | None = None,
 ) -> Tensor:
-    """The ranker's scores of images: float32 [images] for a caption, [captions, images] for a list.
+    """The ranker's scores of images; the higher, the better an image fits its caption.
 
-    images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1].
+    Args:
+        captions: one or a list.
+        images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1].
+        model: as for `sample`.
+
+    Returns:
+        float32 [images] for one caption, [captions, images] for a list.
+
+    Raises:
+        ValueError: the model has no ranker, or captions or images do not fit.
     """
     model = resolve(model)
     model.check_finite()
@@ -303,7 +323,11 @@ def rank(
 
 
 def resolve(model: Model | str | Path | None) -> Model:
-    """A Model of what `sample` and `rank` accept; ValueError when none is named."""
+    """The Model that `sample` and `rank` are given: itself, its folder, or None.
+
+    Raises:
+        ValueError: the model is None and DALLE1_MODEL is not set, or its folder cannot be loaded.
+    """
     if isinstance(model, Model):
         return model
     if model is None:
@@ -316,7 +340,7 @@ def resolve(model: Model | str | Path | None) -> Model:
 
 
 def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None:
-    """The tokens of the first rows of the image to complete: int64 [rows x columns]."""
+    """The tokens of the first rows of the image to complete: int64 [rows x columns], on the CPU."""
     grid, stride = model.prior.grid, model.codec.stride
     height, width = grid[0] * stride, grid[1] * stride
     if image is None:

@@ -29,7 +29,7 @@ def sample(model: Model, captions: str | list[str] = CAPTION, **settings: Any) -
     return dalle1.sample(captions, model=model, **settings)
 
 
-def picture(seed: int = 0, side: int = 8) -> Image.Image:
+def random_image(seed: int = 0, side: int = 8) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -47,8 +47,8 @@ def test_result(model: Model) -> None:
     assert sample(model).tokens.shape == (1, 3, 4, 4)  # a caption alone is a list of one
 
 
-def test_pictures_are_the_tokens(model: Model) -> None:
-    """Pictures in another order than their tokens and scores, or transposed."""
+def test_images_are_the_tokens(model: Model) -> None:
+    """Images in another order than their tokens and scores, or transposed."""
     result = sample(model, ["a red cat", "the blue dog"])
     for i, caption in enumerate(result.captions):
         for image, tokens in zip(result.images[i], result.tokens[i], strict=True):
@@ -74,7 +74,7 @@ def test_best_first(model: Model) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
 def test_draws_depend_on_seed_and_caption_alone(model: Model, batch_size: int | None) -> None:
-    """Pictures that change with the batch size or with the captions beside them."""
+    """Images that change with the batch size or with the captions beside them."""
     both = sample(model, ["a blue dog", CAPTION], batch_size=batch_size)
     alone = sample(model, CAPTION)
     assert torch.equal(both.tokens[1], alone.tokens[0])
@@ -103,7 +103,7 @@ def test_without_clip(make_model: ModelMaker) -> None:
     assert bool(result.scores.isnan().all()) and result.scores.shape == (1, 6)
     assert torch.equal(sample(model, candidates=2, keep=2).tokens[0], result.tokens[0, :2])
     with pytest.raises(ValueError, match="no ranker"):
-        dalle1.rank(CAPTION, [picture()], model=model)
+        dalle1.rank(CAPTION, [random_image()], model=model)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,14 @@ def test_without_clip(make_model: ModelMaker) -> None:
         ([CAPTION, " "], {}, "caption: expected text"),
         ([], {}, "captions: expected at least one"),
         (CAPTION, {"rows": 2}, "rows: 2 rows of which image"),
-        (CAPTION, {"image": picture()}, "rows: expected 1 to 3 of the 4 token rows, got 0"),
-        (CAPTION, {"image": picture(), "rows": 4}, "rows: .*got 4"),
-        (CAPTION, {"image": picture(), "rows": -1}, "rows: .*got -1"),
-        (CAPTION, {"image": picture(side=9), "rows": 2}, "image: expected 8x8 pixels, got 9x9"),
+        (CAPTION, {"image": random_image()}, "rows: expected 1 to 3 of the 4 token rows, got 0"),
+        (CAPTION, {"image": random_image(), "rows": 4}, "rows: .*got 4"),
+        (CAPTION, {"image": random_image(), "rows": -1}, "rows: .*got -1"),
+        (
+            CAPTION,
+            {"image": random_image(side=9), "rows": 2},
+            "image: expected 8x8 pixels, got 9x9",
+        ),
     ],
 )
 def test_errors_before_anything_is_drawn(
@@ -155,7 +159,7 @@ def test_weights_that_are_not_finite(make_model: ModelMaker, part: str, value: f
     with pytest.raises(ValueError, match=rf"{part} \(\w+\): the weight \S+ is not finite"):
         sample(broken)
     with pytest.raises(ValueError, match="not finite"):
-        dalle1.rank(CAPTION, [picture()], model=broken)
+        dalle1.rank(CAPTION, [random_image()], model=broken)
 
 
 def test_unknown_keyword(model: Model) -> None:
@@ -163,7 +167,7 @@ def test_unknown_keyword(model: Model) -> None:
     with pytest.raises(TypeError, match="temprature"):
         sample(model, temprature=0.5)
     with pytest.raises(TypeError, match="candidates"):
-        dalle1.rank(CAPTION, [picture()], model=model, candidates=3)  # type: ignore[call-arg]
+        dalle1.rank(CAPTION, [random_image()], model=model, candidates=3)  # type: ignore[call-arg]
 
 
 def test_model_from_the_environment(
@@ -175,7 +179,7 @@ def test_model_from_the_environment(
     with pytest.raises(ValueError, match="DALLE1_MODEL"):
         dalle1.sample(CAPTION, **settings)
     with pytest.raises(ValueError, match="DALLE1_MODEL"):
-        dalle1.rank(CAPTION, [picture()])
+        dalle1.rank(CAPTION, [random_image()])
     model.save(tmp_path)
     expected = dalle1.sample(CAPTION, model=model, **settings).tokens
     assert torch.equal(dalle1.sample(CAPTION, model=tmp_path, **settings).tokens, expected)
@@ -191,7 +195,7 @@ def test_model_from_the_environment(
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_completion(model: Model, rows: int, mode: str) -> None:
     """First rows that are drawn anew, are the columns, or come from another channel order."""
-    image = picture(3).convert(mode)
+    image = random_image(3).convert(mode)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
     given = model.dvae.encode(pixels)[0, :rows]
     result = sample(model, image=image, rows=rows, candidates=8, keep=8)
@@ -202,7 +206,7 @@ def test_completion(model: Model, rows: int, mode: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:caption has")
 def test_save(model: Model, tmp_path: Path) -> None:
-    """A picture, score or setting that is not written, or a caption that makes a path."""
+    """An image, score or setting that is not written, or a caption that makes a path."""
     captions = ["A red/cat: ../../x?", "the blue dog", "日本"]
     result = sample(model, captions, seed=3, top_k=4)
     folder = tmp_path / "deep" / "out"
@@ -237,11 +241,11 @@ def test_save_without_scores(make_model: ModelMaker, tmp_path: Path) -> None:
 
 
 def test_rank_of_sizes_and_modes(model: Model) -> None:
-    """Pictures that must share a size or a mode; scores in another order than the pictures."""
+    """Images that must share a size or a mode; scores in another order than the images."""
     sizes = [(8, 8), (16, 16), (30, 11), (7, 40), (1, 1)]
     modes = ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA", "I;16"]
-    images = [picture(i, 40).crop((0, 0, *size)) for i, size in enumerate(sizes)]
-    images += [picture(9, 12).convert("L" if mode == "I;16" else mode) for mode in modes]
+    images = [random_image(i, 40).crop((0, 0, *size)) for i, size in enumerate(sizes)]
+    images += [random_image(9, 12).convert("L" if mode == "I;16" else mode) for mode in modes]
     images[-1] = images[-1].convert("I;16")
     scores = dalle1.rank(CAPTION, images, model=model)
     assert scores.shape == (len(images),) and scores.dtype == torch.float32
@@ -254,13 +258,13 @@ def test_rank_of_sizes_and_modes(model: Model) -> None:
 
 
 def test_rank_errors(model: Model) -> None:
-    """No pictures, or no caption, answered with an empty or a senseless score."""
+    """No images, or no caption, answered with an empty or a senseless score."""
     with pytest.raises(ValueError, match="images: expected at least one"):
         dalle1.rank(CAPTION, [], model=model)
     with pytest.raises(ValueError, match="images"):
         dalle1.rank(CAPTION, torch.rand(0, 3, 8, 8), model=model)
     with pytest.raises(ValueError, match="caption: expected text"):
-        dalle1.rank("", [picture()], model=model)
+        dalle1.rank("", [random_image()], model=model)
     with pytest.raises(ValueError, match="images: expected floats"):
         dalle1.rank(CAPTION, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), model=model)
 
@@ -285,16 +289,16 @@ def test_previews(model: Model, every: int, rows: list[int]) -> None:
     assert [(p.first, p.rows) for p in seen] == [(f, r) for f in (0, 3) for r in rows]
     assert all(p.caption == CAPTION and p.images.shape[2:] == (2 * p.rows, 8) for p in seen)
     last = torch.cat([p.images for p in seen if p.rows == 4])
-    whole = model.dvae.decode(result.tokens[0])
-    drawn = {tuple(picture.flatten().tolist()) for picture in last}
-    assert drawn == {tuple(picture.flatten().tolist()) for picture in whole}
+    full = model.dvae.decode(result.tokens[0])
+    drawn = {tuple(image.flatten().tolist()) for image in last}
+    assert drawn == {tuple(image.flatten().tolist()) for image in full}
 
 
 def test_ctrl_c_returns_what_is_complete(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Finished candidates that are thrown away, or half-drawn ones that are kept."""
-    whole = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
+    full = sample(model, ["a blue dog", CAPTION], candidates=6, keep=2, batch_size=2)
     draw = Generator.draw
     for allowed, counts in ((5, [6, 4]), (4, [6, 2]), (3, [6]), (2, [4])):
         calls = 0
@@ -311,7 +315,7 @@ def test_ctrl_c_returns_what_is_complete(
         assert result.settings["drawn"] == counts
         assert len(result.captions) == len(result.images) == len(counts)
         if counts[0] == 6:
-            assert torch.equal(result.tokens[0], whole.tokens[0])
+            assert torch.equal(result.tokens[0], full.tokens[0])
         assert f"stopped: {sum(counts)} of 12 candidates" in capsys.readouterr().err
     for allowed in (0, 1):  # nothing, or fewer than are to be kept
         calls = 0

@@ -148,14 +148,16 @@ def write_report(
         curves = groups[name]["curves"]
         accuracy = {n: point["mean"] for n, point in curves["accuracy"].items()}
         summary[split] = {
-            "reconstruction": report.reconstructed(model, [p for p in prompts if p.group == name]),
+            "reconstruction": report.reconstruction_accuracy(
+                model, [p for p in prompts if p.group == name]
+            ),
             "single_draw": accuracy["1"],
             "clip_best": accuracy[str(candidates)],
             "oracle_best": curves["oracle"][str(candidates)]["mean"],
             "best_of_n": accuracy,
         }
     report.plot_losses({name: read_metrics(runs / name) for name in STAGES}, folder / "losses.png")
-    report.sheet(model, list(CAPTIONS), drawn, keep).save(folder / "sheet.png")
+    report.sample_sheet(model, list(CAPTIONS), drawn, keep).save(folder / "sheet.png")
     return summary
 
 

@@ -1,4 +1,7 @@
-"""Images of any mode as RGB, pixels as tensors, contact sheets of images with their captions."""
+"""Images of any mode as RGB, pixels as tensors and back, contact sheets of images with captions.
+
+Dimensions: H W image height and width.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,17 @@ from einops import rearrange
 from PIL import ExifTags, Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SMALLEST = 64  # pixels; smaller images are shown enlarged, each pixel a square
+# Contact sheets, in pixels. Narrower images are enlarged, each pixel to a square.
+MIN_WIDTH = 64
 GAP = 4
 CAPTION_WIDTH = 190
+TITLE_HEIGHT = 22
 # Where PIL's own font lacks letters: what systems have, by the scripts that it covers.
 FONTS = (
     *("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc"),
     *("NotoSans-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf"),
 )
-TURNS = {  # by the EXIF orientation
+TRANSPOSES = {  # what an EXIF orientation asks for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,13 +37,16 @@ TURNS = {  # by the EXIF orientation
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image as a viewer shows it, in mode RGB: turned as its EXIF says, transparency laid on
-    white, 16 bits scaled to 8, the first frame of several. The same image where that is all."""
+    """An image as a viewer shows it, in mode RGB.
+
+    It is turned as its EXIF says and laid on white where it is transparent; 16 bits are scaled to
+    8; of several frames it is the first. An image that needs nothing of this is returned itself.
+    """
     image.load()  # some formats have the EXIF behind the pixels
-    turn = TURNS.get(_orientation(image))
-    if turn is not None:
+    transpose = TRANSPOSES.get(_orientation(image))
+    if transpose is not None:
         kept: dict[Any, Any] = {k: v for k, v in image.info.items() if k == "transparency"}
-        image = image.transpose(turn)
+        image = image.transpose(transpose)
         image.info = kept  # nothing that says to turn it again
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -58,18 +66,22 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """Pixels, float32 [3, H, W] in [0, 1], of an image of any mode, or of uint8 [H, W, 3]."""
+    """Pixels as float32 [3, H, W] in [0, 1]; the inverse of `to_pil`.
+
+    Args:
+        image: a PIL image of any mode, or uint8 [H, W, 3].
+    """
     pixels = np.array(to_rgb(image)) if isinstance(image, Image.Image) else image
     return rearrange(torch.from_numpy(np.ascontiguousarray(pixels)), "h w c -> c h w").float() / 255
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] as uint8, rounded; any shape."""
+    """Floats in [0, 1], of any shape, as uint8; rounded, and clamped where they lie outside."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Pixels [3, H, W] in [0, 1] as an 8-bit RGB image."""
+    """Floats [3, H, W] in [0, 1], on the CPU, as an 8-bit RGB image; the inverse of `to_tensor`."""
     return Image.fromarray(rearrange(to_uint8(image), "c h w -> h w c").numpy())
 
 
@@ -81,41 +93,48 @@ def contact_sheet(
 ) -> Image.Image:
     """A row of images for each caption, the caption on the left.
 
-    titles: texts above the columns, one each; or, where `columns_before_gap` splits the columns in
-    two groups, one above each group.
+    Args:
+        rows: images of one size.
+        captions: one of each row.
+        titles: texts above the columns, one each; or, where `columns_before_gap` splits the
+            columns in two groups, one above each group.
+        columns_before_gap: columns of the first group; 0: there is one group.
+
+    Raises:
+        ValueError: there are no images, or not as many rows as captions.
     """
     if len(rows) != len(captions) or not rows or not rows[0]:
         raise ValueError(f"contact_sheet: {len(rows)} rows of images, {len(captions)} captions")
     width, height = rows[0][0].size
-    zoom = max(1, -(-SMALLEST // width))
+    zoom = max(1, -(-MIN_WIDTH // width))
     width, height = width * zoom, height * zoom
     columns = max(len(row) for row in rows)
-    split = 3 * GAP if columns_before_gap else 0
-    top = 22 if titles else GAP
-    sheet = Image.new(
-        "RGB",
-        (CAPTION_WIDTH + columns * (width + GAP) + split, top + len(rows) * (height + GAP)),
-        "white",
-    )
+    group_gap = 3 * GAP if columns_before_gap else 0
+    lefts = [
+        CAPTION_WIDTH + i * (width + GAP) + (group_gap if i >= columns_before_gap else 0)
+        for i in range(columns)
+    ]
+    top = TITLE_HEIGHT if titles else GAP
+    right = CAPTION_WIDTH + columns * (width + GAP) + group_gap
+    sheet = Image.new("RGB", (right, top + len(rows) * (height + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     font = _font("".join(titles), 12)
-
-    def left(column: int) -> int:
-        gap = split if columns_before_gap and column >= columns_before_gap else 0
-        return CAPTION_WIDTH + column * (width + GAP) + gap
-
-    starts = (0, columns_before_gap) if columns_before_gap else range(columns)
-    for title, column in zip(titles, starts, strict=False):
-        draw.text((left(column), 4), title, fill="black", font=font)
+    titled = (0, columns_before_gap) if columns_before_gap else range(columns)
+    for title, column in zip(titles, titled, strict=False):
+        draw.text((lefts[column], 4), title, fill="black", font=font)
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
         y = top + i * (height + GAP)
-        lines = textwrap.wrap(caption, 30, max_lines=max(1, height // 14), placeholder=" ...")
-        own = _font(caption, 12)
-        draw.text((GAP, y + 2), "\n".join(lines), fill="black", font=own, spacing=2)
-        for column, image in enumerate(row):
-            shown = image.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(shown, (left(column), y))
+        _draw_caption(draw, caption, y, height)
+        for left, image in zip(lefts, row, strict=False):
+            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, y))
     return sheet
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, caption: str, y: int, height: int) -> None:
+    """A caption in its column, wrapped and cut to the height of the row that begins at y."""
+    lines = textwrap.wrap(caption, 30, max_lines=max(1, height // 14), placeholder=" ...")
+    font = _font(caption, 12)
+    draw.text((GAP, y + 2), "\n".join(lines), fill="black", font=font, spacing=2)
 
 
 def _font(text: str, size: int) -> Any:
@@ -127,15 +146,15 @@ def _font(text: str, size: int) -> Any:
             font: Any = best if name is None else ImageFont.truetype(name, size)
         except OSError:  # not on this system
             continue
-        unknown = _drawn(font, "\U0010ffff")  # the box that stands for what a font lacks
-        lacking = sum(_drawn(font, letter) == unknown for letter in letters)
-        if lacking < fewest:
-            best, fewest = font, lacking
-        if not lacking:
+        missing_box = _bitmap(font, "\U0010ffff")  # what a font draws for a letter that it lacks
+        missing = sum(_bitmap(font, letter) == missing_box for letter in letters)
+        if missing < fewest:
+            best, fewest = font, missing
+        if not missing:
             break
     return best
 
 
-def _drawn(font: Any, letter: str) -> tuple[Any, bytes]:
+def _bitmap(font: Any, letter: str) -> tuple[Any, bytes]:
     mask = font.getmask(letter)
     return mask.size, bytes(mask)

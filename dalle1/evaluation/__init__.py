@@ -1,1 +1,1 @@
-"""The ranking benchmark: draws, scores and judges candidates, and reports what ranking gains."""
+"""The ranking benchmark: draws, scores and checks candidates, and reports what ranking gains."""

@@ -11,11 +11,17 @@ from torch import Tensor
 
 
 def best_of_n(scores: Tensor, values: Tensor, n: int) -> float:
-    """Mean value of the best-scored of n candidates, over all n-subsets of those given.
+    """Mean value of the best-scored of n candidates, over all n-subsets of the m given.
 
-    scores: [m]; values: [m], whether each is right, or the scores themselves; 1 <= n <= m. Exact:
-    in descending order the k-th (k = 0 ...) is the best of C(m - 1 - k, n - 1) of the C(m, n)
-    subsets.
+    Exact: in descending order of scores the k-th (k = 0 ...) is the best of C(m - 1 - k, n - 1) of
+    the C(m, n) subsets.
+
+    Args:
+        scores: [m].
+        values: [m], what is averaged: whether each is right, or the scores themselves.
+
+    Raises:
+        ValueError: n is not in 1 ... m.
     """
     m = len(scores)
     _check_count(n, m)
@@ -25,16 +31,24 @@ def best_of_n(scores: Tensor, values: Tensor, n: int) -> float:
 
 
 def oracle_of_n(correct: Tensor, n: int) -> float:
-    """Chance that at least one of n candidates is right, over all n-subsets: what a perfect
-    ranking would reach."""
+    """Chance that at least one of n candidates is right, over all n-subsets of the m given.
+
+    This is what a perfect ranker would reach.
+
+    Args:
+        correct: [m], whether each is right.
+
+    Raises:
+        ValueError: n is not in 1 ... m.
+    """
     m, wrong = len(correct), int((~correct.bool()).sum())
     _check_count(n, m)
     return 1 - math.comb(wrong, n) / math.comb(m, n)
 
 
-def counts(most: int) -> list[int]:
-    """1, 2, 4 ... and `most`: the numbers of candidates that a curve is drawn for."""
-    return sorted({*(2**i for i in range(most.bit_length())), most})
+def candidate_counts(candidates: int) -> list[int]:
+    """The N of a curve's points: 1, 2, 4 ... and `candidates`."""
+    return sorted({*(2**i for i in range(candidates.bit_length())), candidates})
 
 
 def _check_count(n: int, m: int) -> None:

@@ -1,18 +1,20 @@
-"""Candidates of every caption, drawn, scored and judged once, and kept on disk.
+"""Candidates of every caption: drawn, scored and checked once, and kept on disk.
 
-    run/draws/settings.json           what the draws depend on
-    run/draws/<caption>.safetensors   of a caption: tokens, scores, verdicts
+    run/draws/settings.json           what the candidates depend on
+    run/draws/<caption>.safetensors   of one caption: tokens, scores, verdicts
 
-A run that stopped goes on with what is missing, and more candidates are added to those there are:
-candidate i depends on (seed, caption, i) alone.
+A run that was stopped resumes with the missing candidates. A larger number of candidates adds to
+those on disk: candidate i depends on (seed, caption, i) alone.
 
-Dimensions: b candidates, m image positions, a attributes that the checker judges.
+Dimensions: b candidates, m image positions, a attributes that the checker tells apart,
+H W image height and width.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,80 +38,86 @@ from dalle1.evaluation.prompts import Prompt
 from dalle1.generation.batches import CaptionImages, draw_captions
 from dalle1.model import Model
 
-# What the checker of the built-in data may judge, in the order of `Draws.verdicts`.
+# What a caption of the built-in data may claim, in the order of `CaptionCandidates.checks`.
 ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
 NOT_CLAIMED = -1
-# Tokenizers that read it alike are taken for the same.
-WORDS = ("quick", "brown", "fox", "lazy", "dog", "two", "red", "circles")
+# Two tokenizers that give these the same ids are taken for the same tokenizer.
+PROBE_WORDS = ("quick", "brown", "fox", "lazy", "dog", "two", "red", "circles")
 
 
 @dataclass
-class Draws:
+class CaptionCandidates:
     """One caption's candidates."""
 
     tokens: Tensor  # int64 [b, m]
-    scores: Tensor  # float32 [b], CLIP's
-    verdicts: Tensor  # int8 [b, a] of 0, 1 and NOT_CLAIMED; [b, 0] where there is no checker
+    scores: Tensor  # float32 [b], the ranker's
+    checks: Tensor  # int8 [b, a]: 1 right, 0 wrong or NOT_CLAIMED; [b, 0] without a checker
 
     @property
     def correct(self) -> Tensor:
-        """Whether a picture shows all that the caption says: bool [b]."""
-        return (self.verdicts != 0).all(dim=1)
+        """Whether an image shows all that the caption claims: bool [b]."""
+        return (self.checks != 0).all(dim=1)
 
-    def without_tokens(self) -> Draws:
-        """What the curves are made of."""
-        return Draws(self.tokens[:, :0].clone(), self.scores, self.verdicts)
+    def without_tokens(self) -> CaptionCandidates:
+        """Scores and checks alone, which is all that the curves need."""
+        return CaptionCandidates(self.tokens[:, :0].clone(), self.scores, self.checks)
 
-    def first(self, count: int) -> Draws:
+    def first(self, count: int) -> CaptionCandidates:
         """Candidates 0 ... count - 1."""
-        return Draws(self.tokens[:count], self.scores[:count], self.verdicts[:count])
+        return CaptionCandidates(self.tokens[:count], self.scores[:count], self.checks[:count])
 
 
-def claim(model: Model, settings: RankSettings, rank: int = 0) -> None:
-    """Says in the folder of the draws what they depend on; every rank calls it, and waits for the
-    others before it draws.
+def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0) -> None:
+    """Keeps what the candidates in the run's folder depend on, or compares it with what is kept.
 
-    Raises ValueError when the folder holds draws of another model or made with other options.
+    Every rank calls it and waits for the others before it draws. Rank 0 writes.
+
+    Raises:
+        ValueError: the folder holds candidates of another model or of other settings.
     """
-    folder = Path(settings.run) / "draws"
+    folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "dtype")
-    content: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    content["judged"] = settings.data == SHAPES
-    content["model"] = digest(model)
+    current: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    current["judged"] = settings.data == SHAPES
+    current["model"] = model_fingerprint(model)
     path = folder / "settings.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        for name, value in content.items():
-            if held.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds draws with another {name} ({held.get(name)!r}, now "
-                    f"{value!r}): give another run, or remove the folder to draw anew"
-                )
-    elif rank == 0:
-        write_text(path, json.dumps(content, indent=2) + "\n")
+    if not path.exists():
+        if rank == 0:
+            write_text(path, json.dumps(current, indent=2) + "\n")
+        return
+    kept = json.loads(path.read_text())
+    for name, value in current.items():
+        if kept.get(name) != value:
+            raise ValueError(
+                f"run: {folder} holds candidates of other settings, {name} was "
+                f"{kept.get(name)!r} and is {value!r}; give another run, or remove the folder to "
+                "draw them again"
+            )
 
 
-def draw_all(
+def draw_candidates(
     model: Model,
     prompts: Sequence[Prompt],
     settings: RankSettings,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     progress: bool = True,
 ) -> None:
-    """Draws what is missing of every `ranks`-th caption from `rank` on, and keeps it; after
-    `claim`."""
-    folder = Path(settings.run) / "draws"
+    """Draws and keeps what is missing of every `world_size`-th caption, from number `rank` on.
+
+    Call `write_or_check_settings` first.
+    """
+    folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    missing: dict[int, list[str]] = defaultdict(list)  # captions by the candidates they have
-    for caption in list(dict.fromkeys(p.caption for p in prompts))[rank::ranks]:
-        have = _count(path_of(folder, caption))
-        if have < settings.candidates:
-            missing[have].append(caption)
-    total = sum((settings.candidates - have) * len(names) for have, names in missing.items())
-    with tqdm(total=total, unit="picture", desc="drawing", disable=not progress) as bar:
-        for have, captions in sorted(missing.items()):
+    captions_by_count: dict[int, list[str]] = defaultdict(list)  # by candidates on disk
+    for caption in list(dict.fromkeys(p.caption for p in prompts))[rank::world_size]:
+        count = _count(path_of(folder, caption))
+        if count < settings.candidates:
+            captions_by_count[count].append(caption)
+    total = sum((settings.candidates - n) * len(c) for n, c in captions_by_count.items())
+    with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
+        for count, captions in sorted(captions_by_count.items()):
             drawn = draw_captions(
                 model,
                 captions,
@@ -117,73 +125,93 @@ def draw_all(
                 settings.seed,
                 settings.batch_size,
                 settings.options(),
-                start=have,
+                start=count,
             )
-            for caption, found in zip(captions, drawn, strict=True):
-                _keep(path_of(folder, caption), _judged(model, caption, found, settings))
-                bar.update(len(found.tokens))
+            for caption, images in zip(captions, drawn, strict=True):
+                new = _score_and_check(model, caption, images, settings)
+                _append(path_of(folder, caption), new)
+                bar.update(len(new.tokens))
 
 
-def read_draws(prompts: Sequence[Prompt], settings: RankSettings) -> Iterator[Draws]:
-    """The draws of every prompt, one after the other; ValueError when one is missing."""
-    folder = Path(settings.run) / "draws"
+def read_candidates(
+    prompts: Sequence[Prompt], settings: RankSettings
+) -> Iterator[CaptionCandidates]:
+    """The first `settings.candidates` candidates of every prompt, one prompt after the other.
+
+    Raises:
+        ValueError: candidates are missing, or a file is damaged.
+    """
+    folder = _folder(settings)
     for prompt in prompts:
         path = path_of(folder, prompt.caption)
-        have = _count(path)
-        if have < settings.candidates:
+        count = _count(path)
+        if count < settings.candidates:
             raise ValueError(
-                f"{path} holds {have} of {settings.candidates} candidates of {prompt.caption!r}; "
-                "several machines need a shared run folder, and all ranks to come to their end"
+                f"{path} holds {count} of {settings.candidates} candidates of {prompt.caption!r}; "
+                "several machines need a shared run folder, and all ranks must finish drawing"
             )
         yield _load(path).first(settings.candidates)
 
 
 def path_of(folder: Path, caption: str) -> Path:
-    """Where a caption's draws are kept."""
+    """The file of a caption's candidates."""
     return folder / (hashlib.sha256(caption.encode()).hexdigest()[:16] + ".safetensors")
 
 
-def _judged(model: Model, caption: str, found: CaptionImages, settings: RankSettings) -> Draws:
-    """Scores and verdicts of a caption's candidates."""
-    assert model.ranker is not None
-    scores = model.ranker.score([caption], found.images)[0]
-    verdicts = torch.zeros(len(found.tokens), 0, dtype=torch.int8)
-    if settings.data == SHAPES:
-        verdicts = torch.tensor([verdict(p, caption) for p in found.images], dtype=torch.int8)
-    return Draws(found.tokens, scores, verdicts)
+def check_image(image: Tensor, caption: str) -> list[int]:
+    """What the checker says of an image [3, H, W] in [0, 1], in the order of ATTRIBUTES.
+
+    Returns:
+        1 for what the image shows, 0 for what it does not, NOT_CLAIMED for what the caption does
+        not say.
+    """
+    checked = check(np.asarray(to_pil(image)), caption).attributes
+    return [int(checked[name]) if name in checked else NOT_CLAIMED for name in ATTRIBUTES]
 
 
-def verdict(picture: Tensor, caption: str) -> list[int]:
-    """What the checker says of pixels [3, H, W], in the order of ATTRIBUTES."""
-    found = check(np.asarray(to_pil(picture)), caption).attributes
-    return [int(found[name]) if name in found else NOT_CLAIMED for name in ATTRIBUTES]
-
-
-def digest(model: Model) -> str:
-    """A fingerprint of a model's weights and of what reads its captions."""
-    words = model.tokenizer.encode(WORDS).tolist()
+def model_fingerprint(model: Model) -> str:
+    """16 digits of a model's weights and of how its tokenizer reads captions."""
+    with warnings.catch_warnings():
+        # A tokenizer of few text positions cuts our words: no news for the user.
+        warnings.simplefilter("ignore")
+        ids = model.tokenizer.encode(PROBE_WORDS).tolist()
     parts = [fingerprint(p) for p in (model.prior, model.codec, model.ranker) if p is not None]
-    return hashlib.sha256(json.dumps([words, parts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([ids, parts]).encode()).hexdigest()[:16]
 
 
-def _keep(path: Path, new: Draws) -> None:
+def _folder(settings: RankSettings) -> Path:
+    return Path(settings.run) / "draws"
+
+
+def _score_and_check(
+    model: Model, caption: str, drawn: CaptionImages, settings: RankSettings
+) -> CaptionCandidates:
+    assert model.ranker is not None
+    scores = model.ranker.score([caption], drawn.images)[0]
+    checks = torch.zeros(len(drawn.tokens), 0, dtype=torch.int8)
+    if settings.data == SHAPES:
+        checks = torch.tensor([check_image(i, caption) for i in drawn.images], dtype=torch.int8)
+    return CaptionCandidates(drawn.tokens, scores, checks)
+
+
+def _append(path: Path, new: CaptionCandidates) -> None:
     """Adds candidates to those that a file holds."""
     parts = [_load(path), new] if path.exists() else [new]
-    tokens = torch.cat([d.tokens for d in parts])
+    tokens = torch.cat([c.tokens for c in parts])
     smallest = torch.int16 if int(tokens.max()) < 2**15 else torch.int32
     tensors = {
         "tokens": tokens.to(smallest),
-        "scores": torch.cat([d.scores for d in parts]),
-        "verdicts": torch.cat([d.verdicts for d in parts]),
+        "scores": torch.cat([c.scores for c in parts]),
+        "verdicts": torch.cat([c.checks for c in parts]),
     }
-    with replacing(path) as beside:
-        save_file(tensors, beside)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
 
 
-def _load(path: Path) -> Draws:
+def _load(path: Path) -> CaptionCandidates:
     try:
-        held = load_file(path)
-        return Draws(held["tokens"].long(), held["scores"], held["verdicts"])
+        tensors = load_file(path)
+        return CaptionCandidates(tensors["tokens"].long(), tensors["scores"], tensors["verdicts"])
     except (SafetensorError, KeyError) as error:
         raise _damaged(path, error) from error
 
@@ -193,11 +221,11 @@ def _count(path: Path) -> int:
     if not path.exists():
         return 0
     try:
-        with safe_open(path, "pt") as held:
-            return int(held.get_slice("scores").get_shape()[0])
+        with safe_open(path, "pt") as file:
+            return int(file.get_slice("scores").get_shape()[0])
     except (SafetensorError, KeyError) as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged, remove it to draw anew: {error}")
+    return ValueError(f"{path} is damaged, remove it to draw its candidates again: {error}")

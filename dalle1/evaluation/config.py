@@ -14,7 +14,10 @@ from dalle1.generation.options import SamplingOptions
 class RankSettings(Section):
     """Everything that a ranking benchmark depends on (paper section 3, figures 6 and 9)."""
 
-    renamed: ClassVar = {"reference_pictures": "reference_images"}
+    renamed: ClassVar = {
+        "reference_pictures": "reference_images",
+        "shown": "sheet_captions",
+    }
 
     model: str = Field(description="model folder, with a ranker")
     run: str = Field(description="folder of the benchmark; on several machines, a shared one")
@@ -58,7 +61,7 @@ class RankSettings(Section):
     bootstrap: int = Field(
         1000, ge=1, description="bootstrap resamples of each confidence interval"
     )
-    shown: int = Field(8, ge=1, description="captions on the contact sheet")
+    sheet_captions: int = Field(8, ge=1, description="captions on the contact sheet")
     # Of data=shapes alone.
     heldout_captions: int | None = Field(
         None, ge=1, description="captions with (color, shape) pairs that never occur in training"
@@ -70,8 +73,7 @@ class RankSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> RankSettings:
         self.options()  # raises ValueError for what does not fit
-        own = {"heldout_captions", "training_captions"}
-        for name in sorted(own):
+        for name in ("heldout_captions", "training_captions"):
             if self.data != SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name} is read with data=shapes alone: take it out")
         if min(self.blur) < 0 or len(set(self.blur)) < len(self.blur):

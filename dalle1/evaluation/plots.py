@@ -1,4 +1,4 @@
-"""The curves of a ranking benchmark."""
+"""The plots of a ranking benchmark."""
 
 from __future__ import annotations
 
@@ -12,61 +12,71 @@ COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def plot_counts(results: Results, path: Path) -> None:
-    """Figures of CLIP's first of N against N, with 95 % intervals (as the paper's figure 9, right:
-    quality against the sample size)."""
+    """Figures of the ranker's first of N against N, with 95 % intervals.
+
+    The paper's figure 9, right, shows quality against the sample size in the same way.
+    """
     groups = results["groups"]
-    judged = all("accuracy" in g["curves"] for g in groups.values())
-    with Figure(path, 1 + judged * (1 + len(groups))) as panels:
+    checked = all("accuracy" in g["curves"] for g in groups.values())
+    with Figure(path, 1 + checked * (1 + len(groups))) as panels:
         score, *rest = panels
         for (name, group), color in zip(groups.items(), COLORS, strict=False):
             _line(score, group["curves"]["clip_score"], name, color)
-        _name(score, "CLIP score of the first", "cosine similarity")
-        if not judged:
+        _finish_counts(score, "CLIP score of the first", "cosine similarity")
+        if not checked:
             return
         accuracy, *by_group = rest
         for (name, group), color in zip(groups.items(), COLORS, strict=False):
             _line(accuracy, group["curves"]["accuracy"], f"{name}, CLIP's first", color, 100)
             _line(accuracy, group["curves"]["oracle"], f"{name}, any", color, 100, "--")
-        _name(accuracy, "captions shown exactly", "%")
+        _finish_counts(accuracy, "captions shown exactly", "%")
         for (name, group), axes in zip(groups.items(), by_group, strict=True):
             for attribute, curve in group["curves"]["attributes"].items():
                 if curve:
                     _line(axes, curve, attribute, None, 100)
-            _name(axes, f"CLIP's first, {name}", "% right")
+            _finish_counts(axes, f"CLIP's first, {name}", "% right")
 
 
 def plot_blur(results: Results, path: Path) -> None:
-    """FID and Inception Score against the blur radius and against N (the paper's figure 9)."""
-    groups = results["groups"]
-    counts, radii = results["counts"], results["blur"]
-    some = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
+    """FID, Inception Score and CLIP score against the blur radius and against N (figure 9)."""
     with Figure(path, 2 * len(TITLES), columns=len(TITLES)) as panels:
         for i, key in enumerate(TITLES):
-            by_blur, by_count = panels[i], panels[i + len(TITLES)]
-            for (name, group), color in zip(groups.items(), COLORS, strict=False):
-                table = group["pictures"]
-                for n, style in zip(some, (":", "--", "-")[-len(some) :], strict=True):
-                    values = [_mean(table[f"{r:g}"][n][key]) for r in radii]
-                    if None not in values:
-                        by_blur.plot(radii, values, style, color=color, label=f"{name}, N = {n}")
-                for r, style in zip((radii[0], radii[-1]), ("-", ":"), strict=True):
-                    values = [_mean(table[f"{r:g}"][n][key]) for n in counts]
-                    if None not in values:
-                        by_count.plot(
-                            counts, values, style, color=color, label=f"{name}, r = {r:g}"
-                        )
-            title = TITLES[key]
-            by_blur.set(title=title, xlabel="blur radius, pixels")
-            by_count.set(title=title, xlabel="candidates N")
-            _counts_axis(by_count, counts)
-            for axes in (by_blur, by_count):
+            by_radius, by_count = panels[i], panels[i + len(TITLES)]
+            _plot_by_radius(by_radius, results, key)
+            _plot_by_count(by_count, results, key)
+            for axes in (by_radius, by_count):
+                axes.set(title=TITLES[key])
                 axes.grid(alpha=0.3)
                 if axes.lines:
                     axes.legend(fontsize=6)
 
 
+def _plot_by_radius(axes: Any, results: Results, key: str) -> None:
+    """A line for each group and the first, middle and last N."""
+    counts, radii = results["counts"], results["blur"]
+    some = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
+    for (name, group), color in zip(results["groups"].items(), COLORS, strict=False):
+        for n, style in zip(some, (":", "--", "-")[-len(some) :], strict=True):
+            values = [_mean(group["pictures"][f"{r:g}"][n][key]) for r in radii]
+            if None not in values:
+                axes.plot(radii, values, style, color=color, label=f"{name}, N = {n}")
+    axes.set(xlabel="blur radius, pixels")
+
+
+def _plot_by_count(axes: Any, results: Results, key: str) -> None:
+    """A line for each group and the first and last blur radius."""
+    counts, radii = results["counts"], results["blur"]
+    for (name, group), color in zip(results["groups"].items(), COLORS, strict=False):
+        for r, style in zip((radii[0], radii[-1]), ("-", ":"), strict=True):
+            values = [_mean(group["pictures"][f"{r:g}"][n][key]) for n in counts]
+            if None not in values:
+                axes.plot(counts, values, style, color=color, label=f"{name}, r = {r:g}")
+    axes.set(xlabel="candidates N")
+    _counts_axis(axes, counts)
+
+
 class Figure:
-    """Panels of a figure that is written when the block ends."""
+    """A context manager that gives the axes of a figure and writes it when the block ends."""
 
     def __init__(self, path: Path, panels: int, columns: int = 4) -> None:
         columns = min(columns, panels)
@@ -89,15 +99,17 @@ class Figure:
 def _line(
     axes: Any, curve: Results, label: str, color: str | None, scale: float = 1, style: str = "o-"
 ) -> None:
+    """A curve over N with its intervals as a band; color None: the next of the cycle."""
     counts = [int(n) for n in curve]
     means = [scale * point["mean"] for point in curve.values()]
-    (drawn,) = axes.plot(counts, means, style, color=color, label=label, markersize=3)
+    (line,) = axes.plot(counts, means, style, color=color, label=label, markersize=3)
     low, high = zip(*(point["interval"] for point in curve.values()), strict=True)
     band = [scale * x for x in low], [scale * x for x in high]
-    axes.fill_between(counts, *band, color=drawn.get_color(), alpha=0.12, linewidth=0)
+    axes.fill_between(counts, *band, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
-def _name(axes: Any, title: str, unit: str) -> None:
+def _finish_counts(axes: Any, title: str, unit: str) -> None:
+    """Title, labels, grid and legend of a panel over N."""
     axes.set(title=title, xlabel="candidates N", ylabel=unit)
     _counts_axis(axes, axes.lines[0].get_xdata())
     axes.grid(alpha=0.3)
@@ -110,8 +122,9 @@ def _counts_axis(axes: Any, counts: Sequence[int]) -> None:
 
 
 def _mean(value: Any) -> float | None:
-    found: float | None = value["mean"] if isinstance(value, dict) else value
-    return found
+    """A point's mean; FID and Inception Score are numbers alone, or None."""
+    mean: float | None = value["mean"] if isinstance(value, dict) else value
+    return mean
 
 
 def pyplot() -> Any:

@@ -1,4 +1,7 @@
-"""The captions of a benchmark and the true pictures that drawn ones are compared with."""
+"""The captions of a benchmark, and the true images that generated ones are compared with.
+
+Dimensions: H W image height and width.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from dalle1.data.shards.index import raw_samples
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
 
-TEST_SEED = 1  # of the built-in test pictures; training's is another
+TEST_SEED = 1  # of the built-in test images; the training images have another
 UNSEEN, HELDOUT, GIVEN = "unseen captions", "held-out pairs", "captions"
 
 
@@ -29,18 +32,27 @@ class Prompt:
 
     caption: str
     group: str
-    scene: shapes.Scene | None = None  # of the built-in data
+    scene: shapes.Scene | None = None  # what the caption describes; built-in data only
 
 
 def read_prompts(settings: RankSettings) -> list[Prompt]:
-    """The captions of a benchmark; of the built-in data none that occurs in training, and apart
-    from them the held-out pairs. ValueError where there are none."""
+    """The captions of a benchmark.
+
+    Those of the built-in data occur in no training sample; the held-out pairs are a group of their
+    own.
+
+    Raises:
+        ValueError: the data cannot be read or has no captions.
+    """
     if settings.data == SHAPES:
-        known = training_captions(settings.training_captions or 0)
-        samples = unseen("test", settings.captions, known)
-        prompts = [Prompt(s.caption, UNSEEN, s.scene) for s in samples]
-        samples = unseen("heldout", settings.heldout_captions or 0, known)
-        return prompts + [Prompt(s.caption, HELDOUT, s.scene) for s in samples]
+        trained = training_captions(settings.training_captions or 0)
+        unseen = unseen_samples("test", settings.captions, trained)
+        heldout = unseen_samples("heldout", settings.heldout_captions or 0, trained)
+        return [
+            Prompt(sample.caption, group, sample.scene)
+            for group, samples in ((UNSEEN, unseen), (HELDOUT, heldout))
+            for sample in samples
+        ]
     if settings.data.endswith(".txt"):
         try:
             lines = Path(settings.data).read_text(encoding="utf-8").splitlines()
@@ -55,8 +67,9 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
 
 
 def _captions(settings: RankSettings) -> Iterator[str]:
+    """The first captions of shards or of a folder of pairs; bad samples are skipped."""
     bad: Counter[str] = Counter()
-    found = 0
+    count = 0
     for sample in raw_samples(settings.data):
         try:
             caption = caption_of(sample, settings.caption_key)
@@ -64,31 +77,31 @@ def _captions(settings: RankSettings) -> Iterator[str]:
             bad[error.cause] += 1
             continue
         yield caption
-        found += 1
-        if found == settings.captions:
+        count += 1
+        if count == settings.captions:
             return
-    if not found and bad:
+    if not count and bad:
         raise ValueError(
             f"data: no caption under the key {settings.caption_key!r} of {settings.data}: "
             + ", ".join(f"{cause} ({n} times)" for cause, n in bad.most_common(3))
         )
 
 
-def true_pictures(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
-    """Pictures [3, side, side] in [0, 1] to compare with; None where the data has none.
+def true_images(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
+    """Images [3, side, side] in [0, 1] to compare with; None where the data has none.
 
-    The middle square of each, scaled.
+    Each is the middle square of a sample's image, resized.
     """
-    most = settings.reference_images
+    limit = settings.reference_images
     if settings.data == SHAPES:
-        made = (shapes.make(TEST_SEED, i, "test", side).image for i in range(most))
-        return map(to_tensor, made)
+        return (to_tensor(shapes.make(TEST_SEED, i, "test", side).image) for i in range(limit))
     if settings.data.endswith(".txt"):
         return None
-    return map(to_tensor, islice(_squares(settings.data, side), most))
+    return map(to_tensor, islice(_middle_squares(settings.data, side), limit))
 
 
-def _squares(data: str, side: int) -> Iterator[np.ndarray]:
+def _middle_squares(data: str, side: int) -> Iterator[np.ndarray]:
+    """Images uint8 [side, side, 3]; bad samples are skipped."""
     for sample in raw_samples(data):
         try:
             pixels = read_image(image_of(sample))
@@ -102,15 +115,15 @@ def training_captions(count: int) -> set[str]:
     return {shapes.make(0, i, "train", shapes.MIN_SIDE).caption for i in range(count)}
 
 
-def unseen(split: str, count: int, known: set[str]) -> list[shapes.ShapesSample]:
-    """The first samples of a built-in split whose captions are neither known nor repeated."""
-    known = set(known)
-    found: list[shapes.ShapesSample] = []
+def unseen_samples(split: str, count: int, trained: set[str]) -> list[shapes.ShapesSample]:
+    """The first samples of a built-in split with different captions that are not in `trained`."""
+    used = set(trained)
+    samples: list[shapes.ShapesSample] = []
     index = 0
-    while len(found) < count:
-        candidate = shapes.make(TEST_SEED, index, split, shapes.MIN_SIDE)
-        if candidate.caption not in known:
-            known.add(candidate.caption)
-            found.append(candidate)
+    while len(samples) < count:
+        sample = shapes.make(TEST_SEED, index, split, shapes.MIN_SIDE)
+        if sample.caption not in used:
+            used.add(sample.caption)
+            samples.append(sample)
         index += 1
-    return found
+    return samples

@@ -9,9 +9,9 @@ from pathlib import Path
 from dalle1.common.config import save_settings
 from dalle1.common.hardware import DTYPES
 from dalle1.evaluation import benchmark, page, plots
-from dalle1.evaluation.candidates import claim, draw_all
+from dalle1.evaluation.candidates import draw_candidates, write_or_check_settings
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.metrics import Network, metric_classes
+from dalle1.evaluation.metrics import FeatureNetwork, metric_classes
 from dalle1.evaluation.prompts import Prompt, read_prompts
 from dalle1.model import Model, load
 
@@ -20,15 +20,19 @@ FILES = (benchmark.RESULT, "best_of_n.png", "blur.png", "sheet.png", "index.html
 
 @dataclass
 class Prepared:
-    """What a benchmark begins with."""
+    """What a benchmark needs, loaded and checked."""
 
     model: Model
     prompts: list[Prompt]
-    network: Network  # what FID sees pictures by
+    network: FeatureNetwork  # what FID and Inception Score are computed with
 
 
 def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
-    """Model, captions and network; ValueError for what would fail after hours of drawing."""
+    """Loads model, captions and network.
+
+    Raises:
+        ValueError: something is wrong that would fail after hours of drawing otherwise.
+    """
     metric_classes()
     plots.pyplot()
     model = load(settings.model)
@@ -40,30 +44,38 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     captions = [p.caption for p in prompts]
     for caption in captions:
         model.tokenizer.encode(caption)
-    return Prepared(model, prompts, benchmark.network_of(model, captions, settings))
+    return Prepared(model, prompts, benchmark.feature_network(model, captions, settings))
 
 
 def run(
     prepared: Prepared,
     settings: RankSettings,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> Path | None:
-    """Draws this rank's captions, waits for the others, and reports on the first rank.
+    """Draws this rank's share of the captions; rank 0 then reports on all of them.
 
-    Returns the page, on the first rank. Goes on with what a run that was stopped has drawn.
+    A run that was stopped resumes with the missing candidates.
+
+    Args:
+        rank: number of this process.
+        world_size: number of processes; each draws every world_size-th caption.
+        wait: a barrier, which returns when all processes have called it.
+
+    Returns:
+        The page, on rank 0; None on the others.
     """
     model, prompts = prepared.model, prepared.prompts
     folder = Path(settings.run)
-    claim(model, settings, rank)
+    write_or_check_settings(model, settings, rank)
     if rank == 0:
         save_settings(settings, folder / "config.yaml")
     wait()  # nobody draws into a folder that another rank has refused
-    draw_all(model, prompts, settings, rank, ranks, progress=rank == 0)
+    draw_candidates(model, prompts, settings, rank, world_size, progress=rank == 0)
     wait()
     if rank > 0:
         return None
-    found = benchmark.measure(model, prompts, settings, prepared.network)
-    benchmark.save(found, folder)
-    return page.write_page(found, folder)
+    measured = benchmark.measure(model, prompts, settings, prepared.network)
+    benchmark.save(measured, folder)
+    return page.write_page(measured, folder)

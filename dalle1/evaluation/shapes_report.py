@@ -1,4 +1,4 @@
-"""What the demo shows of a model trained on the built-in shapes, beside its ranking benchmark."""
+"""What the demo shows of a model trained on the built-in shapes, next to its ranking benchmark."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ from PIL import Image
 
 from dalle1.common.images import contact_sheet, to_tensor
 from dalle1.data import shapes
-from dalle1.evaluation.candidates import verdict
+from dalle1.evaluation.candidates import check_image
 from dalle1.evaluation.plots import Figure
 from dalle1.evaluation.prompts import Prompt
 from dalle1.model import Model
 from dalle1.sampling import sample
 
-SHOWN = 4  # unranked draws beside the best
+UNRANKED = 4  # unranked images of each caption on the contact sheet
 
 
-def reconstructed(model: Model, prompts: Sequence[Prompt]) -> float:
-    """Share of true pictures that still show their caption after encoding and decoding."""
+def reconstruction_accuracy(model: Model, prompts: Sequence[Prompt]) -> float:
+    """Share of true images that still show their caption after encoding and decoding."""
     scenes = [p.scene for p in prompts if p.scene is not None]
-    true = [Image.fromarray(shapes.render(scene, model.image_size)) for scene in scenes]
-    decoded = model.codec.decode(model.codec.encode(torch.stack([to_tensor(t) for t in true])))
-    right = [all(verdict(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
-    return sum(right) / len(right)
+    true = torch.stack([to_tensor(shapes.render(scene, model.image_size)) for scene in scenes])
+    decoded = model.codec.decode(model.codec.encode(true))
+    correct = [all(check_image(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
+    return sum(correct) / len(correct)
 
 
-def sheet(model: Model, captions: list[str], candidates: int, keep: int) -> Image.Image:
-    """A row for each caption: a few unranked draws, then the best by CLIP."""
+def sample_sheet(model: Model, captions: list[str], candidates: int, keep: int) -> Image.Image:
+    """A contact sheet: of each caption a few unranked images, then the ranker's best."""
     best = sample(captions, model, candidates=candidates, keep=keep)
-    plain = sample(captions, model, candidates=SHOWN, keep=SHOWN, progress=False)
+    plain = sample(captions, model, candidates=UNRANKED, keep=UNRANKED, progress=False)
     rows = [[*p, *b] for p, b in zip(plain.images, best.images, strict=True)]
     titles = ("unranked draws", f"best {keep} of {candidates} by CLIP")
-    return contact_sheet(rows, captions, titles, columns_before_gap=SHOWN)
+    return contact_sheet(rows, captions, titles, columns_before_gap=UNRANKED)
 
 
 def plot_losses(metrics: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """The training loss of each run against its updates."""
+    """The training loss of each run against its steps.
+
+    Args:
+        metrics: the lines of each run's metrics file, by the run's name.
+        path: the PNG to write.
+    """
     with Figure(path, len(metrics)) as panels:
         for axes, (name, lines) in zip(panels, metrics.items(), strict=True):
             # The warm start of the dVAE minimizes another loss, which would squash the curve.

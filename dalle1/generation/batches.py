@@ -1,4 +1,4 @@
-"""Which candidates are drawn at once, and how many the memory holds.
+"""Splits the candidates of many captions into batches that the memory holds.
 
 Dimensions: c captions, b candidates of each, m image positions, H W image height and width.
 """
@@ -20,29 +20,27 @@ from dalle1.generation.options import SamplingOptions, candidate_uniforms
 from dalle1.protocols import TokenModel
 from dalle1.transformer.prepacked_linear import prepacked_bytes
 
-# Rows drawn at once at most. On CPUs more than this are slower: they leave the processor's cache.
+# Candidates drawn at once at most. On CPUs larger batches are slower: they leave the processor's
+# cache.
 LARGEST_BATCH = 512
 LARGEST_CPU_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Part:
-    """Candidates of some captions that were, or are being, drawn at once.
+    """Candidates that are drawn at once, the same ones of each of some captions."""
 
-    captions, candidates: their numbers; tokens: int64 [c, b, m].
-    """
-
-    captions: range
-    candidates: range
-    tokens: Tensor
+    captions: range  # their indices
+    candidates: range  # their numbers
+    tokens: Tensor  # int64 [c, b, m]
 
 
 @dataclass(frozen=True)
 class CaptionImages:
-    """All candidates of one caption: tokens int64 [b, m], images float32 [b, 3, H, W] in [0, 1]."""
+    """Candidates of one caption."""
 
-    tokens: Tensor
-    images: Tensor
+    tokens: Tensor  # int64 [b, m]
+    images: Tensor  # float32 [b, 3, H, W] in [0, 1], on the CPU
 
 
 def draw_parts(
@@ -58,14 +56,16 @@ def draw_parts(
 ) -> Iterator[Part]:
     """Draws candidates start ... candidates - 1 of every caption, part after part, in order.
 
-    Few candidates of several captions are drawn together.
+    A part has some of one caption's candidates or, where the batch is larger, all of several
+    captions.
 
     Args:
-        batch_size: candidates at once; None: as many as the memory is expected to hold, half as
-            many each time it does not.
+        batch_size: candidates at once; None: as many as the memory is expected to hold, and half
+            as many each time it runs out.
         prefix: see `Generator.draw`.
-        on_row: called when a row of the grid is drawn, with the part, its tokens being those so
-            far, and the number of positions done.
+        on_row: called when a row of the grid is drawn, with the part, whose tokens are those
+            drawn so far, and the number of positions done.
+        start: the first candidate's number.
     """
     options, prior = options or SamplingOptions(), model.prior
     text = torch.cat([model.tokenizer.encode(caption) for caption in captions])
@@ -75,31 +75,32 @@ def draw_parts(
     generator: Generator | None = None
     caption, first = 0, start
     while caption < len(captions):
-        c, b = _shape(len(captions), each, limit)
+        c, b = _part_shape(len(captions), each, limit)
         part = Part(
             range(caption, min(caption + c, len(captions))),
             range(first, min(first + b, candidates)),
             torch.empty(0),
         )
-        # Short parts at the end are filled up: the shapes of a static step never change.
-        rows = [part.captions[min(i, len(part.captions) - 1)] for i in range(c)]
-        numbers = [candidate_uniforms(seed, captions[i], first, b, length) for i in rows]
+        # A short last part is padded with its last caption: the shapes of a static step never
+        # change.
+        padded = [part.captions[min(i, len(part.captions) - 1)] for i in range(c)]
+        uniforms = [candidate_uniforms(seed, captions[i], first, b, length) for i in padded]
 
         def report(done: int, tokens: Tensor, part: Part = part) -> None:
             if on_row:
-                on_row(_cut(part, tokens), done)
+                on_row(_without_padding(part, tokens), done)
 
         try:
             if generator is None:
                 generator = Generator(prior, c, b, options)
-            tokens = generator.draw(text[rows], torch.stack(numbers), prefix, report)
+            tokens = generator.draw(text[padded], torch.stack(uniforms), prefix, report)
         except (RuntimeError, MemoryError) as error:
             if batch_size is not None or c * b == 1 or not _out_of_memory(error):
                 raise
-            generator = None  # before another is made
+            generator = None  # frees its memory before the next one takes some
             limit = c * b // 2
             continue
-        yield _cut(part, tokens)
+        yield _without_padding(part, tokens)
         first = part.candidates.stop
         if first == candidates:
             caption, first = part.captions.stop, start
@@ -114,16 +115,20 @@ def draw_captions(
     options: SamplingOptions | None = None,
     start: int = 0,
 ) -> Iterator[CaptionImages]:
-    """Candidates start ... candidates - 1 of each caption, caption after caption."""
-    drawn = CaptionParts(model)
+    """Tokens and images of candidates start ... candidates - 1 of each caption, in order.
+
+    The arguments are those of `draw_parts`.
+    """
+    unfinished = CaptionParts(model)
     for part in draw_parts(model, captions, candidates, seed, batch_size, options, start=start):
-        yield from drawn.add(part, candidates)
+        yield from unfinished.add(part, candidates)
 
 
 class CaptionParts:
-    """Puts the parts of a caption together and decodes them.
+    """Joins the parts of a caption and then decodes them.
 
-    Only then, so that what is decoded at once does not depend on what was drawn at once.
+    Parts are not decoded one by one, so that which images are decoded together does not depend on
+    which were drawn together.
     """
 
     def __init__(self, model: TokenModel) -> None:
@@ -131,44 +136,47 @@ class CaptionParts:
         self._tokens: list[Tensor] = []
 
     def __len__(self) -> int:
-        """Candidates so far of the caption that is not complete."""
+        """Candidates so far of the caption in progress."""
         return sum(map(len, self._tokens))
 
     def add(self, part: Part, candidates: int) -> Iterator[CaptionImages]:
-        """Takes a part in; captions that are complete with it, in order."""
+        """Adds a part; yields the captions that it completes, in order.
+
+        candidates: the number after a caption's last candidate.
+        """
         for tokens in part.tokens:
             self._tokens.append(tokens)
             if part.candidates.stop == candidates:
                 yield self.take()
 
     def take(self) -> CaptionImages:
-        """What there is of the caption; the next one begins."""
+        """The candidates so far of the caption in progress; the next caption begins."""
         tokens = torch.cat(self._tokens)
-        self._tokens = []  # first: what Ctrl-C finds here must not be taken for the next caption's
+        self._tokens = []  # before decoding: after Ctrl-C they must not count for the next caption
         return CaptionImages(tokens, decode(self._model.codec, tokens, self._model.prior.grid))
 
 
-def _shape(captions: int, candidates: int, limit: int) -> tuple[int, int]:
-    """Captions and candidates of a part, at most `limit` in all, parts as even as can be."""
+def _part_shape(captions: int, candidates: int, limit: int) -> tuple[int, int]:
+    """Captions and candidates of a part, at most `limit` rows, all parts of about equal size."""
     if candidates > limit:
         return 1, ceil(candidates / ceil(candidates / limit))
-    most = limit // candidates
-    return ceil(captions / ceil(captions / most)), candidates
+    max_captions = limit // candidates
+    return ceil(captions / ceil(captions / max_captions)), candidates
 
 
-def _cut(part: Part, tokens: Tensor) -> Part:
-    """The part with its tokens, out of those that filled it up."""
+def _without_padding(part: Part, tokens: Tensor) -> Part:
+    """The part with its tokens, those of the padding left out."""
     return replace(part, tokens=tokens[: len(part.captions), : len(part.candidates)])
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was what failed, perhaps behind an error that it led to."""
-    # Neither the CPU's allocator nor CUDA's libraries raise torch's own class.
-    signs = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    """Whether an error, or one that it came after, says that memory ran out."""
+    # The CPU's allocator and CUDA's libraries do not raise torch.OutOfMemoryError.
+    messages = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
-        if any(sign in str(error) for sign in signs):
+        if any(message in str(error) for message in messages):
             return True
         error = error.__context__
     return False
@@ -177,27 +185,32 @@ def _out_of_memory(error: BaseException | None) -> bool:
 def fitting_batch(
     model: TokenModel, candidates: int, captions: int, options: SamplingOptions
 ) -> int:
-    """How many candidates can be drawn at once: their caches, and what a step works with, in the
-    free memory."""
+    """Candidates that can be drawn at once: their caches and a step's memory must fit.
+
+    Args:
+        candidates: of each caption.
+        captions: how many there are.
+    """
     prior, device = model.prior, device_of(model.prior)
     if device.type == "cuda":
         free, largest = int(0.9 * free_memory(device)), LARGEST_BATCH
-    else:  # others need some too
+    else:  # other programs need some of it
         free, largest = free_memory(device) // 2, LARGEST_CPU_BATCH
-    free -= decoding_images_bytes(model.codec, prior.grid)  # while the caches are held
+    free -= decoding_images_bytes(model.codec, prior.grid)  # decoded while the caches are held
     if isinstance(prior, nn.Module):
         free -= prepacked_bytes(prior)
     passes = 1 if options.guidance == 1 else 2
-    shared, each = (passes * count for count in prior.decoding_bytes())  # of a caption, of a row
-    if candidates <= largest and free >= shared + candidates * each:  # whole captions
+    # Bytes of a caption, shared by its candidates, and of each candidate.
+    shared, each = (passes * count for count in prior.decoding_bytes())
+    if candidates <= largest and free >= shared + candidates * each:  # all of a caption
         fitting = free // (shared + candidates * each) * candidates
         return min(largest, captions * candidates, fitting)
     return max(1, min(largest, candidates, (free - shared) // max(1, each)))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could still be taken, what the device's allocator holds without need included."""
+    """Bytes that can still be allocated, those that torch's allocator caches included."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return int(psutil.virtual_memory().available)

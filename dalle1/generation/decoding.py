@@ -1,4 +1,4 @@
-"""Names of generation in one place: what `dalle1.decoding` is for those who use the library."""
+"""What the library offers as `dalle1.decoding`: the public names of generation in one place."""
 
 from dalle1.generation.generator import Generator, complete_text, draw
 from dalle1.generation.options import SamplingOptions, candidate_uniforms, sample_token

@@ -1,7 +1,7 @@
 """Draws image tokens one position at a time from a prior's `DecodingState` (paper section 2.6).
 
-Candidate i of a caption uses uniform numbers that depend on (seed, caption, i) alone, so batches
-of any size draw the same images (up to the rounding of matrix products of another size).
+Candidate i of a caption uses uniform numbers that depend on (seed, caption, i) alone. So batches of
+any size draw the same images, up to the rounding of matrix products of another size.
 
 Dimensions: c captions, b candidates of each, t text positions, m image positions, v vocabulary.
 """
@@ -24,8 +24,8 @@ from dalle1.tokenizer import END_OF_CAPTION
 class Generator:
     """Draws the images of c captions, b candidates of each, position by position.
 
-    Made once for a prior, its memory is used again by every `draw`. On CUDA the step is recorded
-    once as a graph and replayed, without a word from the host.
+    Every `draw` uses the same memory again. On CUDA the step is captured once as a graph and then
+    replayed, so the host launches no kernels one by one.
     """
 
     @torch.inference_mode()
@@ -37,8 +37,14 @@ class Generator:
         options: SamplingOptions | None = None,
         static: bool | None = None,
     ) -> None:
-        """static: whether positions are tensors and shapes never change, so that the step can be
-        recorded; None: on CUDA."""
+        """Takes the memory of the caches and, on CUDA, captures the step.
+
+        Args:
+            captions: c.
+            candidates: b, of each caption.
+            static: whether positions are tensors and shapes never change, which a CUDA graph
+                needs; None: on CUDA.
+        """
         self.prior, self.options = prior, options or SamplingOptions()
         self.captions, self.candidates = captions, candidates
         self.device = device_of(prior)
@@ -52,10 +58,10 @@ class Generator:
         self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=self.device)
         self.last_tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.graph = self._record() if cuda and self.static else None
+        self.graph = self._capture() if cuda and self.static else None
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """Events and graphs belong to the current device, which need not be the model's."""
+        """Makes the model's device the current one, which events and graphs belong to."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
@@ -73,7 +79,7 @@ class Generator:
             uniforms: [c, b, m] in [0, 1), see `candidate_uniforms`.
             prefix: int64 [p] image tokens that every candidate begins with.
             on_step: called whenever a row of the grid is done, with the number of positions done
-                and the tokens [c, b, m], of which so many are drawn.
+                and the tokens [c, b, m], of which that many positions are drawn.
         """
         given = 0 if prefix is None else len(prefix)
         text_tokens = text_tokens.to(self.device)
@@ -92,8 +98,9 @@ class Generator:
             return self._all_positions(given, on_step)
 
     def _all_positions(self, given: int, on_step: Callable[[int, Tensor], None] | None) -> Tensor:
+        """Draws the positions after the given ones: int64 [c, b, m]."""
         shaped = rearrange(self.tokens, "(c b) m -> c b m", c=self.captions)
-        row_done: torch.cuda.Event | None = None  # of the row before
+        row_done: torch.cuda.Event | None = None  # of the previous row
         for p in range(given, self.tokens.shape[1]):
             if self.graph is not None:
                 self.graph.replay()
@@ -102,8 +109,8 @@ class Generator:
             if (p + 1) % self.prior.grid[1]:
                 continue
             if self.device.type == "cuda":
-                # The host is a row ahead of the device at most: Ctrl-C is heard, the progress is
-                # nearly true, and the device never waits.
+                # The host is at most a row ahead of the device. So Ctrl-C works, the progress bar
+                # is nearly right, and the device never waits.
                 event = torch.cuda.Event()
                 event.record()
                 if row_done is not None:
@@ -111,7 +118,7 @@ class Generator:
                 row_done = event
             if on_step:
                 on_step(p + 1, shaped)
-        return shaped.to("cpu", copy=True)  # the next draw writes over its own
+        return shaped.to("cpu", copy=True)  # the next draw overwrites self.tokens
 
     def _step(self, position: int | Tensor) -> None:
         """Draws the token of one position for every row."""
@@ -129,17 +136,17 @@ class Generator:
             self.position += 1
         self.last_tokens[:, 0] = tokens
 
-    def _record(self) -> torch.cuda.CUDAGraph:
-        """The step as a graph; what its trial runs leave in the caches is written over."""
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The step as a CUDA graph; `draw` overwrites what its warmup leaves in the caches."""
         with self._on_device():
             stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(3):  # kernels choose their plans and workspaces
+                for _ in range(3):  # warmup: kernels choose their plans and workspaces
                     self.position.zero_()
                     self._step(self.position)
                 self.position.zero_()
-            # Other threads may use the device meanwhile.
+            # thread_local: other threads may use the device meanwhile.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._step(self.position)
             torch.cuda.current_stream().wait_stream(stream)
@@ -154,9 +161,15 @@ def draw(
     prefix: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Draws b candidates of one caption: int64 [b, m].
+    """Draws b candidates of one caption.
 
-    text_tokens: int64 [t]; uniforms: [b, m]; the rest as for `Generator.draw`.
+    Args:
+        text_tokens: int64 [t], padded.
+        uniforms: [b, m] in [0, 1), see `candidate_uniforms`.
+        options, prefix, on_step: as for `Generator`.
+
+    Returns:
+        Image tokens, int64 [b, m], on the CPU.
     """
     generator = Generator(prior, 1, len(uniforms), options)
     return generator.draw(text_tokens[None], uniforms[None], prefix, on_step)[0]
@@ -169,10 +182,17 @@ def complete_text(
     uniforms: Tensor,
     options: SamplingOptions | None = None,
 ) -> list[int]:
-    """Continues a caption: token ids from the first given to the last before its end.
+    """Continues a caption.
 
-    given: the caption's first tokens; uniforms: [text_length] in [0, 1). Each position's number
-    draws its token, so the result does not depend on how much is given.
+    Args:
+        given: the caption's first tokens.
+        uniforms: [text_length] in [0, 1), one for each position, whether it is given or drawn.
+
+    Returns:
+        The token ids, those given included, without the end of the caption.
+
+    Raises:
+        ValueError: the options ask for guidance.
     """
     options = options or SamplingOptions()
     if options.guidance != 1:

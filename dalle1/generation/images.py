@@ -1,4 +1,4 @@
-"""Tokens of a prior's grid to images by a codec, a few at a time.
+"""Decodes tokens of a prior's grid to images, a few at a time.
 
 Dimensions: b images, m image positions (rows x columns of the grid), H W image height and width.
 """
@@ -14,7 +14,7 @@ from dalle1.common.weights import device_of
 from dvae.codec import Codec
 
 LARGEST_BATCH = 512
-WIDTH = 256  # channels of a decoder's largest maps: the paper's; few codecs have more
+WIDTH = 256  # channels of a decoder's largest feature maps in the paper; few codecs have more
 
 
 @torch.inference_mode()
@@ -27,10 +27,15 @@ def decode(codec: Codec, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def decode_rows(codec: Codec, tokens: Tensor, rows: int, grid: tuple[int, int]) -> Tensor:
-    """The upper rows of images of which so many rows of tokens [b, m] are drawn: float32
-    [b, 3, rows x out_stride, W] in [0, 1], on the CPU.
+    """The upper part of images of which the first `rows` token rows are drawn.
 
-    A codec that cannot decode rows alone gets its token 0 for what is not drawn.
+    A codec that cannot decode rows alone gets token 0 for what is not drawn.
+
+    Args:
+        tokens: int64 [b, m].
+
+    Returns:
+        float32 [b, 3, rows x out_stride, W] in [0, 1], on the CPU.
     """
     drawn = tokens[:, : rows * grid[1]]
     if codec.decodes_rows:
@@ -45,14 +50,17 @@ def image_size(codec: Codec, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def images_at_once(codec: Codec, grid: tuple[int, int]) -> int:
-    """Images that are decoded at once: on CUDA 16 of 256x256 pixels or about as many pixels, on
-    CPUs 16 of 32x32; larger maps leave the processor's cache."""
+    """Images that are decoded at once, by their number of pixels.
+
+    On CUDA 16 images of 256x256 pixels or about as many pixels, on CPUs 16 of 32x32: larger feature
+    maps leave the processor's cache.
+    """
     height, width = image_size(codec, grid)
     pixels = 2**20 if device_of(codec).type == "cuda" else 2**14
     return min(LARGEST_BATCH, max(1, pixels // (height * width)))
 
 
 def decoding_images_bytes(codec: Codec, grid: tuple[int, int]) -> int:
-    """About what decoding as many images as are decoded at once takes: a few maps each."""
+    """About the memory that decoding takes: a few feature maps of each image decoded at once."""
     height, width = image_size(codec, grid)
     return images_at_once(codec, grid) * 4 * 4 * WIDTH * height * width

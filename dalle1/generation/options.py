@@ -16,11 +16,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is drawn from its logits; the paper's are the defaults (section 2.6).
+    """How a token is drawn from its logits; the defaults are the paper's (section 2.6).
 
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_k: keeps the k likeliest tokens. top_p: keeps the smallest set of total mass >= p.
-    guidance: unconditional + guidance * (conditional - unconditional) logits; 1 is none.
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keeps the k likeliest tokens; None keeps all.
+        top_p: keeps the smallest set of tokens of total probability >= p; None keeps all.
+        guidance: classifier-free guidance, logits = unconditional + guidance * (conditional -
+            unconditional); 1 is none.
     """
 
     temperature: float = 1.0
@@ -40,7 +43,15 @@ class SamplingOptions:
 
 
 def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
-    """Tokens [b] by inverse transform of uniforms [b] under the options: logits [b, v]."""
+    """Draws a token of each row by inverse transform sampling.
+
+    Args:
+        logits: [b, v].
+        uniforms: [b] in [0, 1).
+
+    Returns:
+        Tokens, int64 [b].
+    """
     if options.temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits / options.temperature
@@ -49,20 +60,20 @@ def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> 
         logits = logits.masked_fill(logits < least, -torch.inf)
     if options.top_p is not None and options.top_p < 1:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        # A token goes when those before it already hold the mass; the likeliest always stays.
+        # A token is left out when likelier ones already have the mass; the likeliest always stays.
         surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
-    # Probabilities in 32 bits, their sums in 64: thousands of terms.
+    # The sums have thousands of terms, so they are in 64 bits.
     cumulative = F.softmax(logits, dim=-1).double().cumsum(dim=-1)
-    # Against the actual total, so that rounding never points behind the last token.
+    # Scaled by the actual total, so that rounding never leads beyond the last token.
     point = uniforms.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, point, right=True)[:, 0]
 
 
 def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: int) -> Tensor:
-    """Uniform numbers of candidates first ... first + count - 1: float64 [count, length].
+    """Uniform numbers in [0, 1) of candidates first ... first + count - 1: float64 [count, length].
 
-    Row i is a function of (seed, caption, first + i) alone: a counter-based generator for each.
+    Row i depends on (seed, caption, first + i) alone: each has a counter-based generator (Philox).
     """
     digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
     key = int.from_bytes(digest[:8], "little")

@@ -1,4 +1,4 @@
-"""A benchmark of a tiny random model on pictures with captions that the test writes."""
+"""A benchmark of a tiny random model on images with captions that the test writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SettingsMaker = Callable[..., RankSettings]
 
 @pytest.fixture
 def make_settings(model: Model, tmp_path: Path) -> SettingsMaker:
-    """Settings of a benchmark on five captions with pictures; keywords change them."""
+    """Settings of a benchmark on five captions with images; keywords change them."""
     model.save(tmp_path / "model")
     pairs = tmp_path / "pairs"
     pairs.mkdir()

@@ -1,4 +1,4 @@
-"""The benchmark's figures against counts by hand, and the whole of it as a user runs it."""
+"""The benchmark's figures against counts by hand, and all of it as a user runs it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from dalle1 import Model
 from dalle1.commands import evaluate
 from dalle1.common.config import load_settings
 from dalle1.evaluation import benchmark
-from dalle1.evaluation.candidates import ATTRIBUTES, NOT_CLAIMED, Draws, draw_all, read_draws
+from dalle1.evaluation.candidates import (
+    ATTRIBUTES,
+    NOT_CLAIMED,
+    CaptionCandidates,
+    draw_candidates,
+    read_candidates,
+)
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import (
     HELDOUT,
     UNSEEN,
     read_prompts,
     training_captions,
-    true_pictures,
+    true_images,
 )
 from dalle1.evaluation.run import FILES, prepare, run
 from tests.conftest import CAPTIONS, ModelMaker
@@ -36,37 +42,40 @@ from tests.training.worker import free_port
 ROOT = Path(__file__).parents[2]
 
 
-def judged(seed: int, claimed: list[int]) -> Draws:
+def checked_candidates(seed: int, claimed: list[int]) -> CaptionCandidates:
     """Five random candidates of which the claimed attributes are right or wrong."""
     g = torch.Generator().manual_seed(seed)
-    verdicts = torch.full((5, len(ATTRIBUTES)), NOT_CLAIMED, dtype=torch.int8)
-    verdicts[:, claimed] = torch.randint(2, (5, len(claimed)), generator=g, dtype=torch.int8)
-    return Draws(torch.zeros(5, 4), torch.rand(5, generator=g), verdicts)
+    checks = torch.full((5, len(ATTRIBUTES)), NOT_CLAIMED, dtype=torch.int8)
+    checks[:, claimed] = torch.randint(2, (5, len(claimed)), generator=g, dtype=torch.int8)
+    return CaptionCandidates(torch.zeros(5, 4), torch.rand(5, generator=g), checks)
 
 
 def test_curves_by_enumeration() -> None:
     """Attributes counted where a caption does not claim them, or of another candidate."""
-    draws = [judged(0, [0, 1, 2]), judged(1, [0, 1, 2, 4]), judged(2, [0, 1, 2, 4])]
-    found = benchmark.curves(draws, [1, 2, 4], resamples=20)
+    claims = [[0, 1, 2], [0, 1, 2, 4], [0, 1, 2, 4]]
+    candidates = [checked_candidates(seed, claimed) for seed, claimed in enumerate(claims)]
+    curves = benchmark.curves(candidates, [1, 2, 4], resamples=20)
     for n in (1, 2, 4):
         subsets = list(itertools.combinations(range(5), n))
-        first = [[max(s, key=lambda i, d=d: float(d.scores[i])) for s in subsets] for d in draws]
+        first = [
+            [max(s, key=lambda i, c=c: float(c.scores[i])) for s in subsets] for c in candidates
+        ]
 
         def mean(values: list[list[float]]) -> float:
             return sum(sum(v) / len(v) for v in values) / len(values)
 
-        pairs = list(zip(draws, first, strict=True))
-        score = mean([[float(d.scores[i]) for i in best] for d, best in pairs])
-        assert found["clip_score"][n]["mean"] == pytest.approx(score, abs=1e-6)
-        right = mean([[float(d.correct[i]) for i in best] for d, best in pairs])
-        assert found["accuracy"][n]["mean"] == pytest.approx(right)
-        some = [[float(any(d.correct[i] for i in s)) for s in subsets] for d in draws]
-        assert found["oracle"][n]["mean"] == pytest.approx(mean(some))
-        related = mean([[float(d.verdicts[i, 4]) for i in best] for d, best in pairs[1:]])
-        assert found["attributes"]["relation"][n]["mean"] == pytest.approx(related)
-        low, high = found["accuracy"][n]["interval"]
-        assert low <= found["accuracy"][n]["mean"] <= high
-    assert found["attributes"]["size"] == {} and found["attributes"]["background"] == {}
+        pairs = list(zip(candidates, first, strict=True))
+        score = mean([[float(c.scores[i]) for i in best] for c, best in pairs])
+        assert curves["clip_score"][n]["mean"] == pytest.approx(score, abs=1e-6)
+        right = mean([[float(c.correct[i]) for i in best] for c, best in pairs])
+        assert curves["accuracy"][n]["mean"] == pytest.approx(right)
+        some = [[float(any(c.correct[i] for i in s)) for s in subsets] for c in candidates]
+        assert curves["oracle"][n]["mean"] == pytest.approx(mean(some))
+        related = mean([[float(c.checks[i, 4]) for i in best] for c, best in pairs[1:]])
+        assert curves["attributes"]["relation"][n]["mean"] == pytest.approx(related)
+        low, high = curves["accuracy"][n]["interval"]
+        assert low <= curves["accuracy"][n]["mean"] <= high
+    assert curves["attributes"]["size"] == {} and curves["attributes"]["background"] == {}
 
 
 def test_flat_from() -> None:
@@ -81,29 +90,29 @@ def test_flat_from() -> None:
 
 
 def test_chosen_pictures(model: Model, make_settings: SettingsMaker) -> None:
-    """Pictures of the first N that are the best of another N, another blur or another caption."""
-    settings = make_settings(candidates=4, blur=[0, 2], shown=2)
+    """Images of the first N that are the best of another N, another blur or another caption."""
+    settings = make_settings(candidates=4, blur=[0, 2], sheet_captions=2)
     prompts = read_prompts(settings)
-    draw_all(model, prompts, settings, progress=False)
-    network = benchmark.network_of(model, CAPTIONS, settings)
-    found = benchmark.measure(model, prompts, settings, network)
-    draws = list(read_draws(prompts, settings))
-    pictures = found.results["groups"]["captions"]["pictures"]
+    draw_candidates(model, prompts, settings, progress=False)
+    network = benchmark.feature_network(model, CAPTIONS, settings)
+    measured = benchmark.measure(model, prompts, settings, network)
+    candidates = list(read_candidates(prompts, settings))
+    pictures = measured.results["groups"]["captions"]["pictures"]
     for n in (1, 2, 4):
-        best = [float(d.scores[:n].max()) for d in draws]
-        # The benchmark scores the pictures with 8 bits, as they would be saved.
+        best = [float(c.scores[:n].max()) for c in candidates]
+        # The benchmark scores the images with 8 bits, as they would be saved.
         assert pictures["0"][n]["clip_score"]["mean"] == pytest.approx(
             sum(best) / len(best), abs=2e-3
         )
         assert pictures["0"][n]["fid"] > 0 and pictures["2"][n]["inception_score"] >= 1
         assert pictures["2"][n]["clip_score"] != pictures["0"][n]["clip_score"]
         assert "accuracy" not in pictures["0"][n]
-    assert [p.caption for p in found.prompts] == CAPTIONS[:2]
-    for row, d in zip(found.best, draws, strict=False):
-        expected = [int(d.scores[:n].argmax()) for n in (1, 2, 4)]
-        whole = model.dvae.decode(d.tokens.reshape(-1, 4, 4))
-        for picture, i in zip(row, expected, strict=True):
-            torch.testing.assert_close(picture, whole[i])
+    assert [p.caption for p in measured.sheet_prompts] == CAPTIONS[:2]
+    for row, c in zip(measured.sheet_images, candidates, strict=False):
+        expected = [int(c.scores[:n].argmax()) for n in (1, 2, 4)]
+        decoded = model.dvae.decode(c.tokens.reshape(-1, 4, 4))
+        for image, i in zip(row, expected, strict=True):
+            torch.testing.assert_close(image, decoded[i])
 
 
 def test_page(model: Model, make_settings: SettingsMaker) -> None:
@@ -131,12 +140,12 @@ def test_page(model: Model, make_settings: SettingsMaker) -> None:
 
 
 def test_captions_alone(model: Model, make_settings: SettingsMaker, tmp_path: Path) -> None:
-    """Captions without pictures refused, or compared with nothing."""
+    """Captions without images refused, or compared with nothing."""
     file = tmp_path / "captions.txt"
     file.write_text("a red cat\n\n  a blue dog  \n", encoding="utf-8")
     settings = make_settings(data=str(file))
     assert [p.caption for p in read_prompts(settings)] == ["a red cat", "a blue dog"]
-    assert true_pictures(settings, 8) is None
+    assert true_images(settings, 8) is None
     page = run(prepare(settings), settings)
     assert page is not None
     results = json.loads((page.parent / "ranking.json").read_text())
@@ -144,14 +153,14 @@ def test_captions_alone(model: Model, make_settings: SettingsMaker, tmp_path: Pa
     assert point["fid"] is None and point["inception_score"] >= 1
 
 
-def test_true_pictures(make_settings: SettingsMaker) -> None:
-    """Pictures of another size than the model's, squeezed, or more than asked for."""
+def test_true_images(make_settings: SettingsMaker) -> None:
+    """Images of another size than the model's, squeezed, or more than asked for."""
     settings = make_settings(reference_images=3)
-    pictures = true_pictures(settings, 8)
-    assert pictures is not None
-    found = list(pictures)
-    assert len(found) == 3 and {p.shape for p in found} == {(3, 8, 8)}
-    assert all(float(p.min()) >= 0 and 0.2 < float(p.max()) <= 1 for p in found)
+    true = true_images(settings, 8)
+    assert true is not None
+    images = list(true)
+    assert len(images) == 3 and {i.shape for i in images} == {(3, 8, 8)}
+    assert all(float(i.min()) >= 0 and 0.2 < float(i.max()) <= 1 for i in images)
 
 
 def test_prompts_of_the_built_in_data() -> None:
@@ -186,6 +195,12 @@ def test_settings_errors(
         make_settings(**changes)
 
 
+def test_former_names_of_settings(make_settings: SettingsMaker) -> None:
+    """A file of settings of the release before that is refused, or read without its value."""
+    with pytest.warns(FutureWarning, match="'shown' is called 'sheet_captions' now"):
+        assert make_settings(shown=3).sheet_captions == 3
+
+
 def test_mistakes_before_anything_is_drawn(
     make_model: ModelMaker, make_settings: SettingsMaker, tmp_path: Path
 ) -> None:
@@ -209,24 +224,26 @@ def test_mistakes_before_anything_is_drawn(
 @pytest.mark.slow
 def test_two_ranks_and_one(model: Model, make_settings: SettingsMaker, tmp_path: Path) -> None:
     """Ranks that report before the others are done, or figures that depend on their number."""
-    found = {}
-    for ranks in (1, 2):
-        settings = make_settings(run=str(tmp_path / f"run-{ranks}"))
-        file = tmp_path / f"rank-{ranks}.yaml"
+    results = {}
+    for world_size in (1, 2):
+        settings = make_settings(run=str(tmp_path / f"run-{world_size}"))
+        file = tmp_path / f"rank-{world_size}.yaml"
         file.write_text(yaml.safe_dump(settings.model_dump()))
         port = free_port()
-        logs = [tmp_path / f"log-{ranks}-{rank}.txt" for rank in range(ranks)]
+        logs = [tmp_path / f"log-{world_size}-{rank}.txt" for rank in range(world_size)]
         processes = []
-        for rank in range(ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        for rank in range(world_size):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
             processes.append(Forked(evaluate.main, [str(file)], log=logs[rank], environment=place))
         codes = [process.wait() for process in processes]
         outputs = [log.read_text() for log in logs]
-        assert codes == [0] * ranks, outputs
+        assert codes == [0] * world_size, outputs
         assert "index.html" in outputs[0] and "index.html" not in "".join(outputs[1:])
-        found[ranks] = json.loads((tmp_path / f"run-{ranks}" / "ranking.json").read_text())
-    assert found[1]["groups"] == found[2]["groups"]
+        results[world_size] = json.loads(
+            (tmp_path / f"run-{world_size}" / "ranking.json").read_text()
+        )
+    assert results[1]["groups"] == results[2]["groups"]
 
 
 def test_launch_names_mistakes(tmp_path: Path) -> None:

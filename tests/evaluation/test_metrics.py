@@ -33,7 +33,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_fid_and_inception_score() -> None:
-    """Figures of another definition, true and drawn pictures mixed up, or a batch forgotten."""
+    """Figures of another definition, true and drawn images mixed up, or a batch forgotten."""
     g = torch.Generator().manual_seed(0)
     true = torch.randn(50, 4, generator=g) @ torch.randn(4, 4, generator=g) + 1
     drawn, logits = torch.randn(30, 4, generator=g), torch.randn(30, 7, generator=g)
@@ -56,7 +56,7 @@ def test_fid_and_inception_score() -> None:
     assert found.values()["fid"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_no_fid_without_true_pictures() -> None:
+def test_no_fid_without_true_images() -> None:
     """A distance from nothing, or a crash in place of a gap."""
     found = Comparison(4, splits=1)
     found.add(torch.randn(5, 4), torch.randn(5, 3), real=False)
@@ -73,7 +73,7 @@ def test_no_fid_without_true_pictures() -> None:
 
 
 def test_blur() -> None:
-    """A blur of another width, along one axis, or of pictures in another order."""
+    """A blur of another width, along one axis, or of images in another order."""
     point = torch.zeros(2, 3, 41, 41)
     point[1, 1, 20, 20] = 1
     for radius in (1.0, 2.0):
@@ -150,7 +150,7 @@ def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_batches() -> None:
     """A last, shorter batch that is lost."""
-    pictures = [torch.full((3, 2, 2), float(i)) for i in range(5)]
-    found = list(batches(iter(pictures), 2))
+    images = [torch.full((3, 2, 2), float(i)) for i in range(5)]
+    found = list(batches(iter(images), 2))
     assert [len(part) for part in found] == [2, 2, 1]
-    assert torch.equal(torch.cat(found), torch.stack(pictures))
+    assert torch.equal(torch.cat(found), torch.stack(images))

@@ -81,7 +81,7 @@ def test_batch_fits_the_memory(
                 lambda free=free: SimpleNamespace(available=free),
             )
             batch = fitting_batch(model, candidates, 40, SamplingOptions(guidance=guidance))
-            c, b = batching._shape(40, candidates, batch)
+            c, b = batching._part_shape(40, candidates, batch)
             taken = c * (1 if guidance == 1 else 2) * cache_bytes(config, b)
             assert 1 <= c * b <= batch <= batching.LARGEST_CPU_BATCH
             assert taken <= free / 2 or batch == 1
