@@ -153,6 +153,6 @@ def rank_of(host: Host) -> int:
     (started,) = host.ranks()
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(started).children():
-            if any("launch/train.py" in word for word in child.cmdline()):
+            if "dalle1.commands.train" in child.cmdline():
                 return child.pid
     return started
