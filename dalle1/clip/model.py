@@ -212,7 +212,7 @@ class CLIP(nn.Module):
                 nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
 
     def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Pictures as the image encoder reads them: [b, 3, image_size, image_size], normalized.
+        """Images as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
         images: pixels [b, 3, H, W] in [0, 1], or PIL images of any mode and size. As published:
         bicubic to the shorter side, center crop, mean and standard deviation of the config.
