@@ -192,7 +192,8 @@ def test_save_and_load(codec: DVAE, tmp_path: Path) -> None:
     """Weights cast or left out, a config that is not kept, other sections overwritten."""
     folder = tmp_path / "deep" / "codec"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"clip": {"width": 3}}')
+    other = {"kind": "clip", "width": 3}
+    (folder / "config.json").write_text(json.dumps({"format": 2, "ranker": other}))
     codec.save(folder)
     again = dvae.load(folder)
     assert not again.training
@@ -200,7 +201,7 @@ def test_save_and_load(codec: DVAE, tmp_path: Path) -> None:
     weights, expected = again.state_dict(), codec.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
-    assert json.loads((folder / "config.json").read_text())["clip"] == {"width": 3}
+    assert json.loads((folder / "config.json").read_text())["ranker"] == other
     assert {p.name for p in folder.iterdir()} == {"config.json", "dvae.safetensors"}
     images = torch.rand(1, 3, 8, 8)
     assert torch.equal(again.decode(again.encode(images)), codec.decode(codec.encode(images)))

@@ -12,6 +12,7 @@ import pytest
 
 from dalle1.data import shapes
 from dalle1.data.shapes import checker as shapes_checker
+from dalle1.data.shapes import dataset
 
 
 def test_samples_are_pure() -> None:
@@ -63,7 +64,7 @@ def test_scenes_are_plain() -> None:
     for number in range(4000):
         scene = shapes.draw_scene(rng, held_out=number % 2 == 1)
         for thing in scene.things:
-            low = shapes.MARGIN + thing.extent - 1e-9
+            low = dataset.MARGIN + thing.extent - 1e-9
             assert low <= thing.x <= 1 - low and low <= thing.y <= 1 - low
             assert thing.radius == shapes.SIZES[thing.size]
         if scene.relation is None:
@@ -78,8 +79,8 @@ def test_scenes_are_plain() -> None:
             "above": (down, across),
             "below": (-down, across),
         }[scene.relation]
-        assert along >= first.extent + second.extent + shapes.MIN_GAP - 1e-9
-        assert abs(aside) <= shapes.MAX_OFFSET + 1e-9
+        assert along >= first.extent + second.extent + dataset.MIN_GAP - 1e-9
+        assert abs(aside) <= dataset.MAX_OFFSET + 1e-9
 
 
 def test_palette_is_well_apart() -> None:
@@ -93,7 +94,7 @@ def test_palette_is_well_apart() -> None:
 def test_shapes_have_about_the_same_area() -> None:
     """A size that could be told from the shape: a big cross no larger than a small square."""
     for radius in shapes.SIZES.values():
-        x, y = shapes.grid(256)
+        x, y = dataset.grid(256)
         areas = [
             shapes.coverage(s, x - 0.5, y - 0.5, radius, 1 / 256).mean() for s in shapes.SHAPES
         ]
