@@ -1,6 +1,6 @@
 """Encoder, decoder and the codec made of both (paper section 2.1, appendix A.1-A.2).
 
-Dimensions: b batch, c channels, H W picture height and width, h w token grid, k codebook size.
+Dimensions: b batch, c channels, H W image height and width, h w token grid, k codebook size.
 The defaults are the paper's: 256x256 RGB, four groups, an 8,192-word codebook. Parameter names
 are those of the released weights (`blocks.group_1.block_1.res_path.conv_1.w`, ...).
 """
@@ -60,7 +60,7 @@ class DVAEConfig(BaseModel):
 
 
 class Conv2d(nn.Module):
-    """Convolution that keeps the picture's size; weights start N(0, 1 / (n_in k^2)), biases 0."""
+    """Convolution that keeps the image's size; weights start N(0, 1 / (n_in k^2)), biases 0."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, full_precision: bool = False) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The evidence lower bound of the discrete VAE (paper section 2.1, appendix A.2-A.3).
 
-Dimensions: b batch, c channels, H W picture, h w token grid, k codebook size.
+Dimensions: b batch, c channels, H W image, h w token grid, k codebook size.
 Pure functions; pixels are in [0, 1] and every likelihood is in nats.
 """
 
@@ -53,9 +53,9 @@ def gumbel_softmax(
     """A relaxed one-hot draw over dim 1, soft in forward and backward (section 2.1).
 
     logits [b, k, h, w], temperature tau > 0; as tau falls to 0 the draw becomes categorical.
-    generator: one for all, or one of each picture, whose draw then depends on it alone.
+    generator: one for all, or one of each image, whose draw then depends on it alone.
     """
-    # In one memory format, so that a picture's draw does not depend on the logits' either.
+    # In one memory format, so that an image's draw does not depend on the logits' either.
     noise = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     if generator is None or isinstance(generator, torch.Generator):
         noise.exponential_(generator=generator)

@@ -1,6 +1,6 @@
 """A start that uses the codebook at small sizes; not in the paper.
 
-Scaled down to flat 32x32 pictures, the paper's schedules collapse to a handful of codes within a
+Scaled down to flat 32x32 images, the paper's schedules collapse to a handful of codes within a
 hundred steps: nearly every position shows the same background (see docs/dvae.md). So the first
 steps train the same blocks without tokens: the two 1x1 convolutions next to the relaxation are
 replaced by one linear bottleneck, the loss is the squared error of the means. Then k-means centers

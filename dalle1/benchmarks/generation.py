@@ -1,4 +1,4 @@
-"""Whole pictures of one caption, with random weights: our generator, a plain cache, no cache.
+"""Whole images of one caption, with random weights: our generator, a plain cache, no cache.
 
 Dimensions: b candidates, t text positions, m image positions, s heads, d head size.
 """
@@ -35,10 +35,10 @@ ROOFLINE = (
 
 @dataclass
 class Run:
-    """One way to draw a picture."""
+    """One way to draw an image."""
 
     steps: Measured  # seconds a step, mean of each row of the grid; memory: of the cache
-    whole: float  # seconds of the whole picture, the caption included
+    whole: float  # seconds of the whole image, the caption included
     peak: int  # bytes, of the device or of this process so far
     tokens: Tensor  # int64 [b, m]
 
@@ -103,7 +103,7 @@ class _Rows:
 
 
 def draw_ours(transformer: Transformer, text: Tensor, uniforms: Tensor, batch: int) -> Run:
-    """By `Generator`, `batch` candidates at a time; what is done once for many pictures, such as
+    """By `Generator`, `batch` candidates at a time; what is done once for many images, such as
     packing and recording, is not counted."""
     device, grid = transformer.start_of_image.device, transformer.config.grid
     generator = Generator(transformer, 1, batch)
@@ -145,7 +145,7 @@ def draw_plain(transformer: Transformer, text: Tensor, uniforms: Tensor) -> Run:
 
 @torch.inference_mode()
 def recomputed_seconds(transformer: Transformer, candidates: int) -> float:
-    """Seconds of a picture if every step ran the whole stream so far: from a few lengths and at
+    """Seconds of an image if every step ran the whole stream so far: from a few lengths and at
     most 2 candidates, summed over the lengths and multiplied."""
     c, device = transformer.config, transformer.start_of_image.device
     few = min(2, candidates)
@@ -231,14 +231,14 @@ def report_sample(
         slow = recomputed_seconds(transformer, b)
         for name, run in runs.items():
             print(
-                f"    {name:12} {run.steps.text()} of cache, peak {run.peak / 2**20:,.0f} MB, a "
-                f"picture {run.whole:.2f} s, {b * m / run.whole:,.0f} tokens/s, "
-                f"{b / run.whole:.3f} pictures/s"
+                f"    {name:12} {run.steps.text()} of cache, peak {run.peak / 2**20:,.0f} MB, an "
+                f"image {run.whole:.2f} s, {b * m / run.whole:,.0f} tokens/s, "
+                f"{b / run.whole:.3f} images/s"
             )
         share = m * least / ours.whole
         print(
-            f"    recomputed   {1e3 * slow / m:9,.2f} ms a step, a picture {slow:,.0f} s, "
-            f"{b * m / slow:,.1f} tokens/s, {b / slow:.5f} pictures/s (extrapolated)"
+            f"    recomputed   {1e3 * slow / m:9,.2f} ms a step, an image {slow:,.0f} s, "
+            f"{b * m / slow:,.1f} tokens/s, {b / slow:.5f} images/s (extrapolated)"
         )
         print(
             f"    ours is {slow / ours.whole:,.0f} times as fast as recomputing and runs at "

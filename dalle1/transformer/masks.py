@@ -29,7 +29,7 @@ def image_allowed(pattern: Pattern, q: Tensor, k: Tensor, grid: int, kernel: int
         return (distance >= 0) & (distance % grid == 0)
     if pattern == "conv":
         # distance = grid * a + b for some 0 <= a <= h, |b| <= h; with wraparound, so b may cross
-        # the picture's edge. If any a fits, the one of the least |b| does.
+        # the image's edge. If any a fits, the one of the least |b| does.
         h = kernel // 2
         a = ((distance + grid // 2) // grid).clamp(0, h)  # the nearest row
         return ((distance - grid * a).abs() <= h) & (distance >= 0)
