@@ -50,9 +50,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.info = kept  # nothing that says to turn it again
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16 bits of grey; PIL's conversion would clip at 255
-        grey = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.round(grey / 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits of gray; PIL's conversion would clip at 255
+        gray = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.round(gray / 257).clip(0, 255).astype(np.uint8))
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")

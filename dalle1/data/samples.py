@@ -1,7 +1,7 @@
 """A raw sample: its image, its captions, and the reasons why it cannot be trained on.
 
 A bad sample raises `BadSample` with one of `CAUSES`. Converted rather than dropped
-(`common.images.to_rgb`): grey, palette, 16-bit, CMYK and transparent images, animations (their
+(`common.images.to_rgb`): gray, palette, 16-bit, CMYK and transparent images, animations (their
 first frame), images that their EXIF turns, and those whose file ending is another format's.
 """
 

@@ -287,7 +287,7 @@ class _Look:
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """All of an image in a square, on grey."""
+    """All of an image in a square, on gray."""
     return ImageOps.pad(image, (SIDE, SIDE), color=(200, 200, 200))
 
 
