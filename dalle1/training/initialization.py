@@ -104,7 +104,10 @@ def _kind(stage: str) -> Kind:
 def _shape(config: RunConfig, folder: Path) -> Any:
     """The settings of the folder's part, of the kind that the stage trains."""
     role, name, _ = PARTS[config.stage]
-    section = dict(read_config(folder).get(role) or {})
+    try:
+        section = dict(read_config(folder).get(role) or {})
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
     found = section.pop("kind", None)
     if found != name:
         holds = f"a {role} of kind {found!r}" if found else f"no {role}"
