@@ -61,7 +61,7 @@ class Kind:
 
 
 @contextmanager
-def temporary_file(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends; after an error it is
     removed and `path` is as before."""
     temporary = path.with_name(path.name + ".tmp")
@@ -161,14 +161,14 @@ def write_section(folder: Path, role: str, section: Mapping[str, Any] | None) ->
     config: dict[str, Any] = read_config(folder) if path.exists() else {"format": FORMAT}
     config[role] = section
     content = {name: value for name, value in config.items() if value is not None}
-    with temporary_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Writes a module's weights as safetensors."""
     weights = {name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}
-    with temporary_file(path) as temporary:
+    with replacing(path) as temporary:
         save_file(weights, temporary)
 
 

@@ -12,20 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dvae.storage import replacing as replacing
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends; after an error it is
-    removed and `path` is as before."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
