@@ -1,4 +1,4 @@
-"""Files that are complete or not there, by a temporary file and a rename; tars; full disks."""
+"""Files: text in UTF-8, written whole or not at all; paths as users type them; tars; full disks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,55 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, whatever the locale, without the mark (U+FEFF) that some editors put in
+    front.
+
+    Raises OSError, or UnicodeDecodeError (a ValueError) where it is no UTF-8.
+    """
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def expand_home(path: str) -> str:
+    """A path or an address as it was typed, with the home folder for a `~` or `~user` in front.
+
+    A shell leaves the `~` of `run=~/out` alone.
+    """
+    return os.path.expanduser(path)
+
+
+def check_writable(folder: str | Path, name: str) -> None:
+    """Raises ValueError where files cannot be written into a folder, which need not exist yet.
+
+    To be called before the work whose results go there. Nothing of the attempt stays.
+
+    Args:
+        folder: where something is to be written.
+        name: of the setting or option, for the message.
+    """
+    folder = Path(folder)
+    missing: list[Path] = []
+    try:
+        # Tried, since permissions do not tell of read-only and virtual file systems.
+        for parent in (folder, *folder.parents):
+            if parent.exists():
+                break
+            missing.append(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "it is a file" if folder.is_file() else error.strerror or error
+        raise ValueError(
+            f"{name}: expected a folder that can be written, got {str(folder)!r} ({why}); name "
+            "another"
+        ) from error
+    finally:
+        for made in missing:
+            with suppress(OSError):  # another process has written there meanwhile
+                made.rmdir()
 
 
 def flush(file: Any) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dalle1.common.files import add_file, replacing, write_text
+from dalle1.common.files import (
+    add_file,
+    check_writable,
+    expand_home,
+    read_text,
+    replacing,
+    write_text,
+)
 
 
 def test_a_failure_leaves_the_former_file(tmp_path: Path) -> None:
@@ -34,3 +41,34 @@ def test_tars_of_the_same_content_are_the_same_bytes() -> None:
         (member,) = tar.getmembers()
         assert (member.name, member.size, member.mtime, member.uid) == ("a.txt", 3, 0, 0)
         assert tar.extractfile(member).read() == b"one"  # type: ignore[union-attr]
+
+
+def test_text_is_read_as_utf8_without_the_mark_of_an_editor(tmp_path: Path) -> None:
+    """U+FEFF in front of the first caption; the locale's encoding instead of UTF-8."""
+    for head in ("", "\ufeff"):
+        (tmp_path / "a.txt").write_text(head + "a red ü\n", encoding="utf-8")
+        assert read_text(tmp_path / "a.txt") == "a red ü\n"
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_tilde_in_front_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called `~`, or a `~` in the middle of a name expanded."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert expand_home("~/out/{0..3}.tar") == "/home/somebody/out/{0..3}.tar"
+    assert expand_home("~") == "/home/somebody"
+    for path in ("out/~/a", "out", "pipe:cat ~/a.tar", "", "a~"):
+        assert expand_home(path) == path
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """A traceback after hours of work; folders that the attempt leaves behind."""
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for place in (file, file / "below", Path("/proc/x"), Path("/sys/x/y"), tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError, match=r"^out: expected a folder that can be written, got"):
+            check_writable(place, "out")
+    check_writable(tmp_path / "a/b", "out")
+    check_writable(tmp_path, "out")
+    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "kept"
