@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,12 +24,17 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from dalle1.common.files import write_text
+from dalle1.common.files import read_text, write_text
 
 END_OF_CAPTION = 0  # the target at the first padding position; never an input
 END_TOKEN = "<|endofcaption|>"  # as the vocabulary spells it
 TOKENIZER = "tokenizer.json"  # in a model folder, and in the folder of a run that learned it
 BYTES = 256  # a byte-level vocabulary holds every byte, so no caption is out of it
+# In training a caption is cut before it is encoded: to so many bytes for each text position (the
+# mean of words is 5 in English, and under 10 in scripts of 3 bytes a letter), and to a few tokens
+# more than are kept, so that what merges at the cut is not kept.
+MAX_BYTES_PER_TOKEN = 10
+CUT_MARGIN = 16
 
 
 def padding_id(text_vocab: int, position: int) -> int:
@@ -50,8 +56,12 @@ class Tokenizer:
         bpe.encode_special_tokens = True
         self._bpe = bpe
         model = json.loads(bpe.to_str())["model"]
-        self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
         self._vocab: dict[str, int] = model["vocab"]
+        self._ranks: dict[tuple[int, int], int] = {}  # of a merge, by the ids of its two parts
+        self._merged: list[int] = []  # the id that a merge makes, by its rank
+        for rank, (left, right) in enumerate(model["merges"]):
+            self._ranks[self._vocab[left], self._vocab[right]] = rank
+            self._merged.append(self._vocab[left + right])
 
     @classmethod
     def train(
@@ -99,17 +109,20 @@ class Tokenizer:
     def tokens(self, caption: str, rng: random.Random | None = None) -> list[int]:
         """The caption's tokens, at most text_length - 1, without end or padding.
 
-        With `rng`, merges are dropped at random (BPE dropout): only for training. A longer
-        caption is cut with a warning, since the last position must hold the end. Raises
-        ValueError for a caption that is empty or no string.
+        With `rng`, merges are dropped at random (BPE dropout), and no more of a long caption is
+        read than the text positions can hold: only for training. A longer caption is cut with a
+        warning, since the last position must hold the end. Raises ValueError for a caption that
+        is empty or no string.
         """
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"caption: expected text, got {caption!r}")
+        caption, limit = caption.strip(), self.text_length - 1
+        if rng is not None:
+            caption = self._readable(caption)
         if rng is not None and self.dropout:
-            ids = self._dropped_out(caption.strip(), rng)
+            ids = self._dropped_out(caption, rng)
         else:
-            ids = self._bpe.encode(caption.strip(), add_special_tokens=False).ids
-        limit = self.text_length - 1
+            ids = self._bpe.encode(caption, add_special_tokens=False).ids
         if len(ids) > limit:
             if rng is None:  # with dropped merges a caption is longer by chance: no news
                 warnings.warn(
@@ -119,28 +132,73 @@ class Tokenizer:
             ids = ids[:limit]
         return ids
 
+    def _readable(self, caption: str) -> str:
+        """The beginning of a caption that its tokens can come from."""
+        size = MAX_BYTES_PER_TOKEN * self.text_length
+        # Letters first: most of a caption of 1 MB need not be encoded at all.
+        caption = caption[:size].encode(errors="replace")[:size].decode(errors="ignore")
+        enough = self.text_length - 1 + CUT_MARGIN
+        if len(caption) <= enough:
+            return caption
+        found = self._bpe.encode(caption, add_special_tokens=False)
+        return caption if len(found) <= enough else caption[: found.offsets[enough - 1][1]]
+
     def _dropped_out(self, caption: str, rng: random.Random) -> list[int]:
         """Ids with each possible merge passed over with probability `dropout`, at every turn.
 
         Provilkov et al. 2020, algorithm 1. Done here because the library's own dropout cannot be
         seeded, and a resumed run must see the same tokens.
         """
-        ids = []
+        ids: list[int] = []
         normal = self._bpe.normalizer.normalize_str(caption)
         for word, _ in self._bpe.pre_tokenizer.pre_tokenize_str(normal):
-            parts = list(word)
-            while len(parts) > 1:
-                possible = [
-                    (self._ranks[pair], i)
-                    for i, pair in enumerate(pairwise(parts))
-                    if pair in self._ranks and rng.random() >= self.dropout
-                ]
-                if not possible:
-                    break
-                _, i = min(possible)
-                parts[i : i + 2] = [parts[i] + parts[i + 1]]
-            ids += [self._vocab[part] for part in parts]
+            ids += self._merge([self._vocab[byte] for byte in word], rng.random)
+            if len(ids) >= self.text_length:
+                break
         return ids
+
+    def _merge(self, ids: list[int], uniform: Callable[[], float]) -> list[int]:
+        """The ids of a word, of its bytes at first, after merges with dropout.
+
+        The algorithm tosses a coin for every possible merge at every turn and applies the best
+        that is left. Only coins of merges that are better than that one matter. So possible merges
+        are held in order, and coins are tossed from the best on until one is not dropped, in place
+        of a scan of all of them. The places are a linked list.
+        """
+        ranks, dropout = self._ranks, self.dropout
+        bits = len(ids).bit_length()
+        mask = (1 << bits) - 1
+        # Of each place: the rank of the merge with the next part, -1 for none.
+        rank_at = [ranks.get(pair, -1) for pair in pairwise(ids)] + [-1]
+        # A merge is a number, its rank and then its place, so the heap has the algorithm's order:
+        # of equal ranks the leftmost. One whose place has another rank by now is out of date.
+        possible = [rank << bits | i for i, rank in enumerate(rank_at) if rank >= 0]
+        heapify(possible)
+        ids.append(-1)  # behind the last part, where nothing merges
+        following, previous = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))
+        dropped: list[int] = []
+        while possible:
+            merge = heappop(possible)
+            i, rank = merge & mask, merge >> bits
+            if rank_at[i] != rank:
+                continue
+            if uniform() < dropout:
+                dropped.append(merge)
+                continue
+            gone = following[i]
+            after = following[i] = following[gone]
+            previous[after] = i
+            ids[i] = self._merged[rank]
+            ids[gone] = rank_at[gone] = -1
+            for left, right in ((previous[i], i), (i, after)):
+                if left >= 0:
+                    rank_at[left] = rank = ranks.get((ids[left], ids[right]), -1)
+                    if rank >= 0:
+                        heappush(possible, rank << bits | left)
+            for merge in dropped:  # possible again at the next turn
+                heappush(possible, merge)
+            dropped.clear()
+        return [part for part in ids if part >= 0]
 
     def encode(self, captions: str | Sequence[str], rng: random.Random | None = None) -> Tensor:
         """Padded ids for the transformer: one caption or b of them -> int64 [b, text_length].
@@ -195,7 +253,7 @@ class Tokenizer:
         """Reads what `save` wrote; ValueError when the file is missing or not of its kind."""
         path = Path(path)
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(read_text(path))
             bpe = BPE.from_str(json.dumps(content["bpe"]))
             return cls(bpe, int(content["text_length"]), float(content["dropout"]))
         except FileNotFoundError as error:

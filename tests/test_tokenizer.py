@@ -6,6 +6,9 @@ import json
 import random
 import unicodedata
 import warnings
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -153,6 +156,97 @@ def test_dropout_of_nothing_is_the_library(wide: Tokenizer) -> None:
     captions = ["".join(rng.choice(letters) for _ in range(60)) + "x" for _ in range(50)]
     for caption in [*captions, *CAPTIONS, *MANY]:
         assert never.tokens(caption, rng) == never.tokens(caption)
+
+
+def scanned(tokenizer: Tokenizer, word: str, dropout: float) -> dict[tuple[str, ...], float]:
+    """Algorithm 1 of Provilkov et al. as it is written, with every coin: {parts: probability}."""
+    merges = json.loads(tokenizer._bpe.to_str())["model"]["merges"]
+    ranks = {tuple(pair): rank for rank, pair in enumerate(merges)}
+    found: dict[tuple[str, ...], float] = {}
+
+    def turn(parts: tuple[str, ...], probability: float) -> None:
+        places = [i for i, pair in enumerate(pairwise(parts)) if pair in ranks]
+        for coins in product((True, False), repeat=len(places)):
+            kept = [i for i, keep in zip(places, coins, strict=True) if keep]
+            p = probability * (1 - dropout) ** len(kept) * dropout ** (len(places) - len(kept))
+            if not kept:
+                found[parts] = found.get(parts, 0) + p
+                continue
+            i = min(kept, key=lambda i: (ranks[parts[i], parts[i + 1]], i))
+            turn((*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]), p)
+
+    turn(tuple(word), 1.0)
+    return found
+
+
+@pytest.mark.parametrize("word", ["Ġthe", "Ġaaaa", "Ġred"])
+@pytest.mark.parametrize("dropout", [0.1, 0.6])
+def test_dropout_draws_what_the_algorithm_enumerates(word: str, dropout: float) -> None:
+    """Coins of the best merge alone, merges dropped for good, or a turn that ends too early."""
+    base = Tokenizer.train([*CAPTIONS, "aaaa aaa", "the red thread"] * 9, 300, 50, dropout)
+    expected = scanned(base, word, dropout)
+    assert len(expected) >= 4
+    rng, draws, counts = random.Random(0), 20_000, Counter[tuple[str, ...]]()
+    for _ in range(draws):
+        counts[tuple(map(base._bpe.id_to_token, base.tokens(word[1:], rng)))] += 1
+    assert set(counts) <= set(expected)
+    for parts, p in expected.items():
+        assert counts[parts] / draws == pytest.approx(p, abs=5 * (p * (1 - p) / draws) ** 0.5)
+
+
+LONG = {  # 1 MB each, about
+    "one word": "x" * 1_000_000,
+    "letters of three bytes": "猫の絵" * 110_000,
+    "letters of four bytes": "🐱🇫🇷" * 80_000,
+    "words": "a red cat on a mat " * 52_000,
+    "space": "a" + " " * 1_000_000 + "b",
+    "accents apart": "e\u0301" * 330_000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_no_more_of_a_caption_is_read_than_its_positions_hold(
+    kind: str, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that grows with the caption, or with its square, for tokens that are cut off anyway."""
+    tokenizer = Tokenizer.train([*CAPTIONS, "猫の絵", "xxxxxxxx"], 300, 40, dropout)
+    work = Counter[str]()
+    merge, encode = tokenizer._merge, tokenizer._bpe.encode
+
+    def counted(ids: list[int], uniform: Callable[[], float]) -> list[int]:
+        work["bytes"] += len(ids)
+
+        def coin() -> float:
+            work["coins"] += 1
+            return uniform()
+
+        return merge(ids, coin)
+
+    class Encoder:
+        def __getattr__(self, name: str) -> object:
+            return getattr(original, name)
+
+        def encode(self, text: str, **options: object) -> object:
+            work["letters"] += len(text)
+            return encode(text, **options)
+
+    original = tokenizer._bpe
+    monkeypatch.setattr(tokenizer, "_merge", counted)
+    monkeypatch.setattr(tokenizer, "_bpe", Encoder())
+    ids = tokenizer.tokens(LONG[kind], random.Random(0))
+    assert len(ids) == 39 or kind == "space"
+    assert work["letters"] <= 2 * 400 and work["bytes"] <= 400 and work["coins"] <= 2 * 400
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_what_is_read_of_a_long_caption_begins_as_it_does_in_full(kind: str) -> None:
+    """Tokens of the caption's rest, or a cut that shows in what is kept."""
+    tokenizer = Tokenizer.train([*CAPTIONS, "猫の絵", "xxxxxxxx"], 300, 40, 0.0)
+    ids = tokenizer.tokens(LONG[kind], random.Random(0))
+    with pytest.warns(UserWarning, match="is cut to 39"):
+        full = tokenizer.tokens(LONG[kind])
+    assert ids == full[: len(ids)] and ids
 
 
 @pytest.mark.parametrize("caption", ["", "  \n", None, 3, b"a cat"])

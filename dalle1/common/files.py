@@ -55,14 +55,14 @@ def check_writable(folder: str | Path, name: str) -> None:
     try:
         # Tried, since permissions do not tell of read-only and virtual file systems.
         for parent in (folder, *folder.parents):
-            if parent.exists():
+            if os.path.exists(parent):
                 break
             missing.append(parent)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror or error
+        why = "it is a file" if os.path.isfile(folder) else error.strerror or error
         raise ValueError(
             f"{name}: expected a folder that can be written, got {str(folder)!r} ({why}); name "
             "another"

@@ -28,6 +28,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that lacks it (Apple's GPUs)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":

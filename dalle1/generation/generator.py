@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle1.common.weights import device_of
-from dalle1.generation.options import SamplingOptions, sample_token
+from dalle1.generation.options import SamplingOptions, check_drawn, draw_token, sample_token
 from dalle1.protocols import Prior, TextPrior
 from dalle1.tokenizer import END_OF_CAPTION
 
@@ -58,13 +58,13 @@ class Generator:
         self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=self.device)
         self.last_tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.drawn = torch.ones(1, dtype=torch.bool, device=self.device)  # whether all tokens were
         self.graph = self._capture() if cuda and self.static else None
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Makes the model's device the current one, which events and graphs belong to."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    @torch.inference_mode()
     def draw(
         self,
         text_tokens: Tensor,
@@ -80,7 +80,21 @@ class Generator:
             prefix: int64 [p] image tokens that every candidate begins with.
             on_step: called whenever a row of the grid is done, with the number of positions done
                 and the tokens [c, b, m], of which that many positions are drawn.
+
+        Raises:
+            ValueError: logits are not finite.
         """
+        with torch.inference_mode():
+            tokens = self._draw(text_tokens, uniforms, prefix, on_step)
+        return tokens.clone()  # outside: a loss takes no tensor of the inference mode
+
+    def _draw(
+        self,
+        text_tokens: Tensor,
+        uniforms: Tensor,
+        prefix: Tensor | None,
+        on_step: Callable[[int, Tensor], None] | None,
+    ) -> Tensor:
         given = 0 if prefix is None else len(prefix)
         text_tokens = text_tokens.to(self.device)
         if self.passes == 2:
@@ -89,6 +103,7 @@ class Generator:
         self.uniforms.copy_(rearrange(uniforms, "c b m -> (c b) m"))
         self.last_tokens.fill_(self.prior.image_vocab)  # the start
         self.position.fill_(given)
+        self.drawn.fill_(True)
         if prefix is not None and given:
             prefix = prefix.to(self.device)
             self.tokens[:, :given] = prefix
@@ -116,9 +131,17 @@ class Generator:
                 if row_done is not None:
                     row_done.synchronize()
                 row_done = event
+            else:
+                self._check_drawn()
             if on_step:
                 on_step(p + 1, shaped)
-        return shaped.to("cpu", copy=True)  # the next draw overwrites self.tokens
+        self._check_drawn()
+        return shaped.cpu()
+
+    def _check_drawn(self) -> None:
+        weights = self.prior.parameters() if isinstance(self.prior, nn.Module) else iter(())
+        dtype = next((w.dtype for w in weights), torch.float32)
+        check_drawn(self.drawn, self.options, dtype)
 
     def _step(self, position: int | Tensor) -> None:
         """Draws the token of one position for every row."""
@@ -127,14 +150,15 @@ class Generator:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + self.options.guidance * (conditional - unconditional)
         if isinstance(position, int):
-            tokens = sample_token(logits, self.uniforms[:, position], self.options)
+            tokens, drawn = draw_token(logits, self.uniforms[:, position], self.options)
             self.tokens[:, position] = tokens
         else:
             uniforms = self.uniforms.index_select(1, position)[:, 0]
-            tokens = sample_token(logits, uniforms, self.options)
+            tokens, drawn = draw_token(logits, uniforms, self.options)
             self.tokens.index_copy_(1, position, tokens[:, None])
             self.position += 1
         self.last_tokens[:, 0] = tokens
+        self.drawn &= drawn.all()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The step as a CUDA graph; `draw` overwrites what its warmup leaves in the caches."""

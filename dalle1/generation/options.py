@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle1.common.hardware import widest_float
+
+# Logits are float32: below the smallest temperature that divides them 0 is meant.
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+LARGEST_TEMPERATURE = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -20,7 +26,8 @@ class SamplingOptions:
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keeps the k likeliest tokens; None keeps all.
+        top_k: keeps the k likeliest tokens, of equal ones those of the lowest ids; None keeps
+            all.
         top_p: keeps the smallest set of tokens of total probability >= p; None keeps all.
         guidance: classifier-free guidance, logits = unconditional + guidance * (conditional -
             unconditional); 1 is none.
@@ -46,28 +53,78 @@ def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> 
     """Draws a token of each row by inverse transform sampling.
 
     Args:
-        logits: [b, v].
+        logits: [b, v]; -inf rules a token out.
         uniforms: [b] in [0, 1).
 
     Returns:
         Tokens, int64 [b].
+
+    Raises:
+        ValueError: a row of logits holds NaN, infinity, or nothing but -inf.
     """
-    if options.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / options.temperature
+    tokens, drawn = draw_token(logits, uniforms, options)
+    check_drawn(drawn, options, logits.dtype)
+    return tokens
+
+
+def draw_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor]:
+    """`sample_token` that never waits for the device: what cannot be drawn is told, not raised.
+
+    Returns:
+        Tokens, int64 [b], each one of the vocabulary; whether it was drawn, bool [b], false where
+        the row's logits are no distribution.
+    """
+    logits = logits.float()
+    if options.temperature < SMALLEST_TEMPERATURE:
+        tokens = logits.argmax(dim=-1)
+        return tokens, logits.amax(dim=-1).isfinite()
+    if options.temperature < 1:
+        # The likeliest is 0 and the others negative, so that no temperature overflows it.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)).div_(options.temperature)
+    elif options.temperature > 1:
+        logits = logits / min(options.temperature, LARGEST_TEMPERATURE)
     if options.top_k is not None and options.top_k < logits.shape[-1]:
-        least = logits.topk(options.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        logits = logits.masked_fill(_below_top(logits, options.top_k), -torch.inf)
     if options.top_p is not None and options.top_p < 1:
-        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         # A token is left out when likelier ones already have the mass; the likeliest always stays.
         surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
-    # The sums have thousands of terms, so they are in 64 bits.
-    cumulative = F.softmax(logits, dim=-1).double().cumsum(dim=-1)
-    # Scaled by the actual total, so that rounding never leads beyond the last token.
-    point = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, point, right=True)[:, 0]
+    # The sums have thousands of terms, so they are in 64 bits where the device has them.
+    wide = widest_float(logits.device)
+    cumulative = F.softmax(logits, dim=-1).to(wide).cumsum(dim=-1)
+    # Scaled by the actual total, and below it, so that rounding never leads beyond the last token.
+    total = cumulative[:, -1:]
+    point = uniforms.to(wide)[:, None] * total
+    point = point.minimum(total.nextafter(torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, point, right=True)[:, 0]
+    # Where a row is NaN, so is its total, and what is found is beyond the vocabulary.
+    return found.clamp(max=logits.shape[-1] - 1), total.isfinite()[:, 0]
+
+
+def _below_top(logits: Tensor, k: int) -> Tensor:
+    """Whether each is none of its row's k largest, bool [b, v]; of equal ones the first count."""
+    least = logits.topk(k, dim=-1).values[:, -1:]
+    below = logits < least
+    if logits.device.type == "cpu" and int(below.sum()) == below.numel() - k * len(logits):
+        return below  # no ties; a GPU does not wait for the answer
+    tied = logits == least
+    places = k - (logits > least).sum(dim=-1, keepdim=True, dtype=torch.int32)
+    return below | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) > places))
+
+
+def check_drawn(drawn: Tensor, options: SamplingOptions, dtype: torch.dtype) -> None:
+    """Raises ValueError where one of `draw_token`'s rows could not be drawn.
+
+    dtype: of the weights or activations that the logits come from, for the message.
+    """
+    if bool(drawn.all()):
+        return
+    guidance = "" if options.guidance == 1 else f", or a smaller guidance than {options.guidance:g}"
+    raise ValueError(
+        f"dtype: expected finite logits, got NaN or infinity: the activations are beyond what "
+        f"{dtype} holds; use torch.bfloat16 or torch.float32{guidance}"
+    )
 
 
 def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: int) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import statistics
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from dalle1 import TransformerConfig
 from dalle1.benchmarks import dataloading as data
-from dalle1.benchmarks import float16
+from dalle1.benchmarks import dropout, float16
 from dalle1.benchmarks import generation as sampling
 from dalle1.commands import benchmark
 from dalle1.data.transforms import augment_dalle, read_image
@@ -112,6 +114,21 @@ def test_data(
     assert all(0 <= values["waits"] <= 1 for values in found["waiting"].values())
     assert benchmark.main(["data", "configs/shapes/dalle.yaml"]) == 2
     assert benchmark.main(["data", "--samples", "7"]) == 2
+
+
+def test_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of another script or length than the table says, or times of no work."""
+    monkeypatch.setattr(dropout, "LETTERS", (10, 60))
+    out = tmp_path / "dropout.json"
+    assert benchmark.main(["dropout", "--repeats", "3", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["results"]
+    assert set(found) == {"Latin", "Cyrillic", "Chinese", "Devanagari", "Arabic"}
+    for script, times in found.items():
+        assert set(times) == {"10", "60"} and all(len(ms) == 3 for ms in times.values())
+        text = dropout.caption(script, 60, random.Random(0))
+        names = {unicodedata.name(c).split()[0].lower() for c in text if c.isalpha()}
+        assert len(text) == 60 and names == {"cjk" if script == "Chinese" else script.lower()}
+    assert benchmark.main(["dropout", "configs/shapes/dalle.yaml"]) == 2
 
 
 def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:

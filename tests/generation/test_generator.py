@@ -259,6 +259,100 @@ def test_choose_by_hand() -> None:
     assert chosen([0.73, 0.74], temperature=0.5, top_p=0.9) == [1, 3]
 
 
+def test_ties_are_cut_to_exactly_k_from_the_lowest_id() -> None:
+    """More than k tokens where several equal the k-th, as is common in 16 bits."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 50, generator=rng).mul(3).round() / 2  # nearly all have equals
+    points = torch.rand(64, 400, dtype=torch.float64, generator=rng)
+    for k in (1, 2, 3, 10, 49):
+        # Python's sort is stable: of equal tokens the lowest ids come first.
+        ranked = [sorted(range(50), key=lambda i: -row[i]) for row in logits.tolist()]
+        allowed = [set(order[:k]) for order in ranked]
+        options, drawn = SamplingOptions(top_k=k), [set[int]() for _ in range(400)]
+        for uniforms in points:
+            for row, token in enumerate(sample_token(logits, uniforms, options).tolist()):
+                drawn[row].add(token)
+        assert all(found <= kept for found, kept in zip(drawn, allowed, strict=True))
+        assert sum(map(len, drawn)) > 400 * min(k, 3) * 0.7  # and not fewer
+    greedy = sample_token(logits, points[0], SamplingOptions(temperature=0))
+    for same in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-40}):
+        assert torch.equal(sample_token(logits, points[0], SamplingOptions(**same)), greedy)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e30, 3e38])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-40, 1e-38, 1e-30, 1e-10])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature: float, scale: float) -> None:
+    """Logits that overflow to infinity and NaN, and an index beyond the vocabulary."""
+    logits = torch.tensor([[-1.0, 0.25, 1.0, 0.5], [0.5, -1.0, -0.5, -torch.inf]]) * scale
+    for point in (0.0, 0.5, 1 - 2**-53):
+        uniforms = torch.full((2,), point, dtype=torch.float64)
+        for other in ({}, {"top_k": 3}, {"top_p": 0.9}):
+            options = SamplingOptions(temperature=temperature, **other)  # type: ignore[arg-type]
+            assert sample_token(logits, uniforms, options).tolist() == [2, 0]
+
+
+def test_a_huge_temperature_draws_what_is_not_ruled_out_alike() -> None:
+    """A token of probability 0 that comes back, or NaN, where the temperature overflows."""
+    logits = torch.tensor([[9.0, -torch.inf, -9.0, 0.0]]).expand(4, -1)
+    points = torch.tensor([0.3, 0.34, 0.66, 0.67], dtype=torch.float64)
+    for temperature in (1e30, 1e39, 1e300):
+        options = SamplingOptions(temperature=temperature)
+        assert sample_token(logits, points, options).tolist() == [0, 2, 2, 3]
+
+
+def test_the_largest_number_draws_a_token_that_is_possible() -> None:
+    """A number that is rounded up to the total, and a token without probability behind it."""
+    logits = torch.tensor([[0.1, 0.2, 0.7, -torch.inf, -torch.inf]])
+    for dtype in (torch.float64, torch.float32):
+        for point in (1 - 2**-53, 1.0):
+            uniforms = torch.tensor([point], dtype=dtype)
+            assert sample_token(logits, uniforms, SamplingOptions()).tolist() == [2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}, {"guidance": 3.0}],
+)
+def test_logits_that_are_no_numbers_are_refused(bad: float, settings: dict[str, float]) -> None:
+    """An IndexError, or tokens drawn of NaN, where activations overflow a 16-bit dtype."""
+    logits = torch.zeros(3, 5, dtype=torch.float16)
+    uniforms, options = torch.full((3,), 0.5), SamplingOptions(**settings)  # type: ignore[arg-type]
+    assert sample_token(logits, uniforms, options).shape == (3,)
+    logits[1, 2] = bad
+    named = r"^dtype: .*torch\.float16" + (".*guidance than 3" if "guidance" in settings else "")
+    with pytest.raises(ValueError, match=named):
+        sample_token(logits, uniforms, options)
+    with pytest.raises(ValueError, match=r"^dtype"):
+        sample_token(torch.full((1, 5), -torch.inf), uniforms[:1], options)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_overflow_while_drawing_is_refused_before_anything_is_shown(
+    make_transformer: TransformerMaker, static: bool
+) -> None:
+    """Images of tokens that were drawn of NaN; an error that comes after all positions."""
+    transformer = copy.deepcopy(make_transformer())
+    text = torch.tensor([[3, 1, 13, 14, 15, 16]])
+    uniforms = candidate_uniforms(0, "x", 0, 2, 16)[None]
+    generator = Generator(transformer, 1, 2, static=static)
+    generator.draw(text, uniforms)
+    transformer.image_embedding.weight.data.fill_(math.nan)
+    shown: list[int] = []
+    with pytest.raises(ValueError, match=r"^dtype: expected finite logits.*torch\.float32"):
+        generator.draw(text, uniforms, on_step=lambda done, _: shown.append(done))
+    assert not shown
+
+
+def test_drawn_tokens_train(make_transformer: TransformerMaker) -> None:
+    """Tensors of the inference mode, which no loss accepts."""
+    transformer = make_transformer()
+    text = torch.tensor([3, 1, 13, 14, 15, 16])
+    tokens = draw(transformer, text, candidate_uniforms(0, "x", 0, 2, 16))
+    assert not tokens.is_inference()
+    transformer.loss(text.expand(2, -1), tokens).backward()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
