@@ -350,7 +350,7 @@ def test_drawn_tokens_train(make_transformer: TransformerMaker) -> None:
     text = torch.tensor([3, 1, 13, 14, 15, 16])
     tokens = draw(transformer, text, candidate_uniforms(0, "x", 0, 2, 16))
     assert not tokens.is_inference()
-    transformer.loss(text.expand(2, -1), tokens).backward()
+    transformer.loss(text.expand(2, -1), tokens).image.backward()
 
 
 @pytest.mark.parametrize(
