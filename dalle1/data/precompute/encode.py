@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dalle1 import registry
-from dalle1.common.config import differences
+from dalle1.common.config import Location, differences
 from dalle1.common.weights import check_finite, device_of, fingerprint
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
 from dalle1.data.samples import CAUSES
@@ -66,9 +66,13 @@ class TokenizeSettings(ViewSettings):
 
     renamed: ClassVar = {"dvae_model": "codec"}
 
-    data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
-    out: str = Field(description="folder of the token shards; on several machines, a shared one")
-    codec: str = Field(description="folder of the codec that encodes: of stage one, say")
+    data: Location = Field(
+        description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)"
+    )
+    out: Location = Field(
+        description="folder of the token shards; on several machines, a shared one"
+    )
+    codec: Location = Field(description="folder of the codec that encodes: of stage one, say")
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
     batch_size: int = Field(64, ge=1, description="images encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
