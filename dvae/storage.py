@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,19 @@ class Kind:
         return self.assets if self.weights is None else (self.weights, *self.assets)
 
 
-def expand_home(path: str | Path) -> str:
+def expand_home(path: str | os.PathLike[str]) -> str:
     """A path or an address as it was typed, with the home folder for a `~` or `~user` in front.
 
-    A shell leaves the `~` of `run=~/out` alone.
+    A shell leaves the `~` of `run=~/out` alone. A name that the locale cannot spell is its bytes in
+    UTF-8.
     """
-    return os.path.expanduser(path)
+    expanded = os.path.expanduser(path)
+    try:
+        os.fsencode(expanded)
+    except UnicodeEncodeError:
+        with suppress(UnicodeEncodeError):
+            return os.fsdecode(expanded.encode("utf-8", "surrogateescape"))
+    return expanded
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from dalle1.benchmarks.dataloading import report_dataloading
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.training import report_attention, report_training
-from dalle1.commands.command_line import exit_status, make_parser
+from dalle1.commands.command_line import as_path, exit_status, make_parser
 from dalle1.common.files import write_text
 from dalle1.common.hardware import DTYPES, default_device, device_name
 from dalle1.training.config import load_config
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=240, help="of half")
     parser.add_argument("--span", type=float, default=30, help="of half: gradients over 2^span")
     parser.add_argument(
-        "--figure", type=Path, default=Path("docs/half-precision.png"), help="of half: its file"
+        "--figure", type=as_path, default=Path("docs/half-precision.png"), help="of half: its file"
     )
     parser.add_argument("--samples", type=int, default=640, help="of data: images of a round")
     parser.add_argument("--workers", type=_integers, default="0,1,2", help="of data: processes")
-    parser.add_argument("--out", type=Path, help="a JSON file for all figures")
+    parser.add_argument("--out", type=as_path, help="a JSON file for all figures")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_intermixed_args(given)
     return exit_status(lambda: _benchmark(options, given))

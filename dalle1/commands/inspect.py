@@ -16,19 +16,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.common.files import write_text
+from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.common.files import expand_home, write_text
 from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("inspect", __doc__)
-    parser.add_argument("data", help="shards, a folder of tars, or a folder of pairs")
+    parser.add_argument(
+        "data", type=expand_home, help="shards, a folder of tars, or a folder of pairs"
+    )
     parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
     parser.add_argument("--samples", type=int, default=1000, help="that are read and decoded")
     parser.add_argument("--all", action="store_true", help="read and decode all samples")
-    parser.add_argument("--sheet", type=Path, help="file for a contact sheet of some samples")
+    parser.add_argument("--sheet", type=as_path, help="file for a contact sheet of some samples")
     parser.add_argument("--count", type=int, default=24, help="samples on the contact sheet")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     options = parser.parse_args(arguments)

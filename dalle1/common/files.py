@@ -20,9 +20,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8."""
+    """Writes a text file in UTF-8; what is no character, such as a name's odd bytes, is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_text(path: str | Path) -> str:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dalle1.common.config import differences
-from dalle1.common.files import flush, replacing, saying_what_is_missing, write_text
+from dalle1.common.files import expand_home, flush, replacing, saying_what_is_missing, write_text
 from dalle1.data.curation.dedup import DIGEST, Seen
 from dalle1.data.curation.filters import (
     CAUSES,
@@ -108,7 +108,8 @@ def filter_shards(
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    paths, out = [Path(path) for path in find_shards(data)], Path(out)
+    data, out = expand_home(data), Path(expand_home(out))
+    paths = [Path(path) for path in find_shards(data)]
     _check_paths(data, paths, out)
     report = FilterReport(asdict(settings) | packages(settings))
     _check_usable(data, paths, settings)

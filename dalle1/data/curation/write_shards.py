@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dalle1.common.files import (
     add_file,
+    expand_home,
     flush,
     replacing,
     saying_what_is_missing,
@@ -112,7 +113,7 @@ def write_shards(
             columns that are not there, an `out` that holds shards, or too little space for all.
         OSError: the disk is full after all; says how much is missing.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(expand_home(source)), Path(expand_home(out))
     _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
     _check_least(0, seed=seed)
     _check_unused(out)

@@ -219,9 +219,9 @@ def shard_name(address: str) -> str:
     """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
     nothing ends in .tar."""
     if is_remote(address):
-        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address)
+        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address, re.I)
         return str(found[-1]) if found else ""
-    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name)
+    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name, flags=re.I)
 
 
 def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
