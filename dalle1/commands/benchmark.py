@@ -32,7 +32,7 @@ from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.commands.command_line import as_path, exit_status, make_parser
-from dalle1.common.files import write_text
+from dalle1.common.files import check_writable_file, write_text
 from dalle1.common.hardware import DTYPES, default_device, device_name
 from dalle1.training.config import load_config
 from dalle1.transformer.config import Execution, TransformerConfig
@@ -69,12 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if min(options.batch, options.repeats, *options.candidates) < 1:
         raise ValueError("--batch, --repeats and --candidates must be 1 or more")
+    for name in ("out", "figure") if options.what == "half" else ("out",):
+        if path := getattr(options, name):
+            check_writable_file(path, f"--{name}")
     device = torch.device("cpu") if options.what == "half" else default_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(f"$ dalle1 benchmark {' '.join(given)}")
     results = BENCHMARKS[options.what](options, device)
     if options.out:
         content = {"device": device_name(device), "results": results}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.out, json.dumps(content, indent=1))
     return 0
 

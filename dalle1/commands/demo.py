@@ -20,7 +20,7 @@ import torch
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser, require_deepspeed
 from dalle1.common.config import load_settings
-from dalle1.common.files import read_text, write_text
+from dalle1.common.files import check_writable, read_text, write_text
 from dalle1.common.hardware import peak_memory
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     require_deepspeed("demo")
+    check_writable(options.runs, "--runs")
     seconds: dict[str, float] = {}
     for stage in STAGES:
         start = time.monotonic()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser
-from dalle1.common.files import expand_home, write_text
+from dalle1.common.files import check_writable_file, expand_home, write_text
 from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import (
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _filter(options: argparse.Namespace) -> int:
     settings = FilterSettings(**{f.name: getattr(options, f.name) for f in fields(FilterSettings)})
     report: Path | None = options.report
-    if report and report.is_dir():
-        raise ValueError(f"--report: expected a file, got the folder {str(report)!r}")
+    if report:
+        check_writable_file(report, "--report")
     found = filter_shards(
         options.data, options.out, settings, options.workers, progress=sys.stderr.isatty()
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser
-from dalle1.common.files import expand_home, write_text
+from dalle1.common.files import check_writable_file, expand_home, write_text
 from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 
 
@@ -39,12 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     sheet: Path | None = options.sheet
-    if sheet and sheet.suffix.lower() not in Image.registered_extensions():
+    kind = Image.registered_extensions().get(sheet.suffix.lower()) if sheet else None
+    if sheet and kind not in Image.SAVE:  # others can be read alone
         raise ValueError(
             f"--sheet: expected a name that ends in .png, .jpg or the like, got {str(sheet)!r}"
         )
     if sheet and options.count < 1:
         raise ValueError(f"--count: expected 1 or more, got {options.count}")
+    if sheet:
+        captions = sheet.with_name(f"{sheet.stem}_captions.txt")
+        for path in (sheet, captions):
+            check_writable_file(path, "--sheet")
     report = inspect(
         options.data,
         options.caption_key,
@@ -59,7 +64,6 @@ def _inspect(options: argparse.Namespace) -> int:
         draw_contact_sheet(report.images).save(sheet)
         # The sheet shortens long captions, and its font has the letters of English alone. The file
         # has another stem, or the two would be a pair to a reader of their folder.
-        captions = sheet.with_name(f"{sheet.stem}_captions.txt")
         texts = (" ".join(text.split()) for _, text in report.images)
         write_text(captions, "".join(f"{i}: {text}\n" for i, text in enumerate(texts, 1)))
         print(f"\n{sheet}, captions in full in {captions}")

@@ -21,6 +21,7 @@ from dalle1.commands.command_line import (
     open_image,
     open_model,
 )
+from dalle1.common.files import check_writable
 from dalle1.common.hardware import DTYPES
 from dalle1.sampling import sample
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
+    check_writable(options.out, "--out")
     result = sample(
         options.captions,
         model=open_model(options, DTYPES[options.dtype]),

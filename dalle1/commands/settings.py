@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.config import LOCATED, choices
-from dalle1.common.files import write_text
+from dalle1.common.files import check_writable_file, write_text
 from dalle1.data.precompute.encode import TokenizeSettings
 from dalle1.evaluation.config import RankSettings
 from dalle1.training.config import RunConfig
@@ -179,6 +179,7 @@ def _settings(options: argparse.Namespace) -> int:
         return 0
     if not PAGE.parent.is_dir():
         raise ValueError(f"--write: expected a checkout with {PAGE.parent}, got an installation")
+    check_writable_file(PAGE, "--write")
     write_text(PAGE, page())
     print(PAGE)
     return 0

@@ -38,7 +38,7 @@ def check_writable(folder: str | Path, name: str) -> None:
     """Raises ValueError where files cannot be written into a folder, which need not exist yet.
 
     To be called before the work whose results go there. Nothing of the attempt stays, and several
-    ranks may call it at once.
+    ranks may call it at once. A full disk stays an OSError.
 
     Args:
         folder: where something is to be written.
@@ -52,6 +52,8 @@ def check_writable(folder: str | Path, name: str) -> None:
         with tempfile.TemporaryDirectory(dir=there) as made:
             (Path(made) / path.relative_to(there)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         why = "it is a file" if os.path.isfile(folder) else error.strerror or error
         raise ValueError(
             f"{name}: expected a folder that can be written, got {str(folder)!r} ({why}); name "

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dalle1.common.files import (
     add_file,
+    check_writable,
     expand_home,
     flush,
     replacing,
@@ -116,6 +117,7 @@ def write_shards(
     source, out = Path(expand_home(source)), Path(expand_home(out))
     _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
     _check_least(0, seed=seed)
+    check_writable(out, "out")
     _check_unused(out)
     rows = partial(read_rows, source, image_column, caption_column)
     count, expected = 0, 0
@@ -298,8 +300,6 @@ def _check_least(least: int, **settings: int | None) -> None:
 
 
 def _check_unused(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
     former = sorted([*out.glob("*.tar"), *out.glob("*_stats.json")])
     if former:
         raise ValueError(

@@ -12,6 +12,7 @@ Dimensions: b samples, v views of each, R side of a view in pixels, m tokens of 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from dalle1 import registry
 from dalle1.common.config import Location, differences
+from dalle1.common.files import check_writable
 from dalle1.common.weights import check_finite, device_of, fingerprint
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
 from dalle1.data.samples import CAUSES
@@ -137,6 +139,7 @@ def tokenize(
     report = TokenizeReport()
     missing = [i for i in own if not _skipped(addresses[i], targets[i], made_with, report)]
     if missing:
+        check_writable(out, "out")
         _check_captions(settings, addresses)
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(codec, nn.Module):
@@ -226,8 +229,8 @@ def shard_name(address: str) -> str:
 
 def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
     """Where the token shard of each raw one goes."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
+    if not os.path.isdir(out):  # one with all shards may be for reading alone
+        check_writable(out, "out")
     targets: dict[Path, str] = {}
     for i, address in enumerate(addresses):
         if not is_remote(address) and Path(address).parent.resolve() == out.resolve():
