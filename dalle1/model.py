@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from dalle1 import registry
-from dalle1.common.files import write_text
+from dalle1.common.files import expand_home, write_text
 from dalle1.common.images import to_tensor
 from dalle1.common.weights import check_finite, device_of
 from dalle1.generation.generator import complete_text
@@ -185,7 +185,7 @@ class Model:
 
         Raises ValueError, before anything is written, for a part of a kind that is not registered.
         """
-        folder = Path(folder)
+        folder = Path(expand_home(folder))
         parts = {"prior": self.prior, "codec": self.codec, "ranker": self.ranker}
         kinds = {r: registry.kind_of(r, part) for r, part in parts.items() if part is not None}
         tokenizer = {"kind": registry.tokenizer_kind(self.tokenizer)}
@@ -251,7 +251,7 @@ def load(folder: str | Path) -> Model:
 
     Raises ValueError that names the file when one is missing, truncated or does not fit.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     if not folder.is_dir():
         raise ValueError(f"model: {folder} is no folder; training writes one as RUN/model")
     config = read_config(folder)

@@ -69,7 +69,7 @@ def tokenizer_kind(tokenizer: object) -> str:
 
 def load(role: str, folder: str | Path) -> Any:
     """A codec, prior or ranker of a model folder, in eval mode; ValueError as `load_part`."""
-    section = read_config(Path(folder)).get(role) or {}
+    section = read_config(folder).get(role) or {}
     if section.get("kind") not in KINDS[role]:
         _import_entry_points()
     return load_part(role, KINDS[role], folder)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.common.files import write_text
+from dalle1.common.files import expand_home, write_text
 from dalle1.common.images import contact_sheet, to_pil, to_tensor
 from dalle1.common.weights import device_of
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
@@ -45,7 +45,7 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Writes a PNG for each image, `sheet.png` and `result.json`; returns the folder."""
-        folder = Path(folder)
+        folder = Path(expand_home(folder))
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
         for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):

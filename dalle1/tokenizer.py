@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from dalle1.common.files import read_text, write_text
+from dalle1.common.files import expand_home, read_text, write_text
 
 END_OF_CAPTION = 0  # the target at the first padding position; never an input
 END_TOKEN = "<|endofcaption|>"  # as the vocabulary spells it
@@ -239,7 +239,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file: the BPE and, beside it, text_length and dropout."""
-        path = Path(path)
+        path = Path(expand_home(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "text_length": self.text_length,
@@ -251,7 +251,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Reads what `save` wrote; ValueError when the file is missing or not of its kind."""
-        path = Path(path)
+        path = Path(expand_home(path))
         try:
             content = json.loads(read_text(path))
             bpe = BPE.from_str(json.dumps(content["bpe"]))

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dvae.storage import expand_home
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
 LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the published have 100 kB
 
@@ -59,7 +61,7 @@ def read_tensors(
     Raises:
         ValueError: the file is missing, cut short, or names anything that is not allowed.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     try:
         with open(path, "rb") as file:
             start = file.read(8)

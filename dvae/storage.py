@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,21 @@ class Kind:
         return self.assets if self.weights is None else (self.weights, *self.assets)
 
 
+def expand_home(path: str | os.PathLike[str]) -> str:
+    """A path or an address as it was typed, with the home folder for a `~` or `~user` in front.
+
+    A shell leaves the `~` of `run=~/out` alone. A name that the locale cannot spell is its bytes in
+    UTF-8.
+    """
+    expanded = os.path.expanduser(path)
+    try:
+        os.fsencode(expanded)
+    except UnicodeEncodeError:
+        with suppress(UnicodeEncodeError):
+            return os.fsdecode(expanded.encode("utf-8", "surrogateescape"))
+    return expanded
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends; after an error it is
@@ -78,7 +93,7 @@ def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
 
     Raises OSError where the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     folder.mkdir(parents=True, exist_ok=True)
     if kind.weights is not None:
         save_weights(part, folder / kind.weights)
@@ -93,7 +108,7 @@ def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
     Raises ValueError that names the file when one is missing, truncated or does not fit, or when
     the folder holds no such part or one of a kind that is not known.
     """
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     section = dict(read_config(folder).get(role) or {})
     if not section:
         raise ValueError(f"{folder / CONFIG}: has no {role!r} section")
@@ -118,19 +133,20 @@ def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
 
 def has_part(role: str, folder: str | Path) -> bool:
     """Whether a folder's `config.json` has a section for the part."""
-    return bool(read_config(Path(folder)).get(role))
+    return bool(read_config(folder).get(role))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict[str, Any]:
     """The folder's `config.json` as format 2 has it, whichever it is written in.
 
     Raises ValueError when it is missing, no JSON object, or of a newer format.
     """
-    path = folder / CONFIG
+    path = Path(expand_home(folder)) / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder}: {CONFIG} is missing; is this a model folder?")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        # Without the mark (U+FEFF) that some editors put in front.
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: truncated or not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -108,6 +108,6 @@ def _enter(host: int) -> None:
     """Takes the namespaces of a process; Linux and root only."""
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in NAMESPACES:
-        with open(f"/proc/{host}/ns/{kind}") as space:
+        with open(f"/proc/{host}/ns/{kind}", "rb") as space:
             if libc.setns(space.fileno(), 0):
                 raise OSError(ctypes.get_errno(), f"namespace {kind} of process {host}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dalle1.evaluation.plots import Figure
+from dalle1.evaluation.plots import Figure, check_ending
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.gradient_scale import GradientScale
 from dalle1.transformer.layers import Layer
@@ -259,6 +259,7 @@ def report_float16(layers: int, width: int, updates: int, span: float, out: Path
         raise ValueError("--layers, --width and --updates must be 1 or more, --span 0 or more")
     if width > HEAD and width % HEAD:
         raise ValueError(f"--width: expected a multiple of {HEAD} or less, got {width}")
+    check_ending(out, "--figure")
     c = tiny_config(layers, width)
     print(
         f"{layers} layers of width {width}, {c.sequence.length} positions, batch {BATCH}, "
@@ -270,6 +271,7 @@ def report_float16(layers: int, width: int, updates: int, span: float, out: Path
         f"of its own, the gradient that enters a block falls by "
         f"2^{math.log2(sizes[0] / sizes[-1]):.1f} from the first block to the last"
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     plot(runs[span], span, out)
     print(f"figure: {out}")
     return {

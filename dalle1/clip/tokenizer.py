@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers.models import BPE as Merges
 from torch import Tensor
 
-from dalle1.common.files import write_text
+from dalle1.common.files import expand_home, read_text, write_text
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 
 WORD_END = "</w>"
@@ -49,12 +49,12 @@ class CLIPTokenizer:
 
         Raises ValueError when the file is missing, no vocabulary, or has fewer merges.
         """
-        path = Path(path)
+        path = Path(expand_home(path))
         try:
             content = path.read_bytes()
             if content[:2] == b"\x1f\x8b":
                 content = gzip.decompress(content)
-            lines = content.decode("utf-8").split("\n")[1:]
+            lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")[1:]
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: no CLIP vocabulary: {error}") from error
         count = vocab_size - 2 * 256 - 2
@@ -106,13 +106,14 @@ class CLIPTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file."""
-        write_text(Path(path), self._bpe.to_str())
+        write_text(Path(expand_home(path)), self._bpe.to_str())
 
     @classmethod
     def load(cls, path: str | Path) -> CLIPTokenizer:
         """Reads what `save` wrote; ValueError when it is missing or not of its kind."""
+        path = Path(expand_home(path))
         try:
-            return cls(BPE.from_str(Path(path).read_text()))
+            return cls(BPE.from_str(read_text(path)))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ValueError(f"{path}: not a CLIP tokenizer of this library: {error}") from error
 
@@ -136,7 +137,7 @@ def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokeni
         shared = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
         return shared if shared is not None and shared.vocab_size == vocab_size else None
     try:
-        ours = "bpe" in json.loads(path.read_text(encoding="utf-8"))
+        ours = "bpe" in json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error
     return Tokenizer.load(path) if ours else CLIPTokenizer.load(path)

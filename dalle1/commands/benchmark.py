@@ -34,8 +34,8 @@ from dalle1.benchmarks.dropout import report_dropout
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.training import report_attention, report_training
-from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.common.files import write_text
+from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.common.files import check_writable_file, write_text
 from dalle1.common.hardware import DTYPES, default_device, device_name
 from dalle1.training.config import load_config
 from dalle1.transformer.config import Execution, TransformerConfig
@@ -59,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=240, help="of half")
     parser.add_argument("--span", type=float, default=30, help="of half: gradients over 2^span")
     parser.add_argument(
-        "--figure", type=Path, default=Path("docs/half-precision.png"), help="of half: its file"
+        "--figure", type=as_path, default=Path("docs/half-precision.png"), help="of half: its file"
     )
     parser.add_argument("--samples", type=int, default=640, help="of data: images of a round")
     parser.add_argument("--workers", type=_integers, default="0,1,2", help="of data: processes")
-    parser.add_argument("--out", type=Path, help="a JSON file for all figures")
+    parser.add_argument("--out", type=as_path, help="a JSON file for all figures")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_intermixed_args(given)
     return exit_status(lambda: _benchmark(options, given))
@@ -72,12 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if min(options.batch, options.repeats, *options.candidates) < 1:
         raise ValueError("--batch, --repeats and --candidates must be 1 or more")
+    for name in ("out", "figure") if options.what == "half" else ("out",):
+        if path := getattr(options, name):
+            check_writable_file(path, f"--{name}")
     device = torch.device("cpu") if options.what in ON_CPU else default_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(f"$ dalle1 benchmark {' '.join(given)}")
     results = BENCHMARKS[options.what](options, device)
     if options.out:
         content = {"device": device_name(device), "results": results}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(options.out, json.dumps(content, indent=1))
     return 0
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from dalle1.common.files import expand_home
 from dalle1.common.hardware import default_device
 from dalle1.common.images import to_rgb
 from dalle1.model import Model
@@ -33,13 +36,47 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help or ''} (default: %(default)s)".lstrip()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes what was typed as UTF-8 and lets no text fail to be printed, from its own help on."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        escape_unprintable()
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_as_utf8(text) for text in given], namespace)
+
+
+def _as_utf8(text: str) -> str:
+    """What was typed, where the locale knows ASCII alone."""
+    if sys.getfilesystemencoding() != "ascii":
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def escape_unprintable() -> None:
+    """From here on a console gets an escape such as \\xfc for what its encoding lacks, in place of
+    an error after all work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def make_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of `dalle1 VERB`, whose help shows the description: the module's docstring."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"dalle1 {verb}",
         description=(description or "").strip(),
         formatter_class=_HelpFormatter,
     )
+
+
+def as_path(text: str) -> Path:
+    """What an option that is a path stands for: a `~` in front is the home folder."""
+    if not text:  # of a variable that is not set; it would be the working folder
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(expand_home(text))
 
 
 def add_config(parser: argparse.ArgumentParser, example: str) -> None:
@@ -51,7 +88,7 @@ def add_config(parser: argparse.ArgumentParser, example: str) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of commands that open a model folder; see `open_model`."""
-    parser.add_argument("--model", type=Path, help="model folder (or set DALLE1_MODEL)")
+    parser.add_argument("--model", type=as_path, help="model folder (or set DALLE1_MODEL)")
     parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from dalle1.commands.command_line import exit_status, make_parser, require_deepspeed
+from dalle1.commands.command_line import as_path, exit_status, make_parser, require_deepspeed
 from dalle1.common.config import load_settings
+from dalle1.common.files import check_writable, read_text, write_text
 from dalle1.common.hardware import peak_memory
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or that of the first stage that failed; 1 when a disk fails or is full, 2 for
     a mistake of the user's, 130 when stopped."""
     parser = make_parser("demo", __doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="folder of the runs")
+    parser.add_argument(
+        "--runs", type=as_path, default=Path("runs/shapes"), help="folder of the runs"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a few updates only, to see that everything runs"
     )
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     require_deepspeed("demo")
+    check_writable(options.runs, "--runs")
     seconds: dict[str, float] = {}
     for stage in STAGES:
         start = time.monotonic()
@@ -78,7 +82,7 @@ def _demo(options: argparse.Namespace) -> int:
     peak = peak_memory(torch.device("cpu"), children=True)
     summary |= {"seconds": seconds, "peak_memory_gb": peak / 1e9}
     path = options.runs / "report" / "report.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(path, json.dumps(summary, indent=2) + "\n")
     show(summary, path.parent)
     return 0
 
@@ -142,7 +146,7 @@ def write_report(
     prepared = prepare(settings)
     model, prompts = prepared.model, prepared.prompts
     run(prepared, settings)
-    groups = json.loads((runs / "ranking" / RESULT).read_text())["groups"]
+    groups = json.loads(read_text(runs / "ranking" / RESULT))["groups"]
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
     for split, name in (("test", UNSEEN), ("heldout", HELDOUT)):
         curves = groups[name]["curves"]

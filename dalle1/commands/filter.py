@@ -16,8 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.common.files import write_text
+from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.common.files import check_writable_file, expand_home, write_text
 from dalle1.data.curation.dedup import MAX_DISTANCE
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import (
@@ -60,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when a disk fails or is full, 2 for a mistake of the user's, 130 when
     stopped."""
     parser = make_parser("filter", __doc__)
-    parser.add_argument("data", metavar="IN", help="shards, or a folder of tars")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the filtered shards")
+    parser.add_argument("data", metavar="IN", type=expand_home, help="shards, or a folder of tars")
+    parser.add_argument("out", metavar="OUT", type=as_path, help="folder for the filtered shards")
     for field in fields(FilterSettings):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, default=field.default, **OPTIONS[field.name])
-    parser.add_argument("--report", type=Path, help="file for the counts and examples (.json)")
+    parser.add_argument("--report", type=as_path, help="file for the counts and examples (.json)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read and filter")
     options = parser.parse_args(arguments)
     again = "the same command resumes"
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _filter(options: argparse.Namespace) -> int:
     settings = FilterSettings(**{f.name: getattr(options, f.name) for f in fields(FilterSettings)})
     report: Path | None = options.report
-    if report and report.is_dir():
-        raise ValueError(f"--report: expected a file, got the folder {str(report)!r}")
+    if report:
+        check_writable_file(report, "--report")
     found = filter_shards(
         options.data, options.out, settings, options.workers, progress=sys.stderr.isatty()
     )

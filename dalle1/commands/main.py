@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dalle1.commands.command_line import MISTAKE
+from dalle1.commands.command_line import MISTAKE, escape_unprintable
 
 VERBS = {
     "sample": "draw images for captions and keep the best",
@@ -29,6 +29,7 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; its exit status, or 2 for a verb that is missing or does not exist."""
+    escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_usage())

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dalle1.commands.command_line import (
     add_model,
+    as_path,
     exit_status,
     make_parser,
     open_image,
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("rank", __doc__)
     parser.add_argument("caption", help="what the images should show")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
+    parser.add_argument("images", nargs="+", type=as_path, metavar="image", help="image files")
     add_model(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _rank(options))

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from dalle1.commands.command_line import (
     add_model,
+    as_path,
     exit_status,
     make_parser,
     open_image,
     open_model,
 )
+from dalle1.common.files import check_writable
 from dalle1.common.hardware import DTYPES
 from dalle1.sampling import sample
 
@@ -30,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("captions", nargs="+", metavar="caption", help="what to draw")
     parser.add_argument("--candidates", type=int, default=512, help="drawn for each caption")
     parser.add_argument("--keep", type=int, default=8, help="kept for each caption, best first")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the images")
+    parser.add_argument("--out", type=as_path, default=Path("out"), help="folder for the images")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this mass")
     parser.add_argument("--guidance", type=float, default=1.0, help="1: none")
-    parser.add_argument("--image", type=Path, help="image whose first rows are kept")
+    parser.add_argument("--image", type=as_path, help="image whose first rows are kept")
     parser.add_argument("--rows", type=int, default=0, help="token rows of --image to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     parser.add_argument("--batch-size", type=int, help="candidates drawn at once")
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
+    check_writable(options.out, "--out")
     result = sample(
         options.captions,
         model=open_model(options, DTYPES[options.dtype]),

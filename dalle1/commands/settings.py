@@ -13,14 +13,15 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dalle1.commands.command_line import exit_status, make_parser
-from dalle1.common.files import write_text
+from dalle1.common.config import LOCATED, choices
+from dalle1.common.files import check_writable_file, write_text
 from dalle1.data.precompute.encode import TokenizeSettings
 from dalle1.evaluation.config import RankSettings
 from dalle1.training.config import RunConfig
@@ -33,7 +34,12 @@ INTRO = """# Settings
 A file of settings is YAML, such as those in `configs/`. `extends: other.yaml` starts from another
 file. On the command line, `key=value` after the file changes a setting, and a dot leads into a
 section: `optimizer.learning_rate=1e-3`. `null` stands for no value. An unknown setting is an error.
-A former name works for one more release and warns."""
+A former name works for one more release and warns.
+
+A text or a path is taken as it is typed or written, such as `run=2024-11-25` and
+`data=/mnt/set #1/{0..9}.tar`. In a file, YAML still ends it at ` #` and asks for quotes
+around `: `.
+A `~` in front of a path is the home folder."""
 
 
 class Root(NamedTuple):
@@ -76,7 +82,7 @@ def sections(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[
     """A class of settings and the sections within, each with its dotted path ("" for the class)."""
     yield path, kind
     for name, field in kind.model_fields.items():
-        for choice in _choices(field.annotation):
+        for choice in choices(field.annotation):
             if _is_section(choice):
                 yield from sections(choice, _join(path, name))
 
@@ -89,7 +95,7 @@ def table(kind: type[BaseModel], path: str = "") -> str:
         former = [_join(path, old) for old, new in renamed.items() if new == name]
         cells = (
             f"`{_join(path, name)}`",
-            type_words(field.annotation, _join(path, name)),
+            type_words(field, _join(path, name)),
             _default(field),
             bounds(field),
             "; ".join([field.description or "", *(f"was called `{old}`" for old in former)]),
@@ -98,16 +104,20 @@ def table(kind: type[BaseModel], path: str = "") -> str:
     return "\n".join(lines)
 
 
-def type_words(annotation: Any, path: str) -> str:
+def type_words(field: FieldInfo, path: str) -> str:
     """A type in plain words. path: of the setting, to which a section's words link."""
-    *first, last = [_word(choice, path) for choice in _choices(annotation)]
-    return f"{', '.join(first)} or {last}" if first else last
+    *first, last = [_word(choice, path) for choice in choices(field.annotation)]
+    words = f"{', '.join(first)} or {last}" if first else last
+    inner = [rule for choice in get_args(field.annotation) for rule in _rules(choice)]
+    return words.replace(WORDS[str], "path") if LOCATED in [*field.metadata, *inner] else words
 
 
 def bounds(field: FieldInfo) -> str:
     """What a value must keep to, such as "≥ 0, < 1"; TypeError for a rule without words here."""
     found = []
     for rule in field.metadata:
+        if rule is LOCATED:  # which is in the type
+            continue
         known = [name for name in BOUNDS if getattr(rule, name, None) is not None]
         if not known:
             raise TypeError(f"settings: expected one of {', '.join(BOUNDS)}, got {rule!r}")
@@ -128,9 +138,9 @@ def _word(kind: Any, path: str) -> str:
     return f"[section](#{path.replace('.', '')})" if _is_section(kind) else WORDS[kind]
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The types of a union; of any other type, itself."""
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+def _rules(kind: Any) -> tuple[Any, ...]:
+    """What annotates a type of a union."""
+    return getattr(kind, "__metadata__", ())
 
 
 def _is_section(kind: Any) -> bool:
@@ -169,6 +179,7 @@ def _settings(options: argparse.Namespace) -> int:
         return 0
     if not PAGE.parent.is_dir():
         raise ValueError(f"--write: expected a checkout with {PAGE.parent}, got an installation")
+    check_writable_file(PAGE, "--write")
     write_text(PAGE, page())
     print(PAGE)
     return 0

@@ -9,19 +9,20 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dvae.storage import expand_home as expand_home
 from dvae.storage import replacing as replacing
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8."""
+    """Writes a text file in UTF-8; what is no character, such as a name's odd bytes, is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_text(path: str | Path) -> str:
@@ -33,44 +34,50 @@ def read_text(path: str | Path) -> str:
     return Path(path).read_text(encoding="utf-8-sig")
 
 
-def expand_home(path: str) -> str:
-    """A path or an address as it was typed, with the home folder for a `~` or `~user` in front.
-
-    A shell leaves the `~` of `run=~/out` alone.
-    """
-    return os.path.expanduser(path)
-
-
 def check_writable(folder: str | Path, name: str) -> None:
     """Raises ValueError where files cannot be written into a folder, which need not exist yet.
 
-    To be called before the work whose results go there. Nothing of the attempt stays.
+    To be called before the work whose results go there. Nothing of the attempt stays, and several
+    ranks may call it at once. A full disk stays an OSError.
 
     Args:
         folder: where something is to be written.
         name: of the setting or option, for the message.
     """
-    folder = Path(folder)
-    missing: list[Path] = []
+    path = Path(folder).absolute()
     try:
-        # Tried, since permissions do not tell of read-only and virtual file systems.
-        for parent in (folder, *folder.parents):
-            if os.path.exists(parent):
-                break
-            missing.append(parent)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        # Tried, since permissions do not tell of read-only and virtual file systems. What is
+        # missing is made below a name of its own, which no other rank uses or removes.
+        there = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+        with tempfile.TemporaryDirectory(dir=there) as made:
+            (Path(made) / path.relative_to(there)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         why = "it is a file" if os.path.isfile(folder) else error.strerror or error
         raise ValueError(
             f"{name}: expected a folder that can be written, got {str(folder)!r} ({why}); name "
             "another"
         ) from error
-    finally:
-        for made in missing:
-            with suppress(OSError):  # another process has written there meanwhile
-                made.rmdir()
+
+
+def check_writable_file(path: Path, name: str) -> None:
+    """The same for a file, which may exist; its folder need not."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        why = "it is a folder" if os.path.isdir(path) else "it is a device"
+        raise ValueError(
+            f"{name}: expected a file that can be written, got {str(path)!r} ({why}); name another"
+        )
+    check_writable(path.parent, name)
+    try:
+        os.lstat(f"{path}.tmp")  # what `replacing` writes first
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(
+            f"{name}: expected a file that can be written, got {str(path)!r} "
+            f"({error.strerror or error}); name another"
+        ) from error
 
 
 def flush(file: Any) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle1.common.config import SHAPES
-from dalle1.common.files import replacing, write_text
+from dalle1.common.files import read_text, replacing, write_text
 from dalle1.common.images import to_pil
 from dalle1.common.weights import fingerprint
 from dalle1.data.shapes import check
@@ -86,7 +86,7 @@ def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0)
         if rank == 0:
             write_text(path, json.dumps(current, indent=2) + "\n")
         return
-    kept = json.loads(path.read_text())
+    kept = json.loads(read_text(path))
     for name, value in current.items():
         if kept.get(name) != value:
             raise ValueError(

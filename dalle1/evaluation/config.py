@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from dalle1.common.config import SHAPES, Section
+from dalle1.common.config import SHAPES, Location, Section
 from dalle1.common.hardware import DTypeName
 from dalle1.generation.options import SamplingOptions
 
@@ -19,9 +19,9 @@ class RankSettings(Section):
         "shown": "sheet_captions",
     }
 
-    model: str = Field(description="model folder, with a ranker")
-    run: str = Field(description="folder of the benchmark; on several machines, a shared one")
-    data: str = Field(
+    model: Location = Field(description="model folder, with a ranker")
+    run: Location = Field(description="folder of the benchmark; on several machines, a shared one")
+    data: Location = Field(
         description="captions with their true images: shards, a folder of pairs or 'shapes'; or "
         "a .txt of captions, one a line, and then no FID"
     )

@@ -127,6 +127,16 @@ def _mean(value: Any) -> float | None:
     return mean
 
 
+def check_ending(path: Path, name: str) -> None:
+    """Raises ValueError where matplotlib cannot write files that end so. name: of the option."""
+    known = pyplot().figure().canvas.get_supported_filetypes()
+    pyplot().close()
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(
+            f"{name}: expected a name that ends in .{', .'.join(sorted(known))}, got {str(path)!r}"
+        )
+
+
 def pyplot() -> Any:
     """matplotlib, drawing to files; ValueError that says how to install it."""
     try:

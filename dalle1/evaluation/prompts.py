@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from dalle1.common.config import SHAPES
+from dalle1.common.files import read_text
 from dalle1.common.images import to_tensor
 from dalle1.data import shapes
 from dalle1.data.samples import BadSample, caption_of, image_of
@@ -53,9 +54,9 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
             for group, samples in ((UNSEEN, unseen), (HELDOUT, heldout))
             for sample in samples
         ]
-    if settings.data.endswith(".txt"):
+    if _is_list(settings.data):
         try:
-            lines = Path(settings.data).read_text(encoding="utf-8").splitlines()
+            lines = read_text(settings.data).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"data: {settings.data} cannot be read: {error}") from error
         captions = [line.strip() for line in lines if line.strip()]
@@ -64,6 +65,11 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
     if not captions:
         raise ValueError(f"data: {settings.data} holds no captions")
     return [Prompt(caption, GIVEN) for caption in captions[: settings.captions]]
+
+
+def _is_list(data: str) -> bool:
+    """Whether data are a file of captions, one a line, and not a folder that is called so."""
+    return data.lower().endswith(".txt") and not Path(data).is_dir()
 
 
 def _captions(settings: RankSettings) -> Iterator[str]:
@@ -95,7 +101,7 @@ def true_images(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
     limit = settings.reference_images
     if settings.data == SHAPES:
         return (to_tensor(shapes.make(TEST_SEED, i, "test", side).image) for i in range(limit))
-    if settings.data.endswith(".txt"):
+    if _is_list(settings.data):
         return None
     return map(to_tensor, islice(_middle_squares(settings.data, side), limit))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle1.common.config import save_settings
+from dalle1.common.files import check_writable
 from dalle1.common.hardware import DTYPES
 from dalle1.evaluation import benchmark, page, plots
 from dalle1.evaluation.candidates import draw_candidates, write_or_check_settings
@@ -33,6 +34,7 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     Raises:
         ValueError: something is wrong that would fail after hours of drawing otherwise.
     """
+    check_writable(settings.run, "run")
     metric_classes()
     plots.pyplot()
     model = load(settings.model)

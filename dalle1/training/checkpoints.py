@@ -100,7 +100,7 @@ def save(
 
     def finish() -> None:
         content = json.dumps({**state, "ranks": world_size()}, indent=2) + "\n"
-        (temporary / STATE).write_text(content)
+        (temporary / STATE).write_text(content, encoding="utf-8")
         _sync(temporary / STATE)
         if final.exists():
             shutil.rmtree(final)
@@ -157,7 +157,7 @@ def load(path: Path) -> Checkpoint:
     """
     files: dict[str, Any] = {}
     try:
-        state = json.loads((path / STATE).read_text())
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         for i in range(state["ranks"]):
             opened: Any = safe_open(path / _file_name(i, state["ranks"]), framework="pt")
             files |= dict.fromkeys(opened.keys(), opened)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dalle1.clip.model import CLIPConfig
-from dalle1.common.config import Section, load_settings
+from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
 from dalle1.transformer.config import Execution, TransformerConfig
@@ -46,7 +46,7 @@ class DataSettings(Section):
         description="streams of the data order, which are read at the same time; it divides "
         "batch_size and is a multiple of the ranks; null: one for each sample of the batch",
     )
-    counts: str | None = Field(
+    counts: Location | None = Field(
         None,
         description="a JSON file that says how many samples each shard holds (webdataset's index), "
         "for pipe: addresses; without it, and without _stats.json, the samples are counted",
@@ -61,7 +61,7 @@ class DataSettings(Section):
     )
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="images of more pixels are skipped")
     workers: int = Field(0, ge=0, description="processes that decode images ahead, for each rank")
-    shapes_folder: str = Field("data/shapes", description="where data=shapes is written")
+    shapes_folder: Location = Field("data/shapes", description="where data=shapes is written")
     shapes_count: int = Field(40000, ge=1, description="training samples of data=shapes")
     shapes_palette: Literal["plain", "earth"] = Field(
         "plain", description="colors of data=shapes; 'earth' are others, for fine-tuning"
@@ -213,7 +213,7 @@ class CompressionSettings(Section):
 class ValidationSettings(Section):
     """Losses on data that training never sees; no caption is emptied there."""
 
-    data: str = Field(description="shards or a folder of pairs, as for training")
+    data: Location = Field(description="shards or a folder of pairs, as for training")
     every: int = Field(1000, ge=1, description="updates between two validations")
     batches: int = Field(4, ge=1, description="batches of batch_size samples, the same each time")
 
@@ -254,10 +254,10 @@ class RunConfig(Section):
     stage: Literal["dvae", "clip", "dalle"] = Field(
         description="what is trained: the codec (dvae), the ranker (clip) or the prior (dalle)"
     )
-    run: str = Field(description="folder of the run")
-    data: str = Field(description="training data: shards, a folder of pairs, or 'shapes'")
+    run: Location = Field(description="folder of the run")
+    data: Location = Field(description="training data: shards, a folder of pairs, or 'shapes'")
     seed: int = Field(0, ge=0, description="of all random numbers of the run")
-    init: str | None = Field(
+    init: Location | None = Field(
         None,
         description="model folder whose weights a new run begins with, with a fresh optimizer and "
         "schedule; it also gives the settings of its parts that are left out (docs/finetuning.md)",
@@ -313,7 +313,7 @@ class RunConfig(Section):
     # CLIP.
     clip: CLIPConfig | None = Field(None, description="shape of CLIP; stage clip needs it")
     # CLIP and stage two.
-    tokenizer: TokenizerSettings | str | None = Field(
+    tokenizer: TokenizerSettings | Location | None = Field(
         None,
         description="a tokenizer's file, or the folder of a run or a model that holds one; or, as "
         "a section, how one is learned from the captions; stages clip and dalle need it",
@@ -325,8 +325,12 @@ class RunConfig(Section):
     execution: Execution | None = Field(
         None, description="how the transformer is run; null: the section's defaults"
     )
-    codec: str | None = Field(None, description="folder of the trained codec; stage dalle needs it")
-    ranker: str | None = Field(None, description="folder of the trained ranker; null: no ranking")
+    codec: Location | None = Field(
+        None, description="folder of the trained codec; stage dalle needs it"
+    )
+    ranker: Location | None = Field(
+        None, description="folder of the trained ranker; null: no ranking"
+    )
     caption_dropout: float = Field(
         0.0,
         ge=0,

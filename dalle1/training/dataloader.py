@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle1.common.files import write_text
+from dalle1.common.files import read_text, write_text
 from dalle1.data.samples import CAUSES, DAMAGED, current_causes
 from dalle1.data.shards.index import TOKENS, Index, check_readable, make_index
 from dalle1.data.shards.loader import Batch, Batches, samples_of_share, too_many_bad
@@ -48,7 +48,7 @@ class TrainingData:
         """
         self.config, self._folder, self._barrier = config, folder, barrier
         saved = folder / INDEX
-        index = Index.from_json(saved.read_text()) if resuming and saved.exists() else None
+        index = Index.from_json(read_text(saved)) if resuming and saved.exists() else None
         self.index = index if index and index.is_of(config.data) else self._find(config.data, True)
         self.held_out = self._find(config.validation.data, False) if config.validation else None
         for index in (self.index, self.held_out):

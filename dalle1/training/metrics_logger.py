@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dalle1.common.files import write_text
+from dalle1.common.files import expand_home, read_text, write_text
 
 METRICS = "metrics.jsonl"
 SHEETS = "sheets"
@@ -44,7 +44,7 @@ class MetricsLogger:
         self._wandb = _weights_and_biases(wandb, folder) if wandb is not None else None
         self.folder, self._warned = folder, False
         _drop_lines_after(folder / METRICS, first)
-        self._file = (folder / METRICS).open("a")
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(folder, first)
         live = sys.stderr.isatty()
         self._bar = tqdm(
@@ -115,13 +115,13 @@ class MetricsLogger:
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run) / METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in read_text(Path(expand_home(run)) / METRICS).splitlines()]
 
 
 def _drop_lines_after(path: Path, first: int) -> None:
     """Drops metrics after the checkpoint that the run resumes from: they will come again."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step(line) <= first]
+        lines = [line for line in read_text(path).splitlines() if _step(line) <= first]
         write_text(path, "".join(line + "\n" for line in lines))
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
+from dalle1.common.files import check_writable
 from dalle1.common.hardware import known_peak
 from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
@@ -64,6 +65,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         """resume: from the newest checkpoint, where there is one."""
+        check_writable(config.run, "run")
         self._launched = "RANK" in os.environ
         self._heartbeat = Heartbeat()
         # Longer at each attempt: ranks at different attempts find each other at a later one's port.
@@ -374,6 +376,8 @@ def _with_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:
     # Named after all that they depend on, so that another size or count never meets old shards.
     palette = "" if r.shapes_palette == "plain" else f"-{r.shapes_palette}"
     folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}{palette}"
+    if not folder.is_dir():
+        check_writable(folder, "reader.shapes_folder")
     if rank() == 0 and not folder.is_dir():
         temporary = folder.with_name(folder.name + ".tmp")
         shapes.write_shards(

@@ -90,7 +90,7 @@ def missing() -> str | None:
         return "ranks would take the GPU, and hosts cannot share it"
     kinds = ("--net", "--uts", "--mount", "--pid", "--ipc")
     probe = ["unshare", *kinds, "--fork", "--kill-child", "sh", "-c", PROBE]
-    done = subprocess.run(probe, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(probe, capture_output=True, text=True, encoding="utf-8", timeout=60)
     return f"namespaces are not permitted: {done.stderr.strip()}" if done.returncode else None
 
 
@@ -110,7 +110,7 @@ class _Namespaces:
     def __init__(self, kinds: Sequence[str], command: Sequence[str], log: Path) -> None:
         unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--pid", *kinds]
         self._log = log
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             self._unshare = subprocess.Popen(
                 [*unshare, "--fork", "--kill-child", *command],
                 stdin=subprocess.DEVNULL,
@@ -128,7 +128,9 @@ class _Namespaces:
 
     def _born(self) -> bool:
         if not self.alive():
-            raise RuntimeError(f"namespaces ended at once: {self._log.read_text()[-1000:]}")
+            raise RuntimeError(
+                f"namespaces ended at once: {self._log.read_text(encoding='utf-8')[-1000:]}"
+            )
         for child in psutil.Process(self._unshare.pid).children():
             self.pid = child.pid
         return self.pid != 0
@@ -183,8 +185,10 @@ class Host(_Namespaces):
     def listens(self) -> bool:
         """Whether its sshd takes connections; RuntimeError when it has ended."""
         if not self.alive():
-            raise RuntimeError(f"{self.name} has ended: {self._log.read_text()[-1000:]}")
-        return "Server listening" in self._log.read_text()
+            raise RuntimeError(
+                f"{self.name} has ended: {self._log.read_text(encoding='utf-8')[-1000:]}"
+            )
+        return "Server listening" in self._log.read_text(encoding="utf-8")
 
     def start(
         self, command: Sequence[str], cwd: Path, env: dict[str, str] | None, log: Path
@@ -194,7 +198,7 @@ class Host(_Namespaces):
         The process returned stands outside and ends as the command does; signals do not pass
         through it. To end the command, take `kill`, or `processes` and the number.
         """
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             return self._popen(command, cwd, env, file, subprocess.STDOUT)
 
     def run(
@@ -232,6 +236,7 @@ class Host(_Namespaces):
             stdout=stdout,
             stderr=stderr,
             text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
         self._started.append(process)
@@ -281,7 +286,7 @@ class Host(_Namespaces):
     def sent_bytes(self) -> int:
         """What has gone out of eth0 so far, headers included."""
         counter = Path(f"/proc/{self.pid}/root/sys/class/net/eth0/statistics/tx_bytes")
-        return int(counter.read_text())
+        return int(counter.read_text(encoding="utf-8"))
 
     def end(self) -> None:
         """Ends PID 1, and with it all that runs on this host, before it returns."""
@@ -361,20 +366,22 @@ class Cluster:
         files = {
             "hosts": "127.0.0.1 localhost\n" + "".join(names),
             "shadow": "root:*:1:0:99999:7:::\n",  # a locked root, as of Ubuntu's, may not log in
-            "known_hosts": "* " + key.with_suffix(".pub").read_text(),
+            "known_hosts": "* " + key.with_suffix(".pub").read_text(encoding="utf-8"),
             "sshd_config": SSHD_CONFIG.format(folder=self.folder),
             "ssh_config": SSH_CONFIG.format(folder=self.folder),
             # What the launcher hands on to the other hosts; it does not bear an empty line.
             ".deepspeed_env": "".join(f"{k}={v}\n" for k, v in self.environment.items()),
         }
         for name, text in files.items():
-            (self.folder / name).write_text(text)
+            (self.folder / name).write_text(text, encoding="utf-8")
         self.hostfile()
 
     def hostfile(self, slots: int = 1) -> Path:
         """Writes the launcher's list of hosts, with so many ranks on each."""
         path = self.folder / "hostfile"
-        path.write_text("".join(f"h{i} slots={slots}\n" for i in range(1, self.count + 1)))
+        path.write_text(
+            "".join(f"h{i} slots={slots}\n" for i in range(1, self.count + 1)), encoding="utf-8"
+        )
         return path
 
     def port(self) -> int:

@@ -90,7 +90,7 @@ class Run:
 
     def output(self) -> str:
         """What all ranks have printed since the last start, each line behind its host's name."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def says(self, *words: str) -> bool:
         """Whether one of its lines holds all the words."""
@@ -99,7 +99,7 @@ class Run:
     def text(self) -> str:
         """The metrics as they are."""
         with suppress(FileNotFoundError):
-            return (self.folder / METRICS).read_text()
+            return (self.folder / METRICS).read_text(encoding="utf-8")
         return ""
 
     def losses(self) -> list[tuple[int, float]]:

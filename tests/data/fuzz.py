@@ -180,7 +180,9 @@ def _round(rng: np.random.Generator, folder: Path, batches: bool, report: FuzzRe
         else:
             data = _damaged(samples, rng)
             if rng.random() < 0.1:
-                stats.write_text(json.dumps({"successes": int(rng.integers(0, 12))}))
+                stats.write_text(
+                    json.dumps({"successes": int(rng.integers(0, 12))}), encoding="utf-8"
+                )
         path = folder / f"{i}{end}"
         if how == "gz":
             data = gzip.compress(data, 1)

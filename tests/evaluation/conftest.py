@@ -26,7 +26,7 @@ def make_settings(model: Model, tmp_path: Path) -> SettingsMaker:
     for i, caption in enumerate(CAPTIONS):
         pixels = np.random.default_rng(i).integers(0, 256, (10 + i, 12, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(pairs / f"{i}.png")
-        (pairs / f"{i}.txt").write_text(caption)
+        (pairs / f"{i}.txt").write_text(caption, encoding="utf-8")
 
     def make(**changes: Any) -> RankSettings:
         settings = {

@@ -29,7 +29,7 @@ def main() -> None:
             ]
             for name in GOLDEN_RUNS
         }
-    GOLDEN.write_text(json.dumps(golden, indent=2) + "\n")
+    GOLDEN.write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def finish(processes: Sequence[Forked], folder: Path, timeout: float = 300) -> N
     finally:
         for process in processes:
             process.kill()
-    output = "\n".join(p.read_text()[-3000:] for p in sorted(folder.glob("rank-*.txt")))
+    output = "\n".join(
+        p.read_text(encoding="utf-8")[-3000:] for p in sorted(folder.glob("rank-*.txt"))
+    )
     assert codes == [0] * len(codes), output
 
 
@@ -62,6 +64,7 @@ def torchrun(config: RunConfig, ranks: int, folder: Path, *options: str) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-6000:]
 
@@ -85,7 +88,7 @@ def _saved(config: RunConfig, folder: Path) -> Path:
 def data_order(folder: Path) -> list[object]:
     """Captions and seeds of each update over all ranks, in the order of the global batch."""
     ranks = [
-        [json.loads(line) for line in path.read_text().splitlines()]
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted(folder.glob("order-*.txt"))
     ]
     return [
@@ -103,7 +106,7 @@ def keys_trained_on(folder: Path) -> list[str]:
     of an update that was done again the last time counts, a line that was cut off does not."""
     last: dict[tuple[int, int], list[str]] = {}
     for rank, path in enumerate(sorted(folder.glob("order-*.txt"))):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if line.endswith("]]"):
                 step, _, _, keys = json.loads(line)
                 last[step, rank] = keys
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     order = Path(options.config).with_name(f"order-{trainer.rank}.txt")
 
     def noted(batch: Batch, size: int) -> Sequence[object]:
-        with order.open("a") as file:
+        with order.open("a", encoding="utf-8") as file:
             line = [trainer.step, batch.captions, batch.seeds, batch.keys]
             file.write(json.dumps(line) + "\n")
         return parts(batch, size)

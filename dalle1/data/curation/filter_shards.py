@@ -28,7 +28,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dalle1.common.config import differences
-from dalle1.common.files import flush, replacing, saying_what_is_missing, write_text
+from dalle1.common.files import (
+    check_writable,
+    expand_home,
+    flush,
+    replacing,
+    saying_what_is_missing,
+    write_text,
+)
 from dalle1.data.curation.dedup import DIGEST, Seen
 from dalle1.data.curation.filters import (
     CAUSES,
@@ -108,7 +115,9 @@ def filter_shards(
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    paths, out = [Path(path) for path in find_shards(data)], Path(out)
+    data, out = expand_home(data), Path(expand_home(out))
+    paths = [Path(path) for path in find_shards(data)]
+    check_writable(out, "out")
     _check_paths(data, paths, out)
     report = FilterReport(asdict(settings) | packages(settings))
     _check_usable(data, paths, settings)
@@ -216,8 +225,6 @@ def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
             f"data: {data!r} holds no .tar shards; a folder of images with captions is made into "
             "shards by launch/shard.py first"
         )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
     names: dict[str, Path] = {}
     for path in paths:
         if path.suffix != ".tar":

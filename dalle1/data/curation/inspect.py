@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from dalle1.common.files import expand_home
 from dalle1.common.images import contact_sheet, to_rgb
 from dalle1.data.samples import (
     DUPLICATE_KEY,
@@ -105,6 +106,7 @@ def inspect(
             "samples must be 1 or more, images and seed 0 or more, "
             f"not samples={samples}, images={images} and seed={seed}"
         )
+    data = expand_home(data)
     shards = [Path(path) for path in find_shards(data)]
     units = shards or _images(Path(data))
     if not units:

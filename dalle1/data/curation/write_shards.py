@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from dalle1.common.files import (
     add_file,
+    check_writable,
+    expand_home,
     flush,
     replacing,
     saying_what_is_missing,
@@ -112,9 +114,10 @@ def write_shards(
             columns that are not there, an `out` that holds shards, or too little space for all.
         OSError: the disk is full after all; says how much is missing.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(expand_home(source)), Path(expand_home(out))
     _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
     _check_least(0, seed=seed)
+    check_writable(out, "out")
     _check_unused(out)
     rows = partial(read_rows, source, image_column, caption_column)
     count, expected = 0, 0
@@ -297,8 +300,6 @@ def _check_least(least: int, **settings: int | None) -> None:
 
 
 def _check_unused(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
     former = sorted([*out.glob("*.tar"), *out.glob("*_stats.json")])
     if former:
         raise ValueError(

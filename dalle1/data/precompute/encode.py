@@ -12,6 +12,7 @@ Dimensions: b samples, v views of each, R side of a view in pixels, m tokens of 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dalle1 import registry
-from dalle1.common.config import differences
+from dalle1.common.config import Location, differences
+from dalle1.common.files import check_writable
 from dalle1.common.weights import check_finite, device_of, fingerprint
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
 from dalle1.data.samples import CAUSES
@@ -66,9 +68,13 @@ class TokenizeSettings(ViewSettings):
 
     renamed: ClassVar = {"dvae_model": "codec"}
 
-    data: str = Field(description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)")
-    out: str = Field(description="folder of the token shards; on several machines, a shared one")
-    codec: str = Field(description="folder of the codec that encodes: of stage one, say")
+    data: Location = Field(
+        description="raw shards: 'path/{0000..0009}.tar', a folder, pipe:, http(s)"
+    )
+    out: Location = Field(
+        description="folder of the token shards; on several machines, a shared one"
+    )
+    codec: Location = Field(description="folder of the codec that encodes: of stage one, say")
     grid: int = Field(32, ge=1, description="rows of tokens; the dVAE says how many pixels each is")
     batch_size: int = Field(64, ge=1, description="images encoded at once")
     workers: int = Field(0, ge=0, description="processes that decode ahead, each a shard at a time")
@@ -133,6 +139,7 @@ def tokenize(
     report = TokenizeReport()
     missing = [i for i in own if not _skipped(addresses[i], targets[i], made_with, report)]
     if missing:
+        check_writable(out, "out")
         _check_captions(settings, addresses)
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(codec, nn.Module):
@@ -215,15 +222,15 @@ def shard_name(address: str) -> str:
     """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
     nothing ends in .tar."""
     if is_remote(address):
-        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address)
+        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address, re.I)
         return str(found[-1]) if found else ""
-    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name)
+    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name, flags=re.I)
 
 
 def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
     """Where the token shard of each raw one goes."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
+    if not os.path.isdir(out):  # one with all shards may be for reading alone
+        check_writable(out, "out")
     targets: dict[Path, str] = {}
     for i, address in enumerate(addresses):
         if not is_remote(address) and Path(address).parent.resolve() == out.resolve():

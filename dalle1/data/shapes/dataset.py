@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from dalle1.common.files import add_file, replacing
+from dalle1.common.files import add_file, expand_home, replacing
 from dalle1.data.shapes.palettes import COLORS, PALETTES
 
 T = TypeVar("T")
@@ -324,7 +324,7 @@ def write_shards(
             "count and samples_per_shard must be 1 or more, "
             f"not count={count} and samples_per_shard={samples_per_shard}"
         )
-    folder = Path(folder)
+    folder = Path(expand_home(folder))
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, count, samples_per_shard)
     paths = [folder / f"{split}-{number:05d}.tar" for number in range(len(starts))]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from dalle1.common.files import write_text
+from dalle1.common.files import expand_home, read_text, write_text
 from dalle1.data.samples import (
     IMAGE_KEYS,
     BadSample,
@@ -53,7 +53,7 @@ def find_shards(data: str) -> list[str]:
             )
         return found[".tar"] or found[tokens.END]
     try:
-        addresses = list(braceexpand(data))
+        addresses = [expand_home(address) for address in braceexpand(data)]
     except ValueError as error:
         raise ValueError(f"data: {data!r} is not a valid brace pattern: {error}") from error
     missing = [a for a in addresses if not is_remote(a) and not Path(a).is_file()]
@@ -316,7 +316,7 @@ def _stats(address: str) -> int | None:
 
 def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
     try:
-        listed = json.loads(Path(path).read_text(encoding="utf-8"))["shardlist"]
+        listed = json.loads(read_text(path))["shardlist"]
         pairs = [(Path(str(entry["url"])).name, int(entry["nsamples"])) for entry in listed]
         counts = dict(pairs)
         if len(counts) != len(pairs) or any(n < 0 for n in counts.values()):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dalle1 import registry
 from dalle1.clip.tokenizer import CLIP_TOKENIZER
+from dalle1.common.files import expand_home
 from dalle1.data.shards.index import read_captions
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 from dalle1.training import distributed
@@ -39,7 +40,7 @@ def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> Token
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a file, or of the folder of a run or a model that holds one."""
-    path = Path(path)
+    path = Path(expand_home(path))
     if path.is_dir():
         files = [path / name for name in (TOKENIZER, CLIP_TOKENIZER) if (path / name).is_file()]
         if not files:
