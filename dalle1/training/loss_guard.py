@@ -141,8 +141,7 @@ class LossGuard:
         if not self.skipped:
             return None
         causes = ", ".join(f"{count} by {cause}" for cause, count in self.causes.items())
-        nothing = "; no update was done" if self.nothing_done(step) else ""
-        return f"{self.skipped} of {step} updates were skipped ({causes}){nothing}"
+        return f"{self.skipped} of {step} updates were skipped ({causes})"
 
     def nothing_done(self, step: int) -> bool:
         """Whether all of the first `step` updates were skipped, so that nothing was learned."""

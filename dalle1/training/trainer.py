@@ -418,7 +418,16 @@ def _versions() -> dict[str, str]:
 
 
 def train(config: RunConfig, resume: bool = False) -> None:
-    """Trains one run from its beginning or its newest checkpoint to its end."""
+    """Trains one run from its beginning or its newest checkpoint to its end.
+
+    Raises ValueError where all of its updates were skipped: there is no model to go on with.
+    """
     with _lost_ranks_reported(lambda: "while starting"):
         trainer = Trainer(config, resume)
     trainer.run()
+    if trainer.loss_guard.nothing_done(trainer.step):
+        raise ValueError(
+            "steps: expected an update that is done, got none: "
+            f"{trainer.loss_guard.summary(trainer.step)}; change parallel.precision or lower "
+            "optimizer.learning_rate, and resume with --resume and more steps"
+        )
