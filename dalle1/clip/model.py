@@ -23,7 +23,7 @@ from dalle1.common.images import to_rgb, to_tensor
 from dalle1.protocols import TextTokenizer
 from dvae.storage import Kind
 
-MAX_SCALE = 100.0  # the logit scale is clipped here
+MAX_LOGIT_SCALE = math.log(100)  # training clips the logit scale here after each update
 SCORED = 256  # images whose scores are computed at once
 
 
@@ -350,8 +350,13 @@ class CLIP(nn.Module):
         self.tokenizer = load_clip_tokenizer(folder, self.config.text_vocab - 2)
 
     def scale(self) -> Tensor:
-        """The factor on the cosines in the loss, clipped at 100."""
-        return self.logit_scale[0].exp().clamp(max=MAX_SCALE)
+        """The factor [] on the cosines, at most 100.
+
+        A larger one, as a file may hold, counts as 100. Its gradient is that at 100 and not 0,
+        with which the parameter would stay where it is.
+        """
+        excess = (self.logit_scale - MAX_LOGIT_SCALE).clamp(min=0)
+        return (self.logit_scale - excess.detach())[0].exp()
 
     def loss(
         self,

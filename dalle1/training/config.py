@@ -95,13 +95,13 @@ class OptimizerSettings(Section):
     )
     clip_norm: float | None = Field(4.0, gt=0, description="largest gradient norm; null: no limit")
     clip_variance: float | None = Field(
-        None, gt=0, description="largest second moment; null: no limit"
+        5.0, gt=0, description="largest second moment; null: no limit"
     )
     warmup_steps: int = Field(5000, ge=0, description="updates of linear warmup")
     schedule: Literal["constant", "cosine", "plateau"] = Field(
         "plateau",
         description="of the learning rate after the warmup; plateau halves it when the mean loss "
-        "of a window is not below the one before",
+        "of a window is not below the one before by a thousandth of its size",
     )
     cosine_end: float = Field(0.0, ge=0, description="learning rate at the end of a cosine")
     cosine_steps: int | None = Field(
@@ -237,7 +237,9 @@ class FaultSettings(Section):
     spike: float | None = Field(
         None,
         gt=1,
-        description="a loss above so many times its running mean is a spike; null: no loss is",
+        description="a loss is a spike if it is above its running mean by more than (spike - 1) x "
+        "the mean, or x 5 mean deviations of the loss where those are more, as for a loss that is "
+        "near zero or negative; null: no loss is",
     )
 
 

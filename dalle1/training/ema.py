@@ -33,9 +33,26 @@ class EMA:
     rank keeps the average of the weights named in `mine`, which are its share.
     """
 
-    def __init__(self, weights: Named, mine: Iterable[str], decay: float, every: int = 1) -> None:
-        """weights: all names with unsharded weights, see `Engine.weights`."""
+    def __init__(
+        self,
+        weights: Named,
+        mine: Iterable[str],
+        decay: float,
+        every: int = 1,
+        maxima: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins with these weights.
+
+        Args:
+            weights: all names with unsharded weights, see `Engine.weights`.
+            mine: names of this rank's share.
+            decay: share of the former average that an averaging keeps.
+            every: updates between two averagings.
+            maxima: bounds of the weights that have one, see `ParameterGroup`.
+        """
         self.decay, self.every = decay, every
+        self.maxima = maxima or {}
+        self.missed = False  # an averaging, since its update was skipped
         self.mine = frozenset(mine)
         self.average = dict(self._snapshot(weights))
 
@@ -47,6 +64,7 @@ class EMA:
 
     def reset(self, weights: Named) -> None:
         """Restarts the average from these weights."""
+        self.missed = False
         self.average = dict(self._snapshot(weights))
 
     def due(self, step: int) -> bool:
@@ -55,7 +73,25 @@ class EMA:
 
     @torch.no_grad()
     def update(self, weights: Named) -> None:
-        """Averages the weights in; call it after each update for which `due` is true."""
+        """Averages the weights in."""
         for name, weight in weights:
             if name in self.mine:
-                self.average[name].lerp_(weight.detach().to("cpu", torch.float32), 1 - self.decay)
+                average = self.average[name]
+                average.lerp_(weight.detach().to("cpu", torch.float32), 1 - self.decay)
+                if name in self.maxima:  # an average that an earlier release wrote may be above
+                    average.clamp_(max=self.maxima[name])
+
+    def after_update(self, step: int, done: bool, weights: Named) -> None:
+        """Averages the weights in where it is time; call it after each update.
+
+        The turn of an update that was skipped is taken at the next one that is done.
+
+        Args:
+            step: number of the update (0, 1, ...).
+            done: whether it was done, not skipped.
+            weights: as for `update`; read only where they are averaged in.
+        """
+        self.missed = self.missed or self.due(step)
+        if done and self.missed:
+            self.update(weights)
+            self.missed = False

@@ -31,14 +31,11 @@ from torch import Tensor, nn
 from dalle1.training import distributed
 from dalle1.training.config import ParallelSettings, RunConfig
 from dalle1.training.gradient_exchange import GradientExchange
+from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, OVERFLOW_AT_LOWEST
 from dalle1.training.optimizer import MOMENTS, TrainingOptimizer
 from dalle1.training.parallel import ParallelDims, ShardGroups
 from dalle1.training.signals import RanksLost
-from dalle1.training.stages.base import Stage
-
-# Why an update was skipped.
-OVERFLOW = "gradients of a block are beyond float16"  # which happens now and then by design
-NOT_FINITE = "a gradient is not finite"
+from dalle1.training.stages.base import ParameterGroup, Stage
 
 
 def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tuple[int, int]:
@@ -138,11 +135,10 @@ class Engine:
         self._parameters = dict(stage.named_parameters())
         self._trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
         self._shard_groups = _shard_groups(config.parallel, self.dims)
-        groups = [[n for n in g if n in self._trained] for g in stage.parameter_groups()]
+        trained = [self._optimizer_group(group) for group in stage.parameter_groups()]
         # A group whose parameters are all frozen is left out; see `step`.
-        self._groups = [i for i, group in enumerate(groups) if group]
-        trained = [{"params": [self._trained[n] for n in groups[i]]} for i in self._groups]
-        self._optimizer = TrainingOptimizer(trained, config.optimizer)
+        self._groups = [i for i, group in enumerate(trained) if group["params"]]
+        self._optimizer = TrainingOptimizer([trained[i] for i in self._groups], config.optimizer)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,
@@ -158,6 +154,14 @@ class Engine:
         self.exchange = GradientExchange(config, self.dims, self._trained, self._shard_groups)
         if config.parallel.zero_stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()  # for safe_{get,set}_full_...
+
+    def _optimizer_group(self, group: ParameterGroup) -> dict[str, Any]:
+        """The trained parameters of a group, as torch's optimizers take them."""
+        return {
+            "params": [self._trained[name] for name in group.names if name in self._trained],
+            "weight_decay": self.settings.weight_decay if group.decayed else 0.0,
+            "maximum": group.maximum,
+        }
 
     def _optimized_tensors(self) -> list[Tensor]:
         """What AdamW itself updates: the parameters, or this rank's flat shards of them."""
@@ -262,8 +266,9 @@ class Engine:
         """Moves the gradient scales (section 2.4); why the update must be skipped, or None."""
         scales = self._stage.gradient_scales
         broken = distributed.max_over_ranks([float(s.take_broken()) for s in scales])
-        for scale, overflowed in zip(scales, broken, strict=True):
-            scale.update(bool(overflowed))
+        at_lowest = [s.update(bool(b)) for s, b in zip(scales, broken, strict=True)]
+        if any(at_lowest):
+            return OVERFLOW_AT_LOWEST
         return OVERFLOW if any(broken) else None
 
     def _gradient_norm(self) -> float | None:

@@ -14,7 +14,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainingOptimizer(torch.optim.AdamW):
-    """AdamW that can skip an update, and that bounds the running variance (appendix B.2)."""
+    """AdamW that can skip an update, and that bounds the running variance (appendix B.2).
+
+    The parameters of a group with a `maximum` are clamped to it after each update. They are what
+    AdamW itself updates, under ZeRO this rank's flat shards, so that all stages clamp alike.
+    """
 
     skip = False  # whether `step` does nothing; the engine sets it before each update
 
@@ -44,9 +48,10 @@ class TrainingOptimizer(torch.optim.AdamW):
         if self.skip:
             return
         super().step()
-        if self.max_variance is not None:
-            for group in self.param_groups:  # ZeRO steps one group after the other
-                for parameter in group["params"]:
-                    state = self.state.get(parameter)
-                    if state:
-                        state["exp_avg_sq"].clamp_(max=self.max_variance)
+        for group in self.param_groups:  # ZeRO steps one group after the other
+            for parameter in group["params"]:
+                if group.get("maximum") is not None:
+                    parameter.clamp_(max=group["maximum"])
+                state = self.state.get(parameter)
+                if state and self.max_variance is not None:
+                    state["exp_avg_sq"].clamp_(max=self.max_variance)

@@ -28,11 +28,12 @@ class PlateauHalving:
     """Halves the learning rate when the training loss has stopped falling (appendix B.2).
 
     The paper gives no rule for "plateaus". Ours compares the mean losses of two windows: the rate
-    is halved when the later one is not lower by more than a share of `tolerance`.
+    is halved when the later one is not lower by more than a share of `tolerance`. The share is of
+    the former mean's size, since a likelihood's loss may be negative.
 
     Args:
         patience: updates in a window.
-        tolerance: relative.
+        tolerance: relative to the size of the former mean.
         max_halvings: the paper halves five times.
     """
 
@@ -52,9 +53,19 @@ class PlateauHalving:
         if self.count < self.patience:
             return
         mean = self.total / self.count
-        if mean > self.former * (1 - self.tolerance) and self.halvings < self.max_halvings:
+        if not self._has_fallen_to(mean) and self.halvings < self.max_halvings:
             self.halvings += 1
         self.former, self.count, self.total = mean, 0, 0.0
+
+    def _has_fallen_to(self, mean: float) -> bool:
+        if math.isinf(self.former):  # the first window has none to be compared with
+            return True
+        return mean < self.former - self.tolerance * abs(self.former)
+
+    def begin_phase(self) -> None:
+        """Forgets the windows and the halvings of the phase before, which had another loss."""
+        self.halvings, self.count, self.total = 0, 0, 0.0
+        self.former = math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, for a checkpoint; `former` is None before the first window ends."""

@@ -34,7 +34,6 @@ from dalle1.training.distributed import (
 )
 from dalle1.training.ema import EMA, assign_owners
 from dalle1.training.engine import (
-    OVERFLOW,
     Engine,
     Update,
     make_zero_sharding,
@@ -104,7 +103,8 @@ class Trainer:
             for name, owner in self._owner.items()
             if owner == self.rank and name.startswith(MODEL)
         ]
-        self.ema = EMA(self.engine.weights(MODEL), mine, config.ema.decay, config.ema.every)
+        e, maxima = config.ema, self.stage.maxima(MODEL)
+        self.ema = EMA(self.engine.weights(MODEL), mine, e.decay, e.every, maxima)
         self.plateau = PlateauHalving(config.optimizer.plateau_patience)
         self.loss_guard = LossGuard(config.faults)
         self._sheet_batch: Batch | None = None  # what contact sheets are drawn of
@@ -131,6 +131,9 @@ class Trainer:
                 self._barrier()
         finally:
             if logger:
+                summary = self.loss_guard.summary(self.step)
+                if summary is not None:
+                    logger.message(f"warning: {summary}")
                 logger.close()
 
     def _make_logger(self) -> MetricsLogger | None:
@@ -166,6 +169,9 @@ class Trainer:
 
     def _update(self, batch: Batch) -> tuple[float, Update]:
         """One update of all that trains; the learning rate and what came of it."""
+        if self.step == self.stage.phase(self.step).first:
+            self.plateau.begin_phase()
+            self.loss_guard.begin_phase()
         if self.stage.replaces_weights(self.step):
             self._replace_weights()
         learning_rate = self._learning_rate()
@@ -173,14 +179,12 @@ class Trainer:
         update = self.engine.step(
             micro_batches, self.step, learning_rate, self.loss_guard.reason_to_skip
         )
-        if update.skipped != OVERFLOW:
-            self.loss_guard.record(self.step + 1, update.loss, update.skipped)
-        if update.skipped is None:
-            if self.ema.due(self.step):
-                self.ema.update(self.engine.weights(MODEL))
-            if self.config.optimizer.schedule == "plateau":
-                self.plateau.update(update.loss)
         self.step += 1
+        self.loss_guard.record(self.step, update.loss, update.skipped)
+        done = update.skipped is None
+        self.ema.after_update(self.step - 1, done, self.engine.weights(MODEL))
+        if done and self.config.optimizer.schedule == "plateau":
+            self.plateau.update(update.loss)
         return learning_rate, update
 
     def _log(
@@ -193,14 +197,14 @@ class Trainer:
         """Reports the update; all ranks call it, since they add up what they have counted."""
         if logger:
             logger.advance()
-            if update.skipped not in (None, OVERFLOW):
-                logger.message(f"warning: update {self.step} was skipped: {update.skipped}")
+            warning = self.loss_guard.warning(self.step, update.skipped)
+            if warning is not None:
+                logger.message(f"warning: {warning}")
         if not self._due(self.config.log_every):
             return
         values = {"loss": update.loss, **update.metrics, "learning_rate": learning_rate}
         values["gradient_norm"] = update.gradient_norm
-        if self.loss_guard.skipped:
-            values["updates_skipped"] = self.loss_guard.skipped
+        values |= self.loss_guard.metrics()
         if self.config.optimizer.schedule == "plateau":
             values["plateau_factor"] = self.plateau.factor
         values |= throughput.report() | self.stage.pop_metrics() | self.data.report()
@@ -305,7 +309,13 @@ class Trainer:
         path = checkpoints.save(
             folder, tensors, state, c.keep_checkpoints, c.keep_every, self._barrier
         )
-        if path is not None and self.rank == 0:
+        if self.loss_guard.nothing_done(self.step):
+            if self.rank == 0:
+                print(
+                    f"warning: model not exported: none of {self.step} updates was done",
+                    file=sys.stderr,
+                )
+        elif path is not None and self.rank == 0:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
                 self.stage.export(self.stage.model_with(average), self.folder / "model")
@@ -320,6 +330,7 @@ class Trainer:
             "updates": self.engine.updates_done(),
             "plateau": self.plateau.state_dict(),
             "watch": self.loss_guard.state_dict(),
+            "average_missed": self.ema.missed,
             "reader": self.data.state(self.step),
             "gradient_scales": scales_state(self.stage.gradient_scales),
             "config": self.config.model_dump(mode="json", exclude_none=True),
@@ -354,6 +365,7 @@ class Trainer:
             )
         self.plateau.load_state_dict(checkpoint.state["plateau"])
         self.loss_guard.load_state_dict(checkpoint.state["watch"])
+        self.ema.missed = checkpoint.state.get("average_missed", False)  # not in older ones
         if self.stage.gradient_scales and checkpoint.state["gradient_scales"]:
             # Both, since a run may resume in another precision.
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
@@ -410,7 +422,16 @@ def _versions() -> dict[str, str]:
 
 
 def train(config: RunConfig, resume: bool = False) -> None:
-    """Trains one run from its beginning or its newest checkpoint to its end."""
+    """Trains one run from its beginning or its newest checkpoint to its end.
+
+    Raises ValueError where all of its updates were skipped: there is no model to go on with.
+    """
     with _lost_ranks_reported(lambda: "while starting"):
         trainer = Trainer(config, resume)
     trainer.run()
+    if trainer.loss_guard.nothing_done(trainer.step):
+        raise ValueError(
+            "steps: expected an update that is done, got none: "
+            f"{trainer.loss_guard.summary(trainer.step)}; change parallel.precision or lower "
+            "optimizer.learning_rate, and resume with --resume and more steps"
+        )

@@ -28,27 +28,33 @@ class _Enter(torch.autograd.Function):
     """Into the block; backward out of the scale, onto the identity path."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
+    def forward(ctx: Any, x: Tensor, scale: float, broken: list[Tensor]) -> Tensor:
+        ctx.scale, ctx.broken = scale, broken
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return finite(gradient.float()) / ctx.scale, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # What came in was finite: an overflow here is the block's own.
+        ctx.broken.append(~gradient.isfinite().all())
+        return finite(gradient.float()) / ctx.scale, None, None
 
 
 class _Leave(torch.autograd.Function):
     """Out of the block, to 32 bits; backward into the scale and to 16."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: float) -> Tensor:
-        ctx.scale, ctx.dtype = scale, y.dtype
+    def forward(ctx: Any, y: Tensor, scale: float, broken: list[Tensor]) -> Tensor:
+        ctx.scale, ctx.dtype, ctx.broken = scale, y.dtype, broken
         return y.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # Filtered after the cast: what is too large for 16 bits is infinite only there.
-        return finite((gradient * ctx.scale).to(ctx.dtype)), None
+        scaled = (gradient * ctx.scale).to(ctx.dtype)
+        # What 16 bits do not hold even without the scale was handed down, and is filtered alone.
+        own = gradient.to(ctx.dtype).isfinite() & ~scaled.isfinite()
+        ctx.broken.append(own.any())
+        return finite(scaled), None, None
 
 
 def finite(x: Tensor) -> Tensor:
@@ -83,28 +89,39 @@ class GradientScale:
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """block(x) of 32-bit states, the block in 16 bits; norms and softmax stay in 32."""
         scale = self.value / self.workers
-        inside = _Enter.apply(x, scale)  # type: ignore[no-untyped-call]
+        inside = _Enter.apply(x, scale, self._broken)  # type: ignore[no-untyped-call]
         with torch.autocast(x.device.type, self.dtype):
             y = block(inside)
-        outside: Tensor = _Leave.apply(y, scale)  # type: ignore[no-untyped-call]
+        outside: Tensor = _Leave.apply(y, scale, self._broken)  # type: ignore[no-untyped-call]
         return outside
 
     def take_broken(self) -> bool:
-        """Whether a weight's gradient was not finite since the last call, on this rank."""
+        """Whether the block's gradients left 16 bits by its scale, or a weight's gradient was not
+        finite, since the last call, on this rank."""
         broken = bool(torch.stack(self._broken).any()) if self._broken else False
         self._broken.clear()
         return broken
 
-    def update(self, broken: bool) -> None:
-        """After an update's backward passes; `broken`: on any rank, when the update is skipped."""
+    def update(self, broken: bool) -> bool:
+        """After an update's backward passes.
+
+        Args:
+            broken: on any rank, when the update is skipped.
+
+        Returns:
+            Whether the block is broken at the lowest scale, which can be divided no more.
+        """
+        lowest, highest = self.workers * LOWEST, self.workers * HIGHEST
         self.rest = max(0, self.rest - 1)
+        at_lowest = False
         if not broken:
             self.value *= GROWTH
         elif self.rest == 0:
+            at_lowest = self.value <= lowest
             self.value /= DIVISOR
             self.rest = PATIENCE
-        lowest, highest = self.workers * LOWEST, self.workers * HIGHEST
         self.value = min(max(self.value, lowest), highest)
+        return at_lowest
 
 
 def scales_state(scales: Sequence[GradientScale]) -> list[list[float]]:

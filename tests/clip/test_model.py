@@ -135,6 +135,21 @@ def test_logit_scale_is_clipped(clip: CLIP) -> None:
         assert clip.loss(images, CAPTIONS).item() == pytest.approx(at_limit, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [99.0, 100.0, 100.001, 120.0, 5000.0])
+def test_logit_scale_above_its_limit_still_learns(clip: CLIP, scale: float) -> None:
+    """A scale that is cut off in the forward pass: its gradient is 0, and it never comes back."""
+    images = torch.rand(3, 3, 8, 8)
+    gradients = []
+    for value in (min(scale, 100.0), scale):
+        with torch.no_grad():
+            clip.logit_scale.fill_(math.log(value))
+        clip.zero_grad()
+        clip.loss(images, CAPTIONS).backward()
+        assert clip.logit_scale.grad is not None
+        gradients.append(clip.logit_scale.grad.item())
+    assert gradients[0] != 0 and gradients[1] == pytest.approx(gradients[0], rel=1e-3)
+
+
 def test_feature_is_read_at_the_end(clip: CLIP) -> None:
     """A text that sees what is behind its end, or whose feature is read somewhere else."""
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dalle1 import Model
+from dalle1 import CLIP, Model
 from dalle1.evaluation.metrics import (
     Comparison,
     batches,
@@ -114,6 +114,20 @@ def test_ranker_network(model: Model) -> None:
         expected = model.ranker.classify(images, captions[:2])
     assert logits is not None
     torch.testing.assert_close(logits.softmax(-1), expected)
+
+
+@pytest.mark.parametrize("scale", [50.0, 100.0, 5000.0])
+def test_ranker_network_clips_the_scale(model: Model, scale: float) -> None:
+    """An Inception Score of logits beyond CLIP's scale of 100, where each image is certain."""
+    clip = model.ranker
+    assert isinstance(clip, CLIP)
+    with torch.no_grad():
+        clip.logit_scale.fill_(math.log(scale))
+    captions, images = ["a red cat", "one small mat"], torch.rand(3, 3, 8, 8)
+    _, logits = ranker_network(clip, captions)(images)
+    assert logits is not None
+    expected = min(scale, 100) * clip.score(captions, images).T
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_named_network(monkeypatch: pytest.MonkeyPatch) -> None:

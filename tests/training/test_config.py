@@ -11,7 +11,7 @@ from dalle1 import Transformer, TransformerConfig
 from dalle1.common.config import load_settings, save_settings
 from dalle1.data.precompute.encode import TokenizeSettings
 from dalle1.evaluation.config import RankSettings
-from dalle1.training.config import DVAESettings, load_config
+from dalle1.training.config import DVAESettings, EMASettings, OptimizerSettings, load_config
 from dvae import DVAEConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,6 +62,29 @@ def test_papers_transformers(name: str, billions: float) -> None:
     assert (o.weight_decay, o.clip_norm, o.clip_variance) == (4.5e-2, 4, 5)
     assert (o.warmup_steps, o.schedule, config.steps) == (5000, "plateau", 430_000)
     assert (ema.decay, ema.every, config.tokenizer.dropout) == (0.99, 25, 0.1)
+
+
+def test_defaults_are_the_transformers() -> None:
+    """A default of another stage, or none, where the page says that it is of appendix B.2."""
+    paper = load_config(CONFIGS / "paper" / "12b.yaml")
+    assert OptimizerSettings() == paper.optimizer and EMASettings() == paper.ema
+
+
+@pytest.mark.parametrize(
+    ("path", "bound"),
+    [
+        ("paper/dvae.yaml", None),
+        ("shapes/clip.yaml", None),
+        ("shapes/dvae.yaml", None),
+        ("finetune/shapes-dvae.yaml", None),
+        ("finetune/shapes.yaml", 5),
+        ("shapes/dalle.yaml", 5),
+        ("paper/250m.yaml", 5),
+    ],
+)
+def test_variance_bound_is_said_where_it_is_not_the_default(path: str, bound: float | None) -> None:
+    """A config of another stage that trains otherwise since a default has changed."""
+    assert load_config(CONFIGS / path).optimizer.clip_variance == bound
 
 
 def test_papers_dvae() -> None:

@@ -7,15 +7,17 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dalle1.training import loss_guard
-from dalle1.training.config import FaultSettings
-from dalle1.training.loss_guard import LossGuard
+from dalle1.training.config import FaultSettings, RunConfig
+from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, LossGuard
 from dalle1.training.metrics_logger import MetricsLogger, read_metrics
 from dalle1.training.signals import StopSignals, means_lost_rank
-from dalle1.training.trainer import Trainer
+from dalle1.training.trainer import Trainer, train
+from dalle1.transformer import gradient_scale
 
 from .conftest import tiny
 
@@ -45,6 +47,169 @@ def test_spike_is_measured_by_the_mean() -> None:
     again = LossGuard(guard.settings)
     again.load_state_dict(guard.state_dict())
     assert again.reason_to_skip(6.1) == reason
+
+
+def fed(guard: LossGuard, losses: list[float]) -> list[bool]:
+    """Which of the losses are spikes; the others count."""
+    spikes = []
+    for step, loss in enumerate(losses):
+        reason = guard.reason_to_skip(loss)
+        guard.record(step + 1, loss, reason)
+        spikes.append(reason is not None)
+    return spikes
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("mean", [-2.27, -40.0, 0.0, 0.02, 3.0])
+def test_spike_is_a_matter_of_no_sign_and_no_unit(mean: float, unit: float) -> None:
+    """A ratio to the mean: with a negative loss each update is a spike, with one near zero any, and
+    with neither is a real spike told from the others."""
+    noise = np.random.default_rng(0).normal(mean, 0.05, 400)
+    for limit in (2.0, 3.0):
+        guard = LossGuard(FaultSettings(spike=limit, bad_update="skip"))
+        assert not any(fed(guard, (unit * noise).tolist()))
+        high = guard.reason_to_skip(unit * (mean + 10))
+        assert high is not None and "faults.spike" in high
+        assert guard.reason_to_skip(unit * (mean - 10)) is None  # a fall is no spike
+
+
+@pytest.mark.parametrize("loss", [-1.0, -2.27, -1e-3])
+def test_constant_negative_loss_is_no_spike(loss: float) -> None:
+    """Updates skipped since the running mean of equal losses is rounded."""
+    guard = LossGuard(FaultSettings(spike=1.1, bad_update="skip"))
+    assert not any(fed(guard, [loss] * 200))
+    assert guard.reason_to_skip(-loss) is not None
+
+
+def test_loss_falls_through_zero_without_spikes() -> None:
+    """A dVAE's loss that becomes negative, all of whose updates are skipped from there on."""
+    rng = np.random.default_rng(1)
+    falling = [4 * 0.99**i - 2.27 + rng.normal(0, 0.03) for i in range(1000)]
+    guard = LossGuard(FaultSettings(spike=2.0, bad_update="skip"))
+    assert not any(fed(guard, falling))
+    assert guard.reason_to_skip(0.5) is not None
+
+
+def test_phase_has_its_own_mean(tmp_path: Path, shards: str, parts: Path) -> None:
+    """The first updates of the ELB skipped as spikes, since they are measured by the warm start's
+    squared errors; a plateau found between losses of two kinds."""
+    guard = LossGuard(FaultSettings(spike=2.0, bad_update="skip"))
+    fed(guard, [0.01] * 100)
+    assert guard.reason_to_skip(1.5) is not None
+    guard.begin_phase()
+    assert not any(fed(guard, [1.5] * 100))
+    optimizer = tiny("dvae", shards, tmp_path, parts).optimizer
+    config = tiny(
+        "dvae",
+        shards,
+        tmp_path / "run",
+        parts,
+        steps=6,
+        optimizer=optimizer.model_copy(update={"schedule": "plateau", "plateau_patience": 3}),
+    )
+    assert config.dvae_training is not None and config.dvae_training.warm_start_steps == 4
+    trainer = Trainer(config)
+    trainer.run()
+    elb = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line][4:]
+    assert trainer.loss_guard.mean == pytest.approx(sum(elb) / 2)
+    assert trainer.plateau.state_dict() == {
+        "halvings": 0, "count": 2, "total": pytest.approx(sum(elb)), "former": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_state_of_an_earlier_release(skipped: int) -> None:
+    """A run that does not resume, or that takes a mean without its deviation for a noise of 0."""
+    guard = LossGuard(FaultSettings(spike=2.0, bad_update="skip"))
+    guard.load_state_dict({"mean": -2.27, "count": 900, "in_a_row": 2, "skipped": skipped})
+    assert (guard.skipped, guard.in_a_row) == (skipped, 2)
+    noise = np.random.default_rng(0).normal(-2.27, 0.3, 200)
+    assert not any(fed(guard, noise.tolist()))
+    assert guard.skipped == skipped and guard.reason_to_skip(5.0) is not None
+
+
+def test_skipped_updates_are_counted_by_cause() -> None:
+    """Overflows that nobody hears of; one number for three causes; a warning for each overflow,
+    though now and then one is as it should be."""
+    guard = LossGuard(FaultSettings(bad_update="skip", max_skipped=5))
+    told = []
+    for step in range(1, 41):
+        guard.record(step, 1.0, OVERFLOW)  # more in a row than max_skipped: no bad updates
+        told.append(guard.warning(step, OVERFLOW))
+    assert [i + 1 for i, text in enumerate(told) if text] == [10, 20, 40]
+    assert guard.nothing_done(40) and not guard.nothing_done(41)
+    guard.record(41, 1.0, None)
+    guard.record(42, 1.0, NOT_FINITE)
+    guard.record(43, math.inf, guard.reason_to_skip(math.inf))
+    guard.record(44, 1.0, OVERFLOW)
+    assert guard.warning(44, OVERFLOW) is None
+    assert guard.metrics() == {
+        "updates_skipped": 43,
+        "updates_skipped/overflow": 41,
+        "updates_skipped/gradient": 1,
+        "updates_skipped/loss": 1,
+    }
+    assert guard.summary(44) == (
+        "43 of 44 updates were skipped (41 by overflow, 1 by gradient, 1 by loss)"
+    )
+    again = LossGuard(guard.settings)
+    again.load_state_dict(guard.state_dict())
+    assert again.metrics() == guard.metrics() and again.state_dict() == guard.state_dict()
+
+
+def overflowing(
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, lowest: float, first: float
+) -> Trainer:
+    """A run in float16 whose gradient scales are beyond all that float16 holds."""
+    monkeypatch.setattr(gradient_scale, "LOWEST", lowest)
+    monkeypatch.setattr(gradient_scale, "HIGHEST", 2.0**60)
+    monkeypatch.setattr(gradient_scale, "FIRST", first)
+    return Trainer(config)
+
+
+def test_run_of_overflows_is_told(
+    tmp_path: Path,
+    shards: str,
+    parts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run with an overflow in every update that ends as if all were well, and exports a model
+    that has learned nothing."""
+    run = tmp_path / "run"
+    config = tiny("dalle", shards, run, parts, steps=20, parallel={"precision": "fp16"})
+    trainer = overflowing(monkeypatch, config, 2.0**40, 2.0**50)
+    before = {name: weight.clone() for name, weight in trainer.engine.weights()}
+    trainer.run()
+    assert trainer.engine.updates_done() == 0
+    assert all(torch.equal(before[name], weight) for name, weight in trainer.engine.weights())
+    line = [x for x in read_metrics(run) if "loss" in x][-1]
+    assert line["updates_skipped"] == line["updates_skipped/overflow"] == 20
+    told = capsys.readouterr().err
+    assert "the last 10 updates, up to 10, were skipped" in told and "up to 20" in told
+    assert "20 of 20 updates were skipped (20 by overflow)" in told
+    assert "model not exported" in told and not (run / "model").exists()
+    with pytest.raises(ValueError, match=r"^steps: .* 20 of 20 .* parallel\.precision"):
+        train(config, resume=True)  # the command ends with exit status 2
+    # In a precision that holds them the same run goes on, and knows what it has skipped.
+    further = tiny("dalle", shards, run, parts, steps=24)
+    Trainer(further, resume=True).run()
+    assert (run / "model").is_dir()
+    assert [x for x in read_metrics(run) if "loss" in x][-1]["updates_skipped"] == 20
+
+
+def test_overflow_at_the_lowest_scale_stops(
+    tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that skips updates for ever, at a scale that can fall no more."""
+    monkeypatch.setattr(gradient_scale, "PATIENCE", 3)
+    run = tmp_path / "run"
+    config = tiny("dalle", shards, run, parts, steps=100, parallel={"precision": "fp16"})
+    trainer = overflowing(monkeypatch, config, 2.0**50, 2.0**51)
+    with pytest.raises(ValueError, match=r"^parallel\.precision: .* lowest .*precision=bf16"):
+        trainer.run()
+    # Divisions at updates 1 and 4 lead from 2^51 to 2^50; the next one is due at update 7.
+    assert trainer.step == 7 and trainer.engine.updates_done() == 0
 
 
 def test_too_many_skipped_stop() -> None:

@@ -7,6 +7,8 @@ several machines are in tests/cluster.
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 import dalle1
 from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.parallel import ParallelDims
 from dalle1.training.trainer import Trainer
 
@@ -202,6 +205,42 @@ def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: W
     state = load(run / "checkpoints" / "step-0000020").state["gradient_scales"]
     assert len(state) == 6
     assert all(2**13 < value < 2**13 * 2 ** (20.5 / 1000) for value, _ in state)
+
+
+@pytest.mark.slow
+def test_float16_on_sharded_replicas(
+    tmp_path: Path, shards: str, parts: Path, whole: Whole
+) -> None:
+    """What 12b.yaml puts together: gradient scales of M = all ranks though a loss is a replica's,
+    an overflow that one replica skips and another does not, buffers of PowerSGD that take in what
+    was skipped, a loss that differs from that of one process in float32."""
+    transformer = tiny("dalle", shards, tmp_path, parts).transformer
+    settings: dict[str, Any] = {
+        "parallel": {"zero_stage": 3, "dp_shard": 2, "micro_batch": 1, "precision": "fp16"},
+        "compression": {"approximation_rank": 4, "first_step": 10},
+        "execution": {"checkpointing": True},
+        "faults": {"bad_update": "stop"},
+    }
+    assert transformer is not None
+    config = tiny("dalle", shards, tmp_path / "run", parts, **settings)
+    found, run = spread(config, 4, "--stop-at", "12")
+    assert found[:10] == pytest.approx(whole["dalle"][:10], rel=2e-3)  # in full until then
+    # One block's scale so high that its gradients overflow in the next update.
+    state_file = run / "checkpoints" / "step-0000012" / "state.json"
+    state = json.loads(state_file.read_text())
+    assert len(state["gradient_scales"]) == 2 * transformer.layers
+    values = [value for value, _ in state["gradient_scales"]]
+    assert values == pytest.approx([2**13 * 2 ** (12 / 1000)] * len(values))
+    state["gradient_scales"][1][0] = 2.0**40
+    state_file.write_text(json.dumps(state))
+    found, run = spread(config, 4, "--resume")
+    lines = [line for line in read_metrics(run) if "loss" in line]
+    assert "updates_skipped" not in lines[11]
+    assert lines[12]["updates_skipped"] == lines[12]["updates_skipped/overflow"] == 1
+    assert lines[12]["gradient_scale/001"] == 4 * 2.0**24  # down to the upper bound
+    assert lines[12]["gradient_scale/000"] > lines[11]["gradient_scale/000"]
+    assert all(math.isfinite(loss) for loss in found) and len(found) == 20
+    assert (run / "model").is_dir()
 
 
 @pytest.mark.parametrize(

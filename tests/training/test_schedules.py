@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,45 @@ def test_plateau_halves_at_most_five_times_and_only_on_plateaus() -> None:
     assert flat.factor == 0.5**5
 
 
+@pytest.mark.parametrize("unit", [1e-5, 1.0, 1e3])
+@pytest.mark.parametrize("level", [-1.0, -2.27, -300.0, 0.0, 2.0])
+def test_plateau_of_any_sign(level: float, unit: float) -> None:
+    """A constant negative loss that counts as falling for ever, since it is below its product with
+    a number less than 1; a loss that falls below zero, which counts as a plateau."""
+    flat = PlateauHalving(patience=3)
+    for _ in range(60):
+        flat.update(unit * level)
+    assert flat.halvings == 5
+    falling, rising = PlateauHalving(patience=3), PlateauHalving(patience=3)
+    for i in range(60):
+        falling.update(unit * (level - 0.5 * i))
+        rising.update(unit * (level + 0.5 * i))
+    assert falling.halvings == 0 and rising.halvings == 5
+
+
+def test_plateau_tolerance_is_of_the_size() -> None:
+    """A rule that is another one for positive losses than it was, or than for negative ones."""
+    for sign in (1.0, -1.0):
+        for fall, halvings in ((0.9e-3, 1), (1.1e-3, 0)):
+            plateau = PlateauHalving(patience=1)
+            plateau.update(4 * sign)
+            plateau.update(4 * sign - 4 * fall)
+            assert plateau.halvings == halvings
+
+
+def test_plateau_begins_anew_with_a_phase() -> None:
+    """A window of two phases; a rate halved for the losses of a phase that is over."""
+    plateau = PlateauHalving(patience=4)
+    for loss in (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1):
+        plateau.update(loss)
+    assert plateau.halvings == 1
+    plateau.begin_phase()
+    assert plateau.state_dict() == PlateauHalving(patience=4).state_dict()
+    for i in range(40):
+        plateau.update(10 * 0.9**i)
+    assert plateau.factor == 1
+
+
 def test_plateau_state_round_trip() -> None:
     """A resumed run that halves at another update than the uninterrupted one."""
     whole, first = PlateauHalving(4), PlateauHalving(4)
@@ -80,6 +120,48 @@ def test_ema_every() -> None:
     """Averaging at each update where every 25th is meant."""
     ema = EMA([], [], decay=0.5, every=25)
     assert [step for step in range(60) if ema.due(step)] == [24, 49]
+
+
+@pytest.mark.parametrize(
+    ("every", "skipped", "averaged"),
+    [
+        (1, [1, 2], [0, 3, 4, 5, 6, 7, 8, 9]),
+        (4, [3], [4, 7]),
+        (4, [3, 4, 5], [6, 7]),
+        (4, [3, 4, 5, 6, 7, 8], [9]),
+        (4, [0, 1, 5], [3, 7]),
+    ],
+)
+def test_ema_takes_its_missed_turn(every: int, skipped: list[int], averaged: list[int]) -> None:
+    """A turn lost when its update is skipped: at 20 % skips the average takes in a fifth less."""
+    weight = torch.zeros(1)
+    ema, times = EMA([("w", weight)], ["w"], decay=0.0, every=every), []
+    for step in range(10):
+        weight.fill_(step + 1.0)
+        ema.after_update(step, step not in skipped, [("w", weight)])
+        if ema.average["w"].item() == step + 1:
+            times.append(step)
+    assert times == averaged
+
+
+def test_ema_turns_of_many_updates() -> None:
+    """As many turns as are due, at any share of skips (3,166 of 4,000 before)."""
+    random = np.random.default_rng(0)
+    ema, turns = EMA([], [], decay=0.5, every=25), 0
+    for step in range(100_000):
+        done = bool(random.random() > 0.2)
+        turns += done and (ema.missed or ema.due(step))
+        ema.after_update(step, done, [])
+    assert turns >= 3999
+
+
+def test_ema_is_bounded() -> None:
+    """An average above the bound of its weight, as an earlier release could leave it."""
+    weights = {"scale": torch.ones(1), "other": torch.ones(1)}
+    ema = EMA(weights.items(), list(weights), decay=0.9, maxima={"scale": 4.0})
+    ema.average = {"scale": torch.full((1,), 9.0), "other": torch.full((1,), 9.0)}
+    ema.update(weights.items())
+    assert ema.average["scale"].item() == 4 and ema.average["other"].item() > 8
 
 
 def test_ema_keeps_its_share() -> None:

@@ -227,6 +227,69 @@ def test_broken_gradients_are_noticed(checkpointing: bool) -> None:
     assert not first.take_broken() and not second.take_broken()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("gradient", "value", "broken"),
+    [
+        (1e-3, 2.0**13, False),
+        (100.0, 2.0**13, True),  # 819,200 where 65,504 is the largest
+        (3.0, 2.0**24, True),
+        (6e4, 2.0**7, True),
+        (-100.0, 2.0**13, True),
+        (1e6, 2.0**13, False),  # beyond float16 without the scale too
+        (math.inf, 2.0**13, False),
+        (math.nan, 2.0**24, False),
+    ],
+)
+def test_overflow_by_the_own_scale_is_noticed(
+    gradient: float, value: float, broken: bool, checkpointing: bool
+) -> None:
+    """A gradient that the block's own scale makes too large is zeroed and nobody hears of it, so
+    that the scale grows on and on; or one that was handed down makes the scale fall."""
+    torch.manual_seed(1)
+    model = Stack(1, dtype=torch.float16)
+    model.checkpointing = checkpointing
+    scale, weights = model.scales[0], torch.zeros(5, 8)
+    weights[2, 3], scale.value = gradient, value
+    with torch.no_grad():  # small weights, so that the sums inside do not overflow
+        for parameter in model.paths[0].parameters():
+            parameter.mul_(1e-3)
+    x = torch.randn(5, 8).requires_grad_()
+    model(x).backward(weights)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert scale.take_broken() == broken
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_overflow_inside_a_block_is_noticed(frozen: bool) -> None:
+    """A block without trained weights whose overflow cuts all blocks below off in silence."""
+    model = Stack(1, dtype=torch.float16)
+    path, scale = model.paths[0], model.scales[0]
+    nn.init.constant_(path.down.weight, 30.0)  # sums of 8 x 30 x 1,024 are beyond 65,504
+    scale.value = 2.0**10
+    if frozen:
+        path.requires_grad_(False)
+        scale = model.scales[0] = GradientScale(path)
+        scale.value = 2.0**10
+    x = torch.randn(5, 8).requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
+    assert scale.take_broken()
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_lowest_scale_is_told(workers: int) -> None:
+    """A scale at its lower bound that goes on skipping updates without end or word."""
+    scale = GradientScale(Path(4), workers)
+    told = [scale.update(True) for _ in range(14 * PATIENCE)]
+    # 13 divisions by the root of 2 lead from 2^13 to below 2^7; the next is due 125 updates later.
+    assert told.index(True) == 12 * PATIENCE and sum(told) == 2
+    assert scale.value == workers * LOWEST
+    scale.update(False)
+    scale.rest = 0
+    assert not scale.update(True)  # it had grown again, and is divided
+
+
 @NARROW
 def test_checkpointing_changes_nothing(dtype: torch.dtype) -> None:
     """Recomputation with another scale, in another type, or whose gradients are unscaled twice."""

@@ -43,6 +43,15 @@ class Phase:
     learning_rate: float  # at its peak
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that the optimizer treats alike."""
+
+    names: list[str]  # frozen ones too
+    decayed: bool = True  # by optimizer.weight_decay
+    maximum: float | None = None  # that they are clamped to after each update
+
+
 class Stage(nn.Module):
     """A model in training. `forward` is the loss of a micro-batch, so that DeepSpeed wraps it all.
 
@@ -136,9 +145,18 @@ class Stage(nn.Module):
     def after_move_to_device(self) -> None:
         """Called once the engine has put unsharded weights on their device."""
 
-    def parameter_groups(self) -> list[list[str]]:
-        """Names of the parameters of each group, frozen ones too; see `learning_rate_factors`."""
-        return [[name for name, _ in self.named_parameters()]]
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters in groups, those of one group alike; see `learning_rate_factors`."""
+        return [ParameterGroup([name for name, _ in self.named_parameters()])]
+
+    def maxima(self, prefix: str) -> dict[str, float]:
+        """Bounds of the parameters that have one, by name without the prefix."""
+        return {
+            name.removeprefix(prefix): group.maximum
+            for group in self.parameter_groups()
+            for name in group.names
+            if group.maximum is not None
+        }
 
     def learning_rate_factors(self, step: int) -> list[float]:
         """What the learning rate of each parameter group is multiplied by at update `step`."""

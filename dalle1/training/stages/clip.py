@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle1.clip.model import CLIP, KIND
+from dalle1.clip.model import CLIP, KIND, MAX_LOGIT_SCALE
 from dalle1.common.images import contact_sheet, to_pil
 from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dalle
@@ -17,6 +17,7 @@ from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import (
     SHEET_COLUMNS,
     Metrics,
+    ParameterGroup,
     Stage,
     autocast,
     device_of,
@@ -48,6 +49,25 @@ class CLIPStage(Stage):
     @property
     def augmentation(self) -> Augmentation:
         return augment_dalle
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Gains and biases are not decayed, and the logit scale is clipped (Radford et al. 2021,
+        section 2.5)."""
+        norms = [f"{name}." for name, m in self.named_modules() if isinstance(m, nn.LayerNorm)]
+        scale, gains_and_biases, rest = "model.logit_scale", [], []
+        for name, _ in self.named_parameters():
+            if name.endswith("bias") or name.startswith(tuple(norms)):
+                gains_and_biases.append(name)
+            elif name != scale:
+                rest.append(name)
+        return [
+            ParameterGroup(rest),
+            ParameterGroup(gains_and_biases, decayed=False),
+            ParameterGroup([scale], decayed=False, maximum=MAX_LOGIT_SCALE),
+        ]
+
+    def learning_rate_factors(self, step: int) -> list[float]:
+        return [1.0, 1.0, 1.0]
 
     def empty_model(self) -> CLIP:
         with torch.device("meta"):

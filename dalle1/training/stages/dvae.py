@@ -19,6 +19,7 @@ from dalle1.training.schedules import cosine
 from dalle1.training.stages.base import (
     SHEET_COLUMNS,
     Metrics,
+    ParameterGroup,
     Phase,
     Stage,
     Weights,
@@ -79,10 +80,11 @@ class DVAEStage(Stage):
         # A third faster on CPUs; only now, since DeepSpeed broadcasts contiguous weights only.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def parameter_groups(self) -> list[list[str]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         names = [name for name, _ in self.named_parameters()]
         encoder = [name for name in names if name.startswith("model.encoder.")]
-        return [encoder, [name for name in names if name not in encoder]]
+        rest = [name for name in names if name not in encoder]
+        return [ParameterGroup(encoder), ParameterGroup(rest)]
 
     def learning_rate_factors(self, step: int) -> list[float]:
         return [1.0 if step < self.warm_start_steps else self.objective.encoder_rate, 1.0]
