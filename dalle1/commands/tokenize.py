@@ -9,7 +9,6 @@ Ctrl-C loses the shards in progress only; the same command resumes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ import torch
 from dalle1.commands.command_line import add_config, exit_status, make_parser
 from dalle1.common.config import load_settings
 from dalle1.data.precompute.encode import TokenizeSettings, tokenize
+from dalle1.training.launcher import read_launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tokenize(options: argparse.Namespace) -> int:
     settings = load_settings(TokenizeSettings, options.config, options.overrides)
     # The ranks exchange nothing, so that no process group is made.
-    rank, world_size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    launch = read_launch(meets=False)
+    rank, world_size = launch.rank, launch.world_size
     device = "cpu"
     if torch.cuda.is_available():
-        device = f"cuda:{_variable('LOCAL_RANK', 0) % torch.cuda.device_count()}"
+        device = f"cuda:{launch.local_rank % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     progress = rank == 0 and sys.stderr.isatty()
     report = tokenize(settings, rank, world_size, device, progress=progress)
@@ -44,11 +45,6 @@ def _tokenize(options: argparse.Namespace) -> int:
     # One write: the ranks share the output.
     print(f"{head}{report.table()}\ndata={settings.out}", flush=True)
     return 0
-
-
-def _variable(name: str, otherwise: int) -> int:
-    """A number from the launcher's environment."""
-    return int(os.environ.get(name, otherwise))
 
 
 if __name__ == "__main__":

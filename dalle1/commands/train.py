@@ -23,6 +23,7 @@ from dalle1.commands.command_line import (
     require_deepspeed,
 )
 from dalle1.training.config import load_config
+from dalle1.training.launcher import read_launch
 from dalle1.training.signals import Interrupted, RanksLost
 from dalle1.training.supervisor import HEARTBEAT, Supervisor
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, given: list[str]) -> int:
     require_deepspeed("train")
+    read_launch()  # before DeepSpeed is imported, and before a supervisor tries it again
     if options.restarts and HEARTBEAT not in os.environ:  # else this is the rank that was started
         command = [sys.executable, "-m", "dalle1.commands.train", *given]
         return Supervisor(command, options.restarts).run()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Literal, get_args
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import psutil
 import torch
@@ -18,6 +22,30 @@ PEAKS = {
     "L40S": 362e12,
     "V100": 125e12,
 }
+
+
+class _Cgroup(NamedTuple):
+    """Names of a version of Linux's control groups: in the kernel's lists, and of its files."""
+
+    controller: str  # in /proc/self/cgroup; version 2 has none
+    filesystem: str  # in /proc/self/mountinfo
+    mount: str  # where it is mounted, if not told otherwise
+    limit: str
+    usage: str
+    inactive: str  # in memory.stat: files that the kernel drops when memory gets short
+
+
+CGROUPS = (
+    _Cgroup("", "cgroup2", "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    _Cgroup(
+        "memory",
+        "cgroup",
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DTypeName)}
@@ -68,3 +96,80 @@ def peak_memory(device: torch.device, children: bool = False) -> int:
     if children:
         usage = max(usage, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     return usage if sys.platform == "darwin" else 1024 * usage
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of the CPU's memory that this process can still take without swapping.
+
+    What the machine has, or what the container's limit leaves if that is less. A container is
+    stopped at its limit, however much the machine has.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    return max(0, min([int(psutil.virtual_memory().available), *_below_limits(root)]))
+
+
+def _below_limits(root: Path) -> Iterator[int]:
+    """Bytes that each limit of a control group of this process leaves: its own group's and those
+    of the groups around it, of which any may be the smallest."""
+    for cgroup in CGROUPS:
+        for group in _own_groups(root, cgroup):
+            with suppress(OSError, ValueError):  # no limit, or none that is told
+                limit = int(_read(group / cgroup.limit))  # "max": no number
+                used = int(_read(group / cgroup.usage)) - _inactive(group, cgroup.inactive)
+                yield limit - max(0, used)
+
+
+def _inactive(group: Path, name: str) -> int:
+    """Bytes of files that count as used, and are dropped for whoever needs the memory."""
+    with suppress(OSError, ValueError):
+        found = re.search(rf"^{name} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
+
+
+def _own_groups(root: Path, cgroup: _Cgroup) -> Iterator[Path]:
+    """Folders of this process's control group and of those around it, as far as they are seen."""
+    path = Path(_own_path(root, cgroup.controller))
+    top, mount = _mount(root, cgroup)
+    # A container sees its own group alone, under the name that the machine has for it or as "/".
+    inside = path.relative_to(top) if path.is_relative_to(top) else Path()
+    if ".." in inside.parts:
+        inside = Path()
+    for part in (inside, *inside.parents):
+        yield mount / part
+
+
+def _own_path(root: Path, controller: str) -> str:
+    """The path of this process's control group; "/" where it is not told."""
+    with suppress(OSError):
+        for line in _read(root / "proc/self/cgroup").splitlines():
+            _, _, rest = line.partition(":")  # behind a number
+            controllers, _, path = rest.partition(":")
+            if path and controller in controllers.split(","):
+                return path
+    return "/"
+
+
+def _mount(root: Path, cgroup: _Cgroup) -> tuple[str, Path]:
+    """The control group that is mounted, and where."""
+    with suppress(OSError):
+        for line in _read(root / "proc/self/mountinfo").splitlines():
+            # ID, parent's ID, device, root, mount point, options ... - type, source, options
+            before, _, after = line.partition(" - ")
+            fields, kind = before.split(), after.split()
+            if len(fields) < 5 or not kind or kind[0] != cgroup.filesystem:
+                continue
+            if not cgroup.controller or cgroup.controller in kind[-1].split(","):
+                # A blank in a name is written as \040.
+                top, mount = (
+                    re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+                    for field in fields[3:5]
+                )
+                return top, root / mount.lstrip("/")
+    return "/", root / cgroup.mount.lstrip("/")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-import psutil
 import torch
 from torch import Tensor, nn
 
+from dalle1.common.hardware import available_memory
 from dalle1.common.weights import device_of
 from dalle1.generation.generator import Generator
 from dalle1.generation.images import decode, decoding_images_bytes
@@ -213,4 +213,4 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return int(psutil.virtual_memory().available)
+    return available_memory()

@@ -5,8 +5,10 @@ Only torch.distributed. Each function is a no-op in a run of one process.
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +16,10 @@ import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from dalle1.training.launcher import Launch
+from dalle1.training.signals import RanksLost
 
 LONG = timedelta(days=30)  # that one rank may be behind another outside of training
 
@@ -36,11 +42,69 @@ def device() -> torch.device:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing listens on at the moment.
+
+    It lies below the ports that the system gives to connections by itself: one of these could be
+    taken before it is used.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", 10_000 + secrets.randbelow(20_000)))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def use_gpu(launch: Launch) -> None:
+    """Makes this rank's GPU, where there are any, the one that tensors go to by default.
+
+    Raises ValueError where the machine has more ranks than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return
+    count = torch.cuda.device_count()
+    if launch.local_rank >= count:
+        raise ValueError(
+            f"LOCAL_RANK: expected a number below the {count} GPUs that torch finds here, got "
+            f"{launch.local_rank}; start as many ranks on a machine as it has GPUs, each of which "
+            "sees all of them"
+        )
+    torch.cuda.set_device(launch.local_rank)
+
+
+def meet(launch: Launch, timeout: float) -> Store:
+    """The store through which the ranks of a run find one another.
+
+    A rank alone meets nobody and needs no port, so that such runs never collide.
+
+    Args:
+        launch: the place of this rank.
+        timeout: seconds until all ranks must have come.
+
+    Raises:
+        RanksLost: not all ranks have come in time.
+    """
+    if launch.world_size == 1:
+        return HashStore()
+    address = f"MASTER_ADDR:MASTER_PORT = {launch.address}"
+    try:
+        found = dist.rendezvous(  # type: ignore[attr-defined]
+            "env://", launch.rank, launch.world_size, timeout=timedelta(seconds=timeout)
+        )
+        store: Store = next(found)[0]
+        return store
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        if "EADDRINUSE" in reason:
+            raise RanksLost(
+                f"rank {launch.rank} of {launch.world_size} cannot listen at {address}: another "
+                "run or program does; give the launcher a free port, such as `deepspeed "
+                f"--master_port {free_port()}`"
+            ) from error
+        raise RanksLost(
+            f"rank {launch.rank} of {launch.world_size} did not meet the others at {address} "
+            f"within faults.start_timeout {timeout:g} s ({reason}): check that all hosts run and "
+            "reach that address, and that the port is free"
+        ) from error
 
 
 def make_barrier(timeout: timedelta = LONG) -> Callable[[], None]:

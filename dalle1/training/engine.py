@@ -16,26 +16,38 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")
-
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
+from dalle1.common.hardware import default_device
 from dalle1.training import distributed
 from dalle1.training.config import ParallelSettings, RunConfig
 from dalle1.training.gradient_exchange import GradientExchange
+from dalle1.training.launcher import deepspeed_environment, environment, read_launch
 from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, OVERFLOW_AT_LOWEST
 from dalle1.training.optimizer import MOMENTS, TrainingOptimizer
 from dalle1.training.parallel import ParallelDims, ShardGroups
-from dalle1.training.signals import RanksLost
 from dalle1.training.stages.base import ParameterGroup, Stage
+
+ACCELERATOR = "DS_ACCELERATOR"  # environment: the accelerator that the user wants of DeepSpeed
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # environment: torch counts GPUs without using them
+
+# DeepSpeed chooses its accelerator while it is imported. A GPU that is used by then could not be
+# used by processes forked later.
+with (
+    environment(**{NVML: os.environ.get(NVML, "1")}),
+    environment(**{ACCELERATOR: default_device().type}),
+):
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    from deepspeed.utils import (
+        safe_get_full_optimizer_state,
+        safe_set_full_optimizer_state,
+        safe_set_local_optimizer_state,
+    )
 
 
 def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tuple[int, int]:
@@ -50,38 +62,44 @@ def start_processes(timeout: float = 1800.0, start_timeout: float = 600.0) -> tu
 
     Raises:
         RanksLost: not all ranks have started in time.
+        ValueError: the launcher's variables, or the user's for DeepSpeed, do not fit.
     """
+    _choose_accelerator()
     if not dist.is_initialized():
-        if "RANK" not in os.environ:  # plain `python launch/train.py`: a group of one
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = str(distributed.free_port())
+        launch = read_launch()
         # DeepSpeed's op for CPUs of one machine takes a minute to compile, waits for ever for a
         # rank that has died, and hangs on the lock that a killed compilation leaves behind.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.use_gpu(launch)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         wait = timedelta(seconds=timeout)
         # DeepSpeed makes groups of its own without asking for ours.
         dist.distributed_c10d.default_pg_timeout = wait
         dist.distributed_c10d.default_pg_nccl_timeout = wait  # type: ignore[attr-defined]
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        try:
-            patience = timedelta(seconds=start_timeout)
-            store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=patience))  # type: ignore[attr-defined]
-        except dist.DistError as error:
-            reason = str(error).splitlines()[0]
-            raise RanksLost(
-                f"rank {rank} of {world_size} did not meet the others at MASTER_ADDR:MASTER_PORT = "
-                f"{address} within faults.start_timeout {start_timeout:g} s ({reason}): "
-                "check that all hosts run and reach that address, and that the port is free"
-            ) from error
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=wait
+            backend,
+            store=distributed.meet(launch, start_timeout),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=wait,
         )
-        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+        with deepspeed_environment():
+            deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return distributed.rank(), distributed.world_size()
+
+
+def _choose_accelerator() -> None:
+    """Makes DeepSpeed use what torch finds; ValueError where the user told it otherwise."""
+    found = default_device().type
+    asked = os.environ.get(ACCELERATOR, found)
+    if asked != found:
+        hide = "" if found == "cpu" else ", or hide the GPUs with CUDA_VISIBLE_DEVICES="
+        raise ValueError(
+            f"{ACCELERATOR}: expected {found!r}, which is what torch finds here, got {asked!r}; "
+            f"unset it{hide}"
+        )
+    if get_accelerator().device_name() != found:  # DeepSpeed was imported before this module
+        set_accelerator(CUDA_Accelerator() if found == "cuda" else CPU_Accelerator())
 
 
 @dataclass
@@ -110,11 +128,12 @@ class ZeroSharding:
 
     def init_context(self) -> AbstractContextManager[object]:
         groups = _shard_groups(self._config.parallel, self._dims)
-        context: AbstractContextManager[object] = deepspeed.zero.Init(
-            data_parallel_group=groups.get_data_parallel_group() if groups else None,
-            config_dict_or_path=_deepspeed_config(self._config, self._dims),
-            mpu=groups,
-        )
+        with deepspeed_environment():
+            context: AbstractContextManager[object] = deepspeed.zero.Init(
+                data_parallel_group=groups.get_data_parallel_group() if groups else None,
+                config_dict_or_path=_deepspeed_config(self._config, self._dims),
+                mpu=groups,
+            )
         return context
 
     def unsharded(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
@@ -128,6 +147,7 @@ class Engine:
         ValueError: the batch does not divide over the ranks, see `ParallelDims`.
     """
 
+    @deepspeed_environment()
     def __init__(self, stage: Stage, config: RunConfig) -> None:
         self.settings, self.parallel = config.optimizer, config.parallel
         self.dims = ParallelDims(config.batch_size, config.parallel, distributed.world_size())
@@ -182,6 +202,7 @@ class Engine:
             if id(parameter) not in in_turn:
                 deepspeed.zero.register_external_parameter(self._stage, parameter)
 
+    @deepspeed_environment()
     def step(
         self,
         micro_batches: Sequence[object],
@@ -231,6 +252,7 @@ class Engine:
         return distributed.mean_over_ranks({name: float(v) for name, v in sums.items()})
 
     @torch.no_grad()
+    @deepspeed_environment()
     def evaluate(self, micro_batches: Sequence[object], step: int) -> dict[str, float]:
         """Loss and metrics of the global batch with the present weights, which do not change."""
         self._stage.eval()

@@ -20,6 +20,7 @@ HEARTBEAT = "DALLE1_HEARTBEAT"  # environment: file descriptor that a rank write
 ATTEMPT = "DALLE1_ATTEMPT"  # environment: how often the rank has been started before
 FINAL = (0, 2, 130)  # trained or stopped by the scheduler; a mistake in the settings; Ctrl-C
 POLL = 0.2  # seconds between two looks at the rank
+LAST_PORT = 65535  # behind it come those from 1024 on, which any user may listen at
 MARGIN = 1.5  # times what a rank announced, before it is taken to hang
 
 
@@ -58,7 +59,8 @@ class Supervisor:
         """Runs until the rank needs no other attempt, or none is left; the last exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._forward_signal)
-        first = int(os.environ.get("MASTER_PORT", "0"))
+        port = os.environ.get("MASTER_PORT", "")  # which a rank alone does not look at
+        first = int(port) if port.isdecimal() else 0
         for attempt in range(self.restarts + 1):
             status = self._attempt(attempt, first)
             if status in FINAL or self._stopping or attempt == self.restarts:
@@ -76,7 +78,8 @@ class Supervisor:
         reader, writer = os.pipe()
         environment = {**os.environ, HEARTBEAT: str(writer), ATTEMPT: str(attempt)}
         if first_port and attempt:
-            environment["MASTER_PORT"] = str(first_port + attempt)
+            port = first_port + attempt
+            environment["MASTER_PORT"] = str(port if port <= LAST_PORT else port - LAST_PORT + 1023)
             environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # which is at the first port
         command = [*self.command, *(["--resume"] if attempt else [])]
         self._rank = subprocess.Popen(command, env=environment, pass_fds=[writer])

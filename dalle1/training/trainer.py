@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from dalle1.training.engine import (
     start_processes,
 )
 from dalle1.training.initialization import InitialWeights, with_initial_parts
+from dalle1.training.launcher import read_launch
 from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
 from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
@@ -64,8 +64,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         """resume: from the newest checkpoint, where there is one."""
+        self._launched = read_launch().launched
         check_writable(config.run, "run")
-        self._launched = "RANK" in os.environ
         self._heartbeat = Heartbeat()
         # Longer at each attempt: ranks at different attempts find each other at a later one's port.
         start_timeout = (attempt() + 1) * config.faults.start_timeout

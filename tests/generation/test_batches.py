@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,11 +74,7 @@ def test_batch_fits_the_memory(
     found = []
     for free in (0, 10**5, 10**6, 10**7, 10**12):
         for guidance in (1.0, 2.0):
-            monkeypatch.setattr(
-                batching.psutil,
-                "virtual_memory",
-                lambda free=free: SimpleNamespace(available=free),
-            )
+            monkeypatch.setattr(batching, "available_memory", lambda free=free: free)
             batch = fitting_batch(model, candidates, 40, SamplingOptions(guidance=guidance))
             c, b = batching._part_shape(40, candidates, batch)
             taken = c * (1 if guidance == 1 else 2) * cache_bytes(config, b)
@@ -97,8 +92,7 @@ def test_batch_fits_the_memory(
 
 def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches that leave no room to decode the images."""
-    free = SimpleNamespace(available=8 * 10**5)
-    monkeypatch.setattr(batching.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(batching, "available_memory", lambda: 8 * 10**5)
     monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
     monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 0)
     roomy = fitting_batch(model, 100, 1, SamplingOptions())

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dalle1.common.config import save_settings
 from dalle1.data.shards.loader import Batch
+from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from tests.forks import Forked
 
@@ -70,12 +68,8 @@ def torchrun(config: RunConfig, ranks: int, folder: Path, *options: str) -> None
 
 
 def free_port() -> str:
-    """A port that nothing listens on, below those that the system gives to connections by itself:
-    one of these could be another test's before it is used here."""
-    while True:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
-            return str(probe.getsockname()[1])
+    """A port that nothing listens on, as a launcher's variable."""
+    return str(distributed.free_port())
 
 
 def _saved(config: RunConfig, folder: Path) -> Path:
