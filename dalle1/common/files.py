@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dvae.storage import make_folder as make_folder
 from dvae.storage import replacing as replacing
+from dvae.storage import sync as sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -62,7 +64,7 @@ def check_writable(folder: str | Path, name: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror or error
+        why = "it is a file" if os.path.isfile(folder) else error.strerror or error
         raise ValueError(
             f"{name}: expected a folder that can be written, got {str(folder)!r} ({why}); name "
             "another"
