@@ -18,7 +18,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from dalle1 import registry
-from dalle1.common.files import expand_home, write_text
+from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.images import to_tensor
 from dalle1.common.weights import check_finite, device_of
 from dalle1.generation.generator import complete_text
@@ -189,7 +189,7 @@ class Model:
         parts = {"prior": self.prior, "codec": self.codec, "ranker": self.ranker}
         kinds = {r: registry.kind_of(r, part) for r, part in parts.items() if part is not None}
         tokenizer = {"kind": registry.tokenizer_kind(self.tokenizer)}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.tokenizer.save(folder / TOKENIZER)
         write_section(folder, "tokenizer", tokenizer)
         for role, kind in kinds.items():

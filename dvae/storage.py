@@ -75,14 +75,41 @@ def expand_home(path: str | os.PathLike[str]) -> str:
     return expanded
 
 
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk.
+
+    A rename may get there before the content of the file, and both before the folder's list.
+    """
+    if path.is_dir():
+        with suppress(OSError):  # some systems, and network file systems, do not let folders wait
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing, to stay after a crash."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync(made.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends; after an error it is
-    removed and `path` is as before."""
+    """A path to write to, which takes the place of `path` when the block ends, on the disk too;
+    after an error it is removed and `path` is as before."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -94,7 +121,7 @@ def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
     Raises OSError where the folder cannot be written.
     """
     folder = Path(expand_home(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if kind.weights is not None:
         save_weights(part, folder / kind.weights)
     if kind.assets:

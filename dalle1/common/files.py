@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dvae.storage import expand_home as expand_home
+from dvae.storage import make_folder as make_folder
 from dvae.storage import replacing as replacing
+from dvae.storage import sync as sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -4,17 +4,21 @@
 
 Each rank writes its share of the tensors (`ema.assign_owners`), each of them unsharded. No process
 thus ever holds the full model, and a run can resume on any number of ranks at any ZeRO stage.
-`state.json` is written last and the folder is renamed after it; a folder without it does not count.
-All ranks must see the same folder.
+`state.json` is written last and the folder is renamed after it. What has another name, such as a
+copy `step-0000500.bak`, or is a file, a link or a folder without `state.json`, is not ours: it does
+not count and is never removed. All ranks must see the same folder.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle1.common.files import flush
+from dalle1.common.files import make_folder, sync
 from dalle1.training.distributed import any_rank, rank, world_size
 
 STATE = "state.json"
@@ -78,7 +82,7 @@ def save(
         folder: of the run's checkpoints.
         tensors: those that this rank writes, by names that no other rank uses.
         state: everything else, of which the first rank's is written; `state["step"]` is needed.
-        keep: how many of the newest checkpoints stay.
+        keep: how many of the newest good checkpoints stay; see `_remove_old`.
         keep_every: checkpoints whose update is a multiple of it stay too.
         barrier: waits for all ranks, which may take long to write.
 
@@ -86,28 +90,28 @@ def save(
         The checkpoint's folder, the same on all ranks. None, with a warning, when a rank could not
         write; the earlier checkpoints then stay as they were.
     """
-    final = folder / f"step-{state['step']:07d}"
+    final = folder / _name(state["step"])
     temporary = folder / (final.name + ".tmp")
 
     def prepare() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
 
     def write() -> None:
         path = temporary / _file_name(rank(), world_size())
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-        _sync(path)
+        sync(path)
+        sync(temporary)
 
     def finish() -> None:
         content = json.dumps({**state, "ranks": world_size()}, indent=2) + "\n"
         (temporary / STATE).write_text(content, encoding="utf-8")
-        _sync(temporary / STATE)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        for old in _finished(folder)[:-keep]:
-            if not keep_every or _step(old) % keep_every:
-                shutil.rmtree(old)
+        sync(temporary / STATE)
+        sync(temporary)
+        with _place_freed(final):
+            os.replace(temporary, final)
+            sync(folder)
+        _remove_old(folder, state["step"], keep, keep_every)
 
     for act, by in ((prepare, rank() == 0), (write, True), (finish, rank() == 0)):
         failure: Exception | None = None
@@ -158,10 +162,12 @@ def load(path: Path) -> Checkpoint:
     files: dict[str, Any] = {}
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["step"] < 0 or state["ranks"] < 1:
+            raise ValueError(f"{STATE}: step {state['step']} of {state['ranks']} ranks")
         for i in range(state["ranks"]):
             opened: Any = safe_open(path / _file_name(i, state["ranks"]), framework="pt")
             files |= dict.fromkeys(opened.keys(), opened)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
     return Checkpoint(path, Tensors(files), state)
 
@@ -170,16 +176,75 @@ def _file_name(rank: int, world_size: int) -> str:
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
+def _name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
+def _step(path: Path) -> int | None:
+    """The number of updates in a folder's name; None for a name that `_name` does not give."""
+    found = re.fullmatch(r"step-([0-9]{7,})", path.name)
+    return int(found[1]) if found and path.name == _name(int(found[1])) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a finished checkpoint, damaged or not, under the name that it was given."""
+    return _step(path) is not None and not path.is_symlink() and (path / STATE).is_file()
+
+
 def _finished(folder: Path) -> list[Path]:
-    found = (p for p in folder.glob("step-*") if p.suffix != ".tmp")
-    return sorted((p for p in found if (p / STATE).is_file()), key=_step)
+    """The checkpoints, oldest first."""
+    return sorted((p for p in folder.glob("step-*") if _is_ours(p)), key=lambda p: _step(p) or 0)
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+@contextmanager
+def _place_freed(path: Path) -> Iterator[None]:
+    """In this block nothing is at the path. What was there is removed afterwards if it was a
+    checkpoint, as of a course that the run has left; else it stays, under another name."""
+    if not os.path.lexists(path):
+        yield
+        return
+    ours = _is_ours(path)
+    names = (f"{path.name}.old{i or ''}" for i in itertools.count())
+    aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
+    os.replace(path, aside)
+    try:
+        yield
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    if ours:
+        _remove(aside)
+    else:
+        print(f"warning: {path} was no checkpoint, and is {aside.name} now", file=sys.stderr)
 
 
-def _sync(path: Path) -> None:
-    """Waits until the file is on the disk: a rename may get there first."""
-    with path.open("rb+") as file:
-        flush(file)
+def _remove_old(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
+    """Removes what is older than the newest `keep` good checkpoints up to a step.
+
+    A damaged one does not count: the last good one stays. Nor does a newer one: a run that comes to
+    a smaller step has left its course, going on from before it.
+    """
+    kept = 0
+    for path in reversed(_finished(folder)):
+        number = _step(path) or 0
+        if number > step:
+            continue
+        if kept < keep:
+            kept += _is_good(path)
+        elif not keep_every or number % keep_every:
+            _remove(path)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        load(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        print(f"warning: the old checkpoint {path} cannot be removed: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dalle1.common.config import SHAPES, save_settings
-from dalle1.common.files import check_writable
+from dalle1.common.files import check_writable, make_folder
 from dalle1.common.hardware import known_peak
 from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
@@ -112,7 +112,7 @@ class Trainer:
         if latest is not None:
             self._load(latest)
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             save_settings(config, self.folder / CONFIG)
             self.data.save()
 
@@ -319,7 +319,8 @@ class Trainer:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
                 self.stage.export(self.stage.model_with(average), self.folder / "model")
-            except (OSError, SafetensorError) as error:  # a full disk raises either
+            except (OSError, SafetensorError, ValueError) as error:
+                # A full disk raises one of the former, a file that cannot be read back the latter.
                 print(f"warning: model not exported: {error}", file=sys.stderr)
         self._barrier()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dalle1.common.files import (
     add_file,
     check_writable,
     expand_home,
+    make_folder,
     read_text,
     replacing,
     write_text,
@@ -29,6 +31,53 @@ def test_a_failure_leaves_the_former_file(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "first: é" and list(tmp_path.iterdir()) == [path]
     write_text(path, "second")
     assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a crash leaves empty, since its name came to the disk first, or that is not there
+    at all, since the folder was never flushed."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(number: int) -> None:
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(("renamed", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    for name in ("a.json", "b.safetensors"):
+        path = tmp_path / name
+        done.clear()
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"content")
+        flushes = [("flushed", f"{path}.tmp"), ("renamed", str(path)), ("flushed", str(tmp_path))]
+        assert done == flushes
+    done.clear()
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert sorted(done) == [("flushed", str(tmp_path)), ("flushed", str(tmp_path / "a"))]
+
+
+def test_a_file_system_that_cannot_flush_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is there and counts as not written, on a share that knows no fsync of folders."""
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{number}"):
+            raise OSError(22, "Invalid argument")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.json", "content")
+    assert read_text(tmp_path / "a.json") == "content"
 
 
 def test_tars_of_the_same_content_are_the_same_bytes() -> None:

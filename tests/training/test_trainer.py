@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 
 import dalle1
 import dvae
+from dalle1 import registry
 from dalle1.training import checkpoints
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.trainer import Trainer
@@ -131,6 +133,74 @@ def test_exported_weights_are_the_average(tmp_path: Path, shards: str, parts: Pa
     average = tensors(run, 8).under("average/model.")
     exported = dvae.load(run / "model").state_dict()
     assert all(torch.equal(exported[key], average[key]) for key in exported)
+
+
+def test_exported_model_is_on_the_disk(
+    tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model folder that a crash after the end of the run leaves empty or without its newest
+    files."""
+    flushed: set[str] = set()
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        flushed.add(os.readlink(f"/proc/self/fd/{number}").removesuffix(".tmp"))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for stage in STAGES:
+        run = tmp_path / stage
+        Trainer(tiny(stage, shards, run, parts, steps=5)).run()
+        files = {str(path) for path in (run / "model").iterdir()}
+        written = {str(run / name) for name in ("config.yaml", "data.json", "model")}
+        assert files | written | {str(run), str(tmp_path)} <= flushed
+
+
+def damage(run: Path, step: int) -> None:
+    path = run / "checkpoints" / f"step-{step:07d}" / "rank-00000-of-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_past_damaged_checkpoints_trains_to_its_end(
+    keep: int, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """A run that removes the checkpoint just written in favor of damaged ones with higher numbers,
+    and dies as it exports the model of it."""
+    run = tmp_path / "run"
+    settings = {"save_every": 2, "keep_checkpoints": 3}
+    Trainer(tiny("clip", shards, run, parts, steps=8, **settings)).run()
+    for step in (6, 8):
+        damage(run, step)
+    config = tiny("clip", shards, run, parts, steps=5, save_every=9, keep_checkpoints=keep)
+    Trainer(config, resume=True).run()
+    newest = checkpoints.newest(run / "checkpoints")
+    assert newest is not None and newest.name == "step-0000005"
+    average = tensors(run, 5).under("average/model.")
+    exported = registry.load("ranker", run / "model").state_dict()
+    assert all(torch.equal(exported[key], average[key]) for key in exported)
+
+
+def test_checkpoint_that_cannot_be_read_back(
+    tmp_path: Path,
+    shards: str,
+    parts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that ends in the middle, since the export met a disk that fails."""
+    real = checkpoints.load
+
+    def failing(path: Path) -> checkpoints.Checkpoint:
+        if path.name == "step-0000002":
+            raise ValueError(f"checkpoint {path} cannot be read: Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "load", failing)
+    config = tiny("clip", shards, tmp_path / "run", parts, steps=4, save_every=2)
+    Trainer(config).run()
+    assert "model not exported" in capsys.readouterr().err
+    assert registry.load("ranker", tmp_path / "run" / "model") is not None
 
 
 def test_refuses_to_overwrite_a_run(tmp_path: Path, shards: str, parts: Path) -> None:
