@@ -38,6 +38,7 @@ from dalle1.data.samples import (
     BadSample,
 )
 from dalle1.data.shards.index import write_stats
+from dalle1.data.shards.names import TAR, shards_in
 from dalle1.data.transforms import opened_image
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.
@@ -299,10 +300,10 @@ def _check_least(least: int, **settings: int | None) -> None:
 def _check_unused(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {str(out)!r} is a file; give a folder for the shards")
-    former = sorted([*out.glob("*.tar"), *out.glob("*_stats.json")])
+    former = sorted(Path(p).name for end in (TAR, "_stats.json") for p in shards_in(out, end))
     if former:
         raise ValueError(
-            f"out: {str(out)!r} already holds {former[0].name} ({len(former)} files of shards): "
+            f"out: {str(out)!r} already holds {former[0]} ({len(former)} files of shards): "
             "delete them or give another folder; a reader would mix the two sets"
         )
 

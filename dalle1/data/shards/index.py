@@ -31,6 +31,7 @@ from dalle1.data.samples import (
     captions_of,
 )
 from dalle1.data.shards import token_shard as tokens
+from dalle1.data.shards.names import TAR, caption_beside, is_tar, read_folder, shards_in
 from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
@@ -45,13 +46,13 @@ def find_shards(data: str) -> list[str]:
         ValueError: a shard is missing, a pattern is invalid, or a folder holds two kinds.
     """
     if not is_remote(data) and Path(data).is_dir():
-        found = {end: sorted(map(str, Path(data).glob(f"*{end}"))) for end in (".tar", tokens.END)}
+        found = {ending: shards_in(data, ending) for ending in (TAR, tokens.END)}
         if all(found.values()):
             raise ValueError(
                 f"data: {data!r} holds tars and token shards; give one kind by a pattern such as "
                 f"'{data}/{{00000..00009}}{tokens.END}'"
             )
-        return found[".tar"] or found[tokens.END]
+        return found[TAR] or found[tokens.END]
     try:
         addresses = list(braceexpand(data))
     except ValueError as error:
@@ -69,8 +70,8 @@ def find_shards(data: str) -> list[str]:
 
 def find_pairs(folder: str | Path) -> list[str]:
     """Images of a folder, at any depth, that have a .txt of the same name next to them."""
-    images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
-    return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
+    images = read_folder(folder).images.items()
+    return [str(i) for i, caption in images if i.is_file() and caption and caption.is_file()]
 
 
 def _some_pairs(data: str) -> list[str]:
@@ -83,7 +84,7 @@ def _some_pairs(data: str) -> list[str]:
 def read_pair(image: str | Path) -> RawSample:
     """A sample of a folder of pairs."""
     path = Path(image)
-    caption = path.with_suffix(".txt").read_bytes()
+    caption = caption_beside(path).read_bytes()
     return {"__key__": path.stem, path.suffix[1:].lower(): path.read_bytes(), "txt": caption}
 
 
@@ -93,7 +94,7 @@ def kind_of(data: str, shards: Sequence[str]) -> str:
     Raises:
         ValueError: they are of two kinds.
     """
-    ends = {tokens.END if shard.endswith(tokens.END) else ".tar" for shard in shards}
+    ends = {tokens.END if shard.lower().endswith(tokens.END) else TAR for shard in shards}
     if len(ends) > 1:
         raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
     return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
@@ -299,15 +300,16 @@ def write_stats(shard: Path, status: Counter[str]) -> None:
 
 def _stats(address: str) -> int | None:
     """`successes` of img2dataset's statistics."""
-    if address.startswith("pipe:") or not address.endswith(".tar"):
+    if address.startswith("pipe:") or not is_tar(address):
         return None
-    stats = address.removesuffix(".tar") + "_stats.json"
+    stem = address[: -len(TAR)]
     try:
         if is_remote(address):
-            with urllib.request.urlopen(stats, timeout=HTTP_TIMEOUT) as answer:
+            with urllib.request.urlopen(f"{stem}_stats.json", timeout=HTTP_TIMEOUT) as answer:
                 text = answer.read(2**20)
         else:
-            text = Path(stats).read_bytes()
+            path = Path(f"{stem}_stats.json")
+            text = (path if path.is_file() else Path(f"{stem}_STATS.JSON")).read_bytes()
         count: object = json.loads(text)["successes"]
     except (OSError, ValueError, KeyError, TypeError, HTTPException):
         return None
