@@ -40,6 +40,7 @@ from dalle1.data.curation.filters import (
     packages,
 )
 from dalle1.data.samples import DAMAGED, FORMER_CAUSES, IMAGE_TOO_LARGE, current_causes
+from dalle1.data.shards.explain import explain_tars
 from dalle1.data.shards.index import find_shards
 from dalle1.data.shards.names import TAR, is_tar, shards_in
 from dalle1.data.shards.tar import Shard
@@ -248,7 +249,7 @@ def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) ->
     raise ValueError(
         f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
         f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
-        "key of the json)"
+        "key of the json)" + explain_tars([str(path) for path in some])
     )
 
 

@@ -32,6 +32,7 @@ from dalle1.data.samples import (
     caption_of,
     image_of,
 )
+from dalle1.data.shards.explain import explain_folder, explain_tars
 from dalle1.data.shards.index import find_shards
 from dalle1.data.shards.names import count_skipped, is_tar, read_folder
 from dalle1.data.shards.tar import Shard, TarSample
@@ -60,6 +61,7 @@ class InspectReport:
     duplicates: int = 0  # samples whose key another one had before
     damaged: list[str] = field(default_factory=list)  # shards that are cut off or no tar
     skipped_files: int = 0  # that are no part of the data
+    names: str = ""  # what is wrong with those of the files, where images lack captions
     looked_at: int = 0
     good: int = 0
     bad: Counter[str] = field(default_factory=Counter)  # by cause; a sample may have two
@@ -117,7 +119,7 @@ def inspect(
         folder = read_folder(data)
         units, report.skipped_files = list(folder.images.items()), folder.skipped
     if not units:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor images")
+        raise ValueError(f"data: {data!r} has neither .tar shards nor images{explain_folder(data)}")
     count = _count(report, units, progress)
     rng = np.random.default_rng(seed)
     chosen = None
@@ -129,6 +131,8 @@ def inspect(
         if chosen is None or i in chosen:
             look.at(found)
     look.end()
+    if report.without_image or report.without_caption:
+        report.names = explain_tars(find_shards(data)) if shards else explain_folder(data)
     return report
 
 
@@ -330,6 +334,7 @@ def describe(report: InspectReport) -> str:
     line("duplicate keys", f"{report.duplicates:,}")
     line("damaged shards", f"{len(report.damaged):,}")
     lines += [f"  {path}" for path in report.damaged]
+    lines += [f"  {part}" for part in report.names.split("; ") if part]
     line("skipped files", f"{report.skipped_files:,} that are no part of the data (._x, .DS_Store)")
     part = "all" if report.looked_at == report.samples else "drawn at random"
     lines += ["", f"of {report.looked_at:,} samples ({part})"]

@@ -42,10 +42,9 @@ from dalle1.data.shards.index import (
     find_shards,
     kind_of,
     no_good,
-    stats_path,
-    write_stats,
 )
 from dalle1.data.shards.names import shards_in
+from dalle1.data.shards.stats import stats_path, write_stats
 from dalle1.data.shards.tar import is_remote
 from dalle1.data.shards.token_shard import (
     END,

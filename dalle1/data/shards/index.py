@@ -10,32 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 from braceexpand import braceexpand
 
-from dalle1.common.files import write_text
 from dalle1.data.samples import (
+    DUPLICATE_KEY,
     IMAGE_KEYS,
+    NO_CAPTION,
+    NO_IMAGE,
     BadSample,
     RawSample,
     caption_keys,
     caption_of,
     captions_of,
+    image_of,
 )
 from dalle1.data.shards import token_shard as tokens
-from dalle1.data.shards.names import TAR, caption_beside, is_tar, read_folder, shards_in
+from dalle1.data.shards.explain import explain_folder, explain_tars
+from dalle1.data.shards.names import TAR, caption_beside, read_folder, shards_in
+from dalle1.data.shards.stats import counted_samples
 from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
-HTTP_TIMEOUT = 30.0  # seconds
 NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
@@ -77,7 +79,10 @@ def find_pairs(folder: str | Path) -> list[str]:
 def _some_pairs(data: str) -> list[str]:
     pairs = find_pairs(data)
     if not pairs:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor images with .txt captions")
+        raise ValueError(
+            f"data: {data!r} has neither .tar shards nor images with .txt captions"
+            + explain_folder(data)
+        )
     return pairs
 
 
@@ -157,10 +162,14 @@ def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -
 def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
     """The message where hardly a sample can be used, with the causes."""
     found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
+    names = ""
+    if causes.keys() & {NO_IMAGE, NO_CAPTION, DUPLICATE_KEY}:
+        with suppress(ValueError):  # gone meanwhile
+            names = explain_tars(find_shards(data))
     return (
         f"data: hardly a usable sample in {data!r} ({found}); images must be "
         f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
-        "(caption_key: txt, or the name of a key of the json)"
+        "(caption_key: txt, or the name of a key of the json)" + names
     )
 
 
@@ -270,7 +279,7 @@ def count_samples(address: str) -> int:
     Raises:
         OSError: it cannot be read.
     """
-    stats = _stats(address)
+    stats = counted_samples(address)
     if stats is not None:
         return stats
     shard = Shard(address, headers_alone=True)
@@ -280,40 +289,6 @@ def count_samples(address: str) -> int:
             raise OSError(shard.damage)
         warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
     return count
-
-
-def stats_path(shard: Path) -> Path:
-    """Where a shard's statistics stand."""
-    return shard.with_name(f"{shard.stem}_stats.json")
-
-
-def write_stats(shard: Path, status: Counter[str]) -> None:
-    """Writes img2dataset's statistics of a shard: `success`es, and failures by cause."""
-    stats = {
-        "count": status.total(),
-        "successes": status["success"],
-        "failed": status.total() - status["success"],
-        "status_dict": dict(status.most_common()),
-    }
-    write_text(stats_path(shard), json.dumps(stats, indent=2) + "\n")
-
-
-def _stats(address: str) -> int | None:
-    """`successes` of img2dataset's statistics."""
-    if address.startswith("pipe:") or not is_tar(address):
-        return None
-    stem = address[: -len(TAR)]
-    try:
-        if is_remote(address):
-            with urllib.request.urlopen(f"{stem}_stats.json", timeout=HTTP_TIMEOUT) as answer:
-                text = answer.read(2**20)
-        else:
-            path = Path(f"{stem}_stats.json")
-            text = (path if path.is_file() else Path(f"{stem}_STATS.JSON")).read_bytes()
-        count: object = json.loads(text)["successes"]
-    except (OSError, ValueError, KeyError, TypeError, HTTPException):
-        return None
-    return int(count) if isinstance(count, int) and count >= 0 else None
 
 
 def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
@@ -344,10 +319,11 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
     """Tries the caption key on some samples of some shards, before a run begins.
 
     Raises:
-        ValueError: none of them has a caption under the key; lists the keys that are there.
+        ValueError: none of them has an image, and a caption under the key; lists what is there.
     """
     if index.kind == TOKENS:
         return
+    captions = 0
     bad: Counter[str] = Counter()
     there: Counter[str] = Counter()
     some = index.shards[:: -(-len(index.shards) // shards)]
@@ -355,17 +331,22 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
         for raw in _first(index.kind, shard, max(1, samples // len(some))):
             try:
                 caption_of(raw, caption_key)
+                captions += 1
+                image_of(raw)
                 return
             except BadSample as error:
                 bad[error.cause] += 1
                 there.update(caption_keys(raw))
     if not bad:
         return  # nothing read at all: the reader says why
+    if captions:
+        raise ValueError(no_good(index.data, caption_key, bad))
     keys = ", ".join(key for key, _ in there.most_common()) or "none that hold text"
     found = ", ".join(f"{count} x {cause}" for cause, count in bad.most_common())
+    names = explain_tars(some) if index.kind == TARS else ""
     raise ValueError(
         f"reader.caption_key: {caption_key!r} gives no caption of any of {bad.total()} samples of "
-        f"{index.data!r} ({found}); keys that are there: {keys}"
+        f"{index.data!r} ({found}); keys that are there: {keys}{names}"
     )
 
 
