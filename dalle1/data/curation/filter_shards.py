@@ -47,7 +47,9 @@ from dalle1.data.curation.filters import (
     packages,
 )
 from dalle1.data.samples import DAMAGED, FORMER_CAUSES, IMAGE_TOO_LARGE, current_causes
+from dalle1.data.shards.explain import explain_tars
 from dalle1.data.shards.index import find_shards
+from dalle1.data.shards.names import TAR, is_tar, shards_in
 from dalle1.data.shards.tar import Shard
 from dalle1.data.shards.workers import ignore_signals
 
@@ -227,16 +229,16 @@ def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
         )
     names: dict[str, Path] = {}
     for path in paths:
-        if path.suffix != ".tar":
+        if not is_tar(path.name):
             raise ValueError(f"data: {path} must end in .tar and be unpacked if it is compressed")
         if path.parent.resolve() == out.resolve():
             raise ValueError(f"out: {str(out)!r} is where {path} is; give another folder")
-        if path.name in names:
+        if path.stem in names:  # of 0.tar and 0.TAR the records would be one file
             raise ValueError(
-                f"data: {names[path.name]} and {path} have one name, and so would what is made of "
+                f"data: {names[path.stem]} and {path} have one name, and so would what is made of "
                 "them; filter them one after the other into different folders"
             )
-        names[path.name] = path
+        names[path.stem] = path
 
 
 def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) -> None:
@@ -254,14 +256,14 @@ def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) ->
     raise ValueError(
         f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
         f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
-        "key of the json)"
+        "key of the json)" + explain_tars([str(path) for path in some])
     )
 
 
 def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
     """Says in `out` what its shards are filtered by; ValueError where it holds others."""
     path = out / RECORDS / "settings.json"
-    there = {tar.name for tar in out.glob("*.tar")}
+    there = {Path(path).name for path in shards_in(out, TAR)}
     if not path.exists() and there:
         raise ValueError(f"out: {str(out)!r} already holds {min(there)}: give another folder")
     if there - names:

@@ -33,7 +33,9 @@ from dalle1.data.samples import (
     caption_of,
     image_of,
 )
+from dalle1.data.shards.explain import explain_folder, explain_tars
 from dalle1.data.shards.index import find_shards
+from dalle1.data.shards.names import count_skipped, is_tar, read_folder
 from dalle1.data.shards.tar import Shard, TarSample
 from dalle1.data.transforms import opened_image
 
@@ -42,6 +44,7 @@ MEASURES = ("width", "height", "width / height", "bytes", "characters", "words")
 RATIOS = (1 / 2, 2.0)  # appendix C: images outside are not trained on
 SIDE = 160  # pixels of an image on the contact sheet
 SHEET_ROWS = 8
+Units = Sequence[tuple[Path, Path | None]]  # shards, or images and their captions
 
 
 @dataclass
@@ -58,6 +61,8 @@ class InspectReport:
     without_caption: int = 0
     duplicates: int = 0  # samples whose key another one had before
     damaged: list[str] = field(default_factory=list)  # shards that are cut off or no tar
+    skipped_files: int = 0  # that are no part of the data
+    names: str = ""  # what is wrong with those of the files, where images lack captions
     looked_at: int = 0
     good: int = 0
     bad: Counter[str] = field(default_factory=Counter)  # by cause; a sample may have two
@@ -108,57 +113,55 @@ def inspect(
         )
     data = expand_home(data)
     shards = [Path(path) for path in find_shards(data)]
-    units = shards or _images(Path(data))
-    if not units:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor images")
     report = InspectReport(data, caption_key, shards=len(shards))
+    units: Units = [(path, None) for path in shards]
+    if shards and Path(data).is_dir():
+        report.skipped_files = count_skipped(data)
+    elif not shards:
+        folder = read_folder(data)
+        units, report.skipped_files = list(folder.images.items()), folder.skipped
+    if not units:
+        raise ValueError(f"data: {data!r} has neither .tar shards nor images{explain_folder(data)}")
     count = _count(report, units, progress)
     rng = np.random.default_rng(seed)
     chosen = None
     if samples is not None and samples < count:
         chosen = set(rng.choice(count, samples, replace=False).tolist())
     look = _Look(report, images, rng)
-    for i, found in enumerate(_all(units, bool(shards), [], "decoding" if progress else "")):
+    again = InspectReport(data, caption_key, shards=len(shards))
+    for i, found in enumerate(_all(units, again, "decoding" if progress else "")):
         if chosen is None or i in chosen:
             look.at(found)
     look.end()
+    if report.without_image or report.without_caption:
+        report.names = explain_tars(find_shards(data)) if shards else explain_folder(data)
     return report
 
 
-def _count(report: InspectReport, units: Sequence[Path], progress: bool) -> int:
+def _count(report: InspectReport, units: Units, progress: bool) -> int:
     """Fills a report with what names and sizes show; how many samples can be read."""
     hashes = array("Q")  # of the keys: the keys themselves would not fit for a large set
     caption = "txt" if report.caption_key == "txt" else "json"
-    tars = report.shards > 0
-    for found in _all(units, tars, report.damaged, "counting" if progress else ""):
+    for found in _all(units, report, "counting" if progress else ""):
         report.samples += 1 + found.merged
         report.parts.update(found.parts)
         report.without_image += not found.parts.intersection(IMAGE_KEYS)
         report.without_caption += caption not in found.parts
         digest = hashlib.blake2b(found.key.encode(errors="surrogateescape"), digest_size=8)
         hashes.append(int.from_bytes(digest.digest(), "little"))
-    report.bytes = sum(path.stat().st_size for path in units)
-    if not tars:
-        captions = (path.with_suffix(".txt") for path in units)
-        report.bytes += sum(path.stat().st_size for path in captions if path.is_file())
+    files = [path for unit in units for path in unit if path is not None]
+    report.bytes = sum(path.stat().st_size for path in files if path.is_file())
     report.duplicates = report.samples - len(np.unique(np.frombuffer(hashes, np.uint64)))
     return len(hashes)
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.suffix[1:].lower() in IMAGE_KEYS]
-
-
-def _all(units: Sequence[Path], tars: bool, damaged: list[str], progress: str) -> Iterator[_Found]:
-    unit = "shard" if tars else "image"
-    for path in tqdm(units, unit=unit, desc=progress, disable=not progress):
-        if tars:
-            yield from _in_shard(path, damaged)
+def _all(units: Units, report: InspectReport, progress: str) -> Iterator[_Found]:
+    unit = "shard" if report.shards else "image"
+    for path, caption in tqdm(units, unit=unit, desc=progress, disable=not progress):
+        if report.shards:
+            yield from _in_shard(path, report)
         else:
-            caption = path.with_suffix(".txt")
-            files = {path.suffix[1:].lower(): path} | (
-                {"txt": caption} if caption.is_file() else {}
-            )
+            files = {path.suffix[1:].lower(): path} | ({"txt": caption} if caption else {})
             yield _Found(str(path), frozenset(files), partial(_read_files, str(path), files))
 
 
@@ -166,9 +169,9 @@ def _read_files(key: str, files: dict[str, Path]) -> RawSample:
     return {"__key__": key, **{name: path.read_bytes() for name, path in files.items()}}
 
 
-def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
+def _in_shard(path: Path, report: InspectReport) -> Iterator[_Found]:
     """Samples as training reads them, of a tar that is not compressed by its headers alone."""
-    plain = path.suffix == ".tar"
+    plain = is_tar(path.name)
     shard = Shard(str(path), headers_alone=plain)
     known: set[str] = set()
     try:
@@ -181,8 +184,9 @@ def _in_shard(path: Path, damaged: list[str]) -> Iterator[_Found]:
             yield _Found(sample.key, parts, read, sample.merged(), cause)
     except OSError as error:
         shard.damage = str(error)
+    report.skipped_files += shard.skipped
     if shard.damage:
-        damaged.append(str(path))
+        report.damaged.append(str(path))
 
 
 def _intact(shard: Shard) -> Iterator[TarSample]:
@@ -332,6 +336,8 @@ def describe(report: InspectReport) -> str:
     line("duplicate keys", f"{report.duplicates:,}")
     line("damaged shards", f"{len(report.damaged):,}")
     lines += [f"  {path}" for path in report.damaged]
+    lines += [f"  {part}" for part in report.names.split("; ") if part]
+    line("skipped files", f"{report.skipped_files:,} that are no part of the data (._x, .DS_Store)")
     part = "all" if report.looked_at == report.samples else "drawn at random"
     lines += ["", f"of {report.looked_at:,} samples ({part})"]
     line("good", f"{report.good:,}")

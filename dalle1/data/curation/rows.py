@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dalle1.data.samples import IMAGE_KEYS, NO_CAPTION, NO_IMAGE
+from dalle1.data.samples import NO_CAPTION, NO_IMAGE
+from dalle1.data.shards.names import read_folder
 
 TABLES = (".csv", ".tsv", ".parquet")
 
@@ -46,16 +47,11 @@ def read_rows(source: Path, image_column: str, caption_column: str) -> Iterator[
 
 
 def _rows_of_folder(folder: Path) -> Iterator[Row]:
-    paths = sorted(folder.rglob("*"))
-    images = [path for path in paths if path.suffix[1:].lower() in IMAGE_KEYS]
-    captions = {path for path in paths if path.suffix == ".txt"}
-    for number, image in enumerate(images):
-        caption = image.with_suffix(".txt")
+    found = read_folder(folder)
+    for number, (image, text) in enumerate(found.images.items()):
         name = image.relative_to(folder).as_posix()
-        fault = "" if caption in captions else NO_CAPTION
-        yield Row(number, repr(name), image, caption, {"path": name}, fault)
-    lonely = captions - {image.with_suffix(".txt") for image in images}
-    for number, caption in enumerate(sorted(lonely), len(images)):
+        yield Row(number, repr(name), image, text, {"path": name}, "" if text else NO_CAPTION)
+    for number, caption in enumerate(found.lonely, len(found.images)):
         name = caption.relative_to(folder).as_posix()
         yield Row(number, repr(name), None, caption, {}, NO_IMAGE)
 

@@ -39,7 +39,9 @@ from dalle1.data.samples import (
     NOT_UTF8,
     BadSample,
 )
-from dalle1.data.shards.index import write_stats
+from dalle1.data.shards.explain import explain_folder
+from dalle1.data.shards.names import TAR, shards_in
+from dalle1.data.shards.stats import write_stats
 from dalle1.data.transforms import opened_image
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.
@@ -129,7 +131,8 @@ def write_shards(
         samples = _Samples(_in_threads(_read, _shuffled(rows(), seed), workers), written, bar)
         if samples.next is None:
             found = "; ".join(written.faults()) or _what_was_expected(source)
-            raise ValueError(f"source: no usable row in {str(source)!r}: {found}")
+            names = explain_folder(source) if source.is_dir() else ""
+            raise ValueError(f"source: no usable row in {str(source)!r}: {found}{names}")
         out.mkdir(parents=True, exist_ok=True)
         while samples.next is not None:
             done = len(written.shards)
@@ -300,10 +303,10 @@ def _check_least(least: int, **settings: int | None) -> None:
 
 
 def _check_unused(out: Path) -> None:
-    former = sorted([*out.glob("*.tar"), *out.glob("*_stats.json")])
+    former = sorted(Path(p).name for end in (TAR, "_stats.json") for p in shards_in(out, end))
     if former:
         raise ValueError(
-            f"out: {str(out)!r} already holds {former[0].name} ({len(former)} files of shards): "
+            f"out: {str(out)!r} already holds {former[0]} ({len(former)} files of shards): "
             "delete them or give another folder; a reader would mix the two sets"
         )
 

@@ -44,9 +44,9 @@ from dalle1.data.shards.index import (
     find_shards,
     kind_of,
     no_good,
-    stats_path,
-    write_stats,
 )
+from dalle1.data.shards.names import shards_in
+from dalle1.data.shards.stats import stats_path, write_stats
 from dalle1.data.shards.tar import is_remote
 from dalle1.data.shards.token_shard import (
     END,
@@ -222,9 +222,9 @@ def shard_name(address: str) -> str:
     """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
     nothing ends in .tar."""
     if is_remote(address):
-        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address, re.I)
+        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address, re.IGNORECASE)
         return str(found[-1]) if found else ""
-    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name, flags=re.I)
+    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name, flags=re.IGNORECASE)
 
 
 def _targets(addresses: Sequence[str], out: Path) -> list[Path]:
@@ -250,7 +250,7 @@ def _check_others(
 ) -> None:
     """ValueError where `out` holds what is not of this data, or other ranks' shards of other
     settings: this rank may have none yet."""
-    there = sorted(out.glob(f"*{END}"))
+    there = [Path(path) for path in shards_in(out, END)]
     if foreign := set(there) - set(targets):
         raise ValueError(
             f"out: {str(out)!r} holds {min(foreign).name}, which is of none of the shards of data: "

@@ -10,31 +10,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 from braceexpand import braceexpand
 
-from dalle1.common.files import expand_home, read_text, write_text
+from dalle1.common.files import expand_home, read_text
 from dalle1.data.samples import (
+    DUPLICATE_KEY,
     IMAGE_KEYS,
+    NO_CAPTION,
+    NO_IMAGE,
     BadSample,
     RawSample,
     caption_keys,
     caption_of,
     captions_of,
+    image_of,
 )
 from dalle1.data.shards import token_shard as tokens
+from dalle1.data.shards.explain import explain_folder, explain_tars
+from dalle1.data.shards.names import TAR, caption_beside, read_folder, shards_in
+from dalle1.data.shards.stats import counted_samples
 from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
-HTTP_TIMEOUT = 30.0  # seconds
 NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
@@ -45,13 +49,13 @@ def find_shards(data: str) -> list[str]:
         ValueError: a shard is missing, a pattern is invalid, or a folder holds two kinds.
     """
     if not is_remote(data) and Path(data).is_dir():
-        found = {end: sorted(map(str, Path(data).glob(f"*{end}"))) for end in (".tar", tokens.END)}
+        found = {ending: shards_in(data, ending) for ending in (TAR, tokens.END)}
         if all(found.values()):
             raise ValueError(
                 f"data: {data!r} holds tars and token shards; give one kind by a pattern such as "
                 f"'{data}/{{00000..00009}}{tokens.END}'"
             )
-        return found[".tar"] or found[tokens.END]
+        return found[TAR] or found[tokens.END]
     try:
         addresses = [expand_home(address) for address in braceexpand(data)]
     except ValueError as error:
@@ -69,21 +73,24 @@ def find_shards(data: str) -> list[str]:
 
 def find_pairs(folder: str | Path) -> list[str]:
     """Images of a folder, at any depth, that have a .txt of the same name next to them."""
-    images = (p for p in sorted(Path(folder).rglob("*")) if p.suffix[1:].lower() in IMAGE_KEYS)
-    return [str(p) for p in images if p.is_file() and p.with_suffix(".txt").is_file()]
+    images = read_folder(folder).images.items()
+    return [str(i) for i, caption in images if i.is_file() and caption and caption.is_file()]
 
 
 def _some_pairs(data: str) -> list[str]:
     pairs = find_pairs(data)
     if not pairs:
-        raise ValueError(f"data: {data!r} has neither .tar shards nor images with .txt captions")
+        raise ValueError(
+            f"data: {data!r} has neither .tar shards nor images with .txt captions"
+            + explain_folder(data)
+        )
     return pairs
 
 
 def read_pair(image: str | Path) -> RawSample:
     """A sample of a folder of pairs."""
     path = Path(image)
-    caption = path.with_suffix(".txt").read_bytes()
+    caption = caption_beside(path).read_bytes()
     return {"__key__": path.stem, path.suffix[1:].lower(): path.read_bytes(), "txt": caption}
 
 
@@ -93,7 +100,7 @@ def kind_of(data: str, shards: Sequence[str]) -> str:
     Raises:
         ValueError: they are of two kinds.
     """
-    ends = {tokens.END if shard.endswith(tokens.END) else ".tar" for shard in shards}
+    ends = {tokens.END if shard.lower().endswith(tokens.END) else TAR for shard in shards}
     if len(ends) > 1:
         raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
     return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
@@ -156,10 +163,14 @@ def read_captions(data: str, caption_key: str, most: int, lines: bool = False) -
 def no_good(data: str, caption_key: str, causes: Counter[str]) -> str:
     """The message where hardly a sample can be used, with the causes."""
     found = ", ".join(f"{count} x {cause}" for cause, count in causes.most_common()) or "none read"
+    names = ""
+    if causes.keys() & {NO_IMAGE, NO_CAPTION, DUPLICATE_KEY}:
+        with suppress(ValueError):  # gone meanwhile
+            names = explain_tars(find_shards(data))
     return (
         f"data: hardly a usable sample in {data!r} ({found}); images must be "
         f"{', '.join(IMAGE_KEYS)}, captions in {caption_key!r} "
-        "(caption_key: txt, or the name of a key of the json)"
+        "(caption_key: txt, or the name of a key of the json)" + names
     )
 
 
@@ -269,7 +280,7 @@ def count_samples(address: str) -> int:
     Raises:
         OSError: it cannot be read.
     """
-    stats = _stats(address)
+    stats = counted_samples(address)
     if stats is not None:
         return stats
     shard = Shard(address, headers_alone=True)
@@ -279,39 +290,6 @@ def count_samples(address: str) -> int:
             raise OSError(shard.damage)
         warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
     return count
-
-
-def stats_path(shard: Path) -> Path:
-    """Where a shard's statistics stand."""
-    return shard.with_name(f"{shard.stem}_stats.json")
-
-
-def write_stats(shard: Path, status: Counter[str]) -> None:
-    """Writes img2dataset's statistics of a shard: `success`es, and failures by cause."""
-    stats = {
-        "count": status.total(),
-        "successes": status["success"],
-        "failed": status.total() - status["success"],
-        "status_dict": dict(status.most_common()),
-    }
-    write_text(stats_path(shard), json.dumps(stats, indent=2) + "\n")
-
-
-def _stats(address: str) -> int | None:
-    """`successes` of img2dataset's statistics."""
-    if address.startswith("pipe:") or not address.endswith(".tar"):
-        return None
-    stats = address.removesuffix(".tar") + "_stats.json"
-    try:
-        if is_remote(address):
-            with urllib.request.urlopen(stats, timeout=HTTP_TIMEOUT) as answer:
-                text = answer.read(2**20)
-        else:
-            text = Path(stats).read_bytes()
-        count: object = json.loads(text)["successes"]
-    except (OSError, ValueError, KeyError, TypeError, HTTPException):
-        return None
-    return int(count) if isinstance(count, int) and count >= 0 else None
 
 
 def _given_counts(shards: Sequence[str], path: str | Path) -> list[int]:
@@ -342,10 +320,11 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
     """Tries the caption key on some samples of some shards, before a run begins.
 
     Raises:
-        ValueError: none of them has a caption under the key; lists the keys that are there.
+        ValueError: none of them has an image, and a caption under the key; lists what is there.
     """
     if index.kind == TOKENS:
         return
+    captions = 0
     bad: Counter[str] = Counter()
     there: Counter[str] = Counter()
     some = index.shards[:: -(-len(index.shards) // shards)]
@@ -353,17 +332,22 @@ def check_readable(index: Index, caption_key: str, samples: int = 64, shards: in
         for raw in _first(index.kind, shard, max(1, samples // len(some))):
             try:
                 caption_of(raw, caption_key)
+                captions += 1
+                image_of(raw)
                 return
             except BadSample as error:
                 bad[error.cause] += 1
                 there.update(caption_keys(raw))
     if not bad:
         return  # nothing read at all: the reader says why
+    if captions:
+        raise ValueError(no_good(index.data, caption_key, bad))
     keys = ", ".join(key for key, _ in there.most_common()) or "none that hold text"
     found = ", ".join(f"{count} x {cause}" for cause, count in bad.most_common())
+    names = explain_tars(some) if index.kind == TARS else ""
     raise ValueError(
         f"reader.caption_key: {caption_key!r} gives no caption of any of {bad.total()} samples of "
-        f"{index.data!r} ({found}); keys that are there: {keys}"
+        f"{index.data!r} ({found}); keys that are there: {keys}{names}"
     )
 
 

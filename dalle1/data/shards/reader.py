@@ -26,6 +26,7 @@ from dalle1.data.samples import (
     RawSample,
 )
 from dalle1.data.shards.index import PAIRS, TOKENS, Index, read_pair
+from dalle1.data.shards.names import is_tar
 from dalle1.data.shards.tar import RETRIES, Shard, TarSample, is_remote
 from dalle1.data.shards.token_shard import TokenSample, TokenShard
 
@@ -146,7 +147,7 @@ class _Tars:
 
     def read(self, stream: int, shard: int, first: int, last: int) -> list[Found]:
         address, count = self._index.shards[shard], self._index.counts[shard]
-        seekable = address.endswith(".tar") and not is_remote(address)
+        seekable = is_tar(address) and not is_remote(address)
         found = (
             self._read_local(address, first, last, count)
             if seekable

@@ -19,6 +19,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
 from dalle1.data.samples import RawSample
+from dalle1.data.shards.names import is_data, is_tar
 
 META = re.compile(r"__[^/]*__($|/)")  # members that are no part of a sample
 REMOTE_PREFIXES = ("pipe:", "http://", "https://")
@@ -64,8 +65,9 @@ class Shard:
     """The samples of a tar in order, up to its end or to what is damaged.
 
     Members that are no part of a sample (folders, links, names without a dot or such as __meta__)
-    are skipped. After the last sample `damage` says what is wrong, if anything is, and `cut` is
-    the key of the sample that is lost in part.
+    are skipped, and so are files that are no part of the data (`names.is_data`), which `skipped`
+    counts. After the last sample `damage` says what is wrong, if anything is, and `cut` is the key
+    of the sample that is lost in part.
 
     Raises OSError where the disk fails, rather than what is read.
     """
@@ -91,6 +93,7 @@ class Shard:
         self.address, self.offset = address, offset
         self.headers_alone, self.max_bytes = headers_alone, max_bytes
         self.damage = self.cut = ""
+        self.skipped = 0
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -99,7 +102,7 @@ class Shard:
             if is_remote(self.address):
                 stream = stack.enter_context(_open_remote(self.address))
                 tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", **how))
-            elif self.address.endswith(".tar"):
+            elif is_tar(self.address):
                 file = stack.enter_context(open(self.address, "rb"))
                 file.seek(self.offset)
                 tar = stack.enter_context(tarfile.TarFile(fileobj=file, **how))
@@ -116,13 +119,19 @@ class Shard:
 
     def __iter__(self) -> Iterator[TarSample]:
         self.damage = self.cut = ""
+        self.skipped = 0
         sample, usual, complete = TarSample(""), 1, True
         try:
             with self._opened() as tar:
                 for member in tar:
                     tar.members = []  # it would keep all of them
                     key, extension = base_plus_ext(member.name)
-                    if not member.isreg() or key is None or META.match(member.name):
+                    if not member.isreg():
+                        continue
+                    if not is_data(member.name):
+                        self.skipped += 1
+                        continue
+                    if key is None or META.match(member.name):
                         continue
                     if key != sample.key or not sample.files:
                         if sample.files:
