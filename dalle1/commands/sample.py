@@ -17,10 +17,10 @@ from dalle1.commands.command_line import (
     add_model,
     exit_status,
     make_parser,
-    open_image,
     open_model,
 )
 from dalle1.common.hardware import DTYPES
+from dalle1.common.image_files import open_image
 from dalle1.sampling import sample
 
 
