@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "min_english": {"type": float, "help": "least probability, of --english language"},
     "max_aspect": {"type": float, "help": "longer side / shorter side; 0: any"},
     "min_side": {"type": int, "help": "pixels of the shorter side"},
+    "max_pixels": {"type": int, "help": "of an image, as reader.max_pixels; 0: any"},
     "duplicates": {
         "type": current_duplicates,
         "choices": DUPLICATES,

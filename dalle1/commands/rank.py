@@ -17,9 +17,9 @@ from dalle1.commands.command_line import (
     as_path,
     exit_status,
     make_parser,
-    open_image,
     open_model,
 )
+from dalle1.common.image_files import open_image
 from dalle1.sampling import rank
 
 

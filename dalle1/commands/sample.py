@@ -18,11 +18,11 @@ from dalle1.commands.command_line import (
     as_path,
     exit_status,
     make_parser,
-    open_image,
     open_model,
 )
 from dalle1.common.files import check_writable
 from dalle1.common.hardware import DTYPES
+from dalle1.common.image_files import open_image
 from dalle1.sampling import sample
 
 

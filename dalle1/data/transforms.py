@@ -5,7 +5,6 @@ Dimensions: h w of an image, s = min(h, w), R the model's side. Images are uint8
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from dalle1.common.image_files import TooManyPixels, open_encoded
 from dalle1.common.images import to_rgb
 from dalle1.data.samples import (
     EXTREME_ASPECT,
@@ -50,17 +50,15 @@ def opened_image(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's own limits and guesses; ours are counted
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # PIL's guesses
+            with open_encoded(data, max_pixels, FORMATS) as image:
                 w, h = image.size
-                if max_pixels is not None and w * h > max_pixels:
-                    raise BadSample(IMAGE_TOO_LARGE)
                 if max_aspect is not None and max(w, h) > max_aspect * min(w, h):
                     raise BadSample(EXTREME_ASPECT)
                 yield image
     except BadSample:
         raise
-    except Image.DecompressionBombError as error:
+    except (TooManyPixels, MemoryError) as error:
         raise BadSample(IMAGE_TOO_LARGE) from error
     except Exception as error:
         raise BadSample(UNREADABLE) from error

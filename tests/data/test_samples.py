@@ -380,14 +380,15 @@ def test_limits_are_inclusive() -> None:
 
 
 def test_limits_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warnings for each large image, or another cause for those that PIL refuses by itself."""
+    """Warnings for each large image, or a limit of ours that PIL's smaller one makes useless."""
     data = encoded(NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-        assert close(read_image(data), NOISE)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
-        assert refusal(lambda: read_image(data)) == IMAGE_TOO_LARGE
+        for limit in (300, 200, 1, None):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            assert close(read_image(data), NOISE)
+            assert refusal(lambda: read_image(data, max_pixels=479)) == IMAGE_TOO_LARGE
+            assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def bombs() -> dict[str, bytes]:

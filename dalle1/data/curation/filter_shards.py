@@ -46,7 +46,13 @@ from dalle1.data.curation.filters import (
     filter_sample,
     packages,
 )
-from dalle1.data.samples import DAMAGED, FORMER_CAUSES, IMAGE_TOO_LARGE, current_causes
+from dalle1.data.samples import (
+    DAMAGED,
+    FORMER_CAUSES,
+    IMAGE_TOO_LARGE,
+    MAX_PIXELS,
+    current_causes,
+)
 from dalle1.data.shards.explain import explain_tars
 from dalle1.data.shards.index import find_shards
 from dalle1.data.shards.names import TAR, is_tar, shards_in
@@ -274,7 +280,8 @@ def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
     if path.exists():
         held = json.loads(path.read_text(encoding="utf-8"))
         kind = held.get("duplicates")
-        found = differences(held | {"duplicates": FORMER_DUPLICATES.get(kind, kind)}, content)
+        former = {"max_pixels": MAX_PIXELS, **held}  # which earlier releases did not ask for
+        found = differences(former | {"duplicates": FORMER_DUPLICATES.get(kind, kind)}, content)
         if found:
             raise ValueError(
                 f"out: {str(out)!r} holds shards filtered with other settings: "

@@ -19,6 +19,7 @@ from dalle1.data.samples import (
     DAMAGED,
     EXTREME_ASPECT,
     IMAGE_TOO_LARGE,
+    MAX_PIXELS,
     NO_IMAGE,
     OF_CAPTIONS,
     UNREADABLE,
@@ -67,6 +68,7 @@ class FilterSettings:
     min_english: float = 0.02  # probability, of 'language'
     max_aspect: float = 2.0  # longer side / shorter side; 0: any
     min_side: int = 0  # pixels of the shorter side
+    max_pixels: int = MAX_PIXELS  # of an image, as the reader's; 0: any
     duplicates: str = "pair"  # off | pair: image and caption | image: whatever the caption
     near_duplicates: int | None = None  # bits by which hashes of images differ at most; None: off
 
@@ -76,7 +78,7 @@ class FilterSettings:
             if getattr(self, name) not in choices:
                 expected = ", ".join(choices)
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
-        for name in ("min_words", "boilerplate_words", "min_side"):
+        for name in ("min_words", "boilerplate_words", "min_side", "max_pixels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 (off) or more, got {getattr(self, name)}")
         if not 0 <= self.min_english <= 1:
@@ -129,7 +131,7 @@ def filter_sample(sample: RawSample, settings: FilterSettings) -> FilterResult:
     try:
         caption = caption_of(sample, settings.caption_key)
         data = image_of(sample)
-        with opened_image(data, max_pixels=None, max_aspect=None) as image:
+        with opened_image(data, settings.max_pixels or None, max_aspect=None) as image:
             width, height = image.size
         cause = caption_cause(caption, settings) or size_cause(width, height, settings)
         if cause:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tarfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,14 +36,18 @@ from dalle1.common.files import (
 )
 from dalle1.data.curation.rows import Row, read_rows
 from dalle1.data.samples import (
-    EMPTY_CAPTION,
+    CAPTION_TOO_LARGE,
     IMAGE_KEYS,
+    IMAGE_TOO_LARGE,
+    MAX_TEXT,
     NOT_UTF8,
     BadSample,
+    caption_of,
 )
 from dalle1.data.shards.explain import explain_folder
 from dalle1.data.shards.names import TAR, shards_in
 from dalle1.data.shards.stats import write_stats
+from dalle1.data.shards.tar import MAX_BYTES
 from dalle1.data.transforms import opened_image
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.
@@ -127,7 +133,10 @@ def write_shards(
         count, expected = count + 1, expected + size
     _check_space(out, expected)
     written = WrittenShards()
-    with tqdm(total=count, unit="row", desc="writing", disable=not progress) as bar:
+    with (
+        warnings.catch_warnings(),  # threads that open images would leave the filters changed
+        tqdm(total=count, unit="row", desc="writing", disable=not progress) as bar,
+    ):
         samples = _Samples(_in_threads(_read, _shuffled(rows(), seed), workers), written, bar)
         if samples.next is None:
             found = "; ".join(written.faults()) or _what_was_expected(source)
@@ -213,6 +222,9 @@ def _read(row: Row) -> SampleFiles | str:
     try:
         caption = _read_caption(row.caption)
         data, kind = _read_image(row.image)
+        columns = _json(row)
+        if len(columns) > MAX_BYTES:
+            raise _BadRow("row too large")
     except _BadRow as error:
         return str(error)
     key = f"{row.number:09d}"
@@ -220,7 +232,7 @@ def _read(row: Row) -> SampleFiles | str:
         {
             f"{key}.{SUFFIXES[kind]}": data,
             f"{key}.txt": caption.encode(),
-            f"{key}.json": _json(row),
+            f"{key}.json": columns,
         }
     )
 
@@ -231,28 +243,39 @@ class _BadRow(ValueError):
 
 def _read_caption(caption: Any) -> str:
     """A row's caption, of its file if that is where it is. Raises _BadRow."""
-    if isinstance(caption, Path):
-        try:
-            caption = caption.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise _BadRow(NOT_UTF8) from error
-        except OSError as error:
-            raise _BadRow(f"caption cannot be read ({type(error).__name__})") from error
-    if caption is not None and not isinstance(caption, str):
-        raise _BadRow(f"caption is no text but {type(caption).__name__}")
-    text = (caption or "").strip()
-    if not text:
-        raise _BadRow(EMPTY_CAPTION)
-    return text
+    data = b""
+    try:
+        if isinstance(caption, Path):
+            if caption.stat().st_size > MAX_TEXT:
+                raise _BadRow(CAPTION_TOO_LARGE)
+            data = caption.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        elif isinstance(caption, str):
+            data = caption.encode(errors="surrogateescape")  # as it stands in the table
+        elif caption is not None:
+            raise _BadRow(f"caption is no text but {type(caption).__name__}")
+        return caption_of({"txt": data}, "txt")
+    except BadSample as error:
+        raise _BadRow(error.cause) from error
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise _BadRow(NOT_UTF8) from error
+    except OSError as error:
+        raise _BadRow(f"caption cannot be read ({type(error).__name__})") from error
 
 
 def _read_image(path: Path | None) -> tuple[bytes, str]:
     """A row's encoded image and its format, one of SUFFIXES. Raises _BadRow."""
     assert path is not None  # or the row has a fault
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise _BadRow("no file")  # a pipe, say, which is waited for for ever
+        if status.st_size > MAX_BYTES:
+            raise _BadRow(IMAGE_TOO_LARGE)
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise _BadRow("missing file") from error
+    except _BadRow:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise _BadRow(f"file cannot be read ({type(error).__name__})") from error
     try:

@@ -504,6 +504,25 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     assert report.dropped == {"image too large": 1} and keys(tmp_path / "out") == ["b"]
 
 
+def test_the_limit_of_pixels_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images dropped by PIL's limit, which no setting changes, though training would read them;
+    a folder of before the setting refused."""
+    data, out = four_shards(tmp_path / "in"), tmp_path / "out"
+    kept = filter_shards(data, out, FilterSettings()).kept
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    for name, near in (("plain", None), ("near", 0)):
+        settings = FilterSettings(near_duplicates=near, duplicates="off", max_pixels=0)
+        report = filter_shards(data, tmp_path / name, settings)
+        assert not report.dropped["image too large"]
+    with pytest.raises(ValueError, match="x image too large"):
+        filter_shards(data, tmp_path / "few", FilterSettings(max_pixels=9))
+    held = out / "filtering" / "settings.json"
+    content = json.loads(held.read_text())
+    del content["max_pixels"]
+    held.write_text(json.dumps(content))
+    assert filter_shards(data, out, FilterSettings()).kept == kept
+
+
 def test_a_run_of_the_former_words_goes_on(tmp_path: Path) -> None:
     """Shards of before this release refused as of other settings, or their counts lost."""
     data, out = four_shards(tmp_path / "in"), tmp_path / "out"
