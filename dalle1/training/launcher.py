@@ -53,12 +53,11 @@ def read_launch(meets: bool = True) -> Launch:
         _check_one_task()
         return Launch()
     needed = (*deciding, *MEETING) if meets else deciding[:2]
-    missing = [name for name in needed if name not in os.environ]
+    missing = [name for name in needed if not os.environ.get(name)]
     if missing:
-        given = f"{found[0]}={os.environ[found[0]]!r}"
         raise ValueError(
-            f"{', '.join(missing)}: expected from the launcher beside {given}, got none; start "
-            f"with `deepspeed` or `torchrun`, which set {', '.join(needed)}, or {ALONE}"
+            f"{', '.join(missing)}: expected from a launcher, since {', '.join(found)} is set, got "
+            f"none; start with `deepspeed` or `torchrun`, which set all, or {ALONE}"
         )
     world_size = _number("WORLD_SIZE", 1, MAX_WORLD_SIZE)
     rank = _number("RANK", 0, world_size - 1, f" below WORLD_SIZE={world_size}")

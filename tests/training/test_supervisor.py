@@ -36,12 +36,14 @@ sys.exit(status)
 """
 
 
-def supervised(tmp_path: Path, statuses: str, times: int) -> tuple[int, list[str]]:
+def supervised(
+    tmp_path: Path, statuses: str, times: int, port: str = "29600"
+) -> tuple[int, list[str]]:
     rank, log = tmp_path / "rank.py", tmp_path / "log.txt"
     rank.write_text(RANK)
     done = subprocess.run(
         [sys.executable, "-c", SUPERVISOR, str(times), str(rank), str(log), statuses],
-        env={**os.environ, "MASTER_PORT": "29600"},
+        env={**os.environ, "MASTER_PORT": port},
         check=False,
     )
     return done.returncode, log.read_text().splitlines()
@@ -52,6 +54,17 @@ def test_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     status, attempts = supervised(tmp_path, "75,-9,0", 3)
     assert status == 0
     assert attempts == ["29600", "29601 --resume", "29602 --resume"]
+
+
+@pytest.mark.parametrize(
+    ("port", "later"),
+    [("65534", ["65535", "1024"]), ("", ["", ""]), ("nonsense", ["nonsense", "nonsense"])],
+)
+def test_port_of_an_attempt(tmp_path: Path, port: str, later: list[str]) -> None:
+    """A port above the last one, or a traceback for what a rank alone does not look at."""
+    status, attempts = supervised(tmp_path, "75,75,0", 2, port)
+    assert status == 0
+    assert attempts == [port, *(f"{found} --resume" for found in later)]
 
 
 @pytest.mark.parametrize(("statuses", "expected", "attempts"), [("2", 2, 1), ("75,1,1", 1, 3)])
