@@ -49,6 +49,9 @@ class CLIPStage(Stage):
     def augmentation(self) -> Augmentation:
         return augment_dalle
 
+    def fingerprints(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.fingerprint()}
+
     def empty_model(self) -> CLIP:
         with torch.device("meta"):
             return CLIP(self.model.config)
