@@ -344,13 +344,9 @@ class Trainer:
         average = checkpoint.tensors.under(f"average/{MODEL}")
         self.ema.average = {name: average[name].clone() for name in self.ema.mine}
         self.engine.load_moments(checkpoint.tensors.under("moments/"), checkpoint.state["updates"])
-        buffers = checkpoint.tensors.under("compression/")
-        if not self.engine.exchange.load_state(buffers) and self.rank == 0:
-            print(
-                f"warning: compression: {path} holds no error buffers for this rank and these "
-                "shards of the weights; they begin with zeros",
-                file=sys.stderr,
-            )
+        lost = self.engine.exchange.load_state(checkpoint.tensors.under("compression/"))
+        if lost is not None and self.rank == 0:
+            print(f"warning: compression: {path} {lost}", file=sys.stderr)
         self.plateau.load_state_dict(checkpoint.state["plateau"])
         self.loss_guard.load_state_dict(checkpoint.state["watch"])
         if self.stage.gradient_scales and checkpoint.state["gradient_scales"]:
