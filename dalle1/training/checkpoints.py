@@ -132,7 +132,7 @@ def save(
 def newest(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, or None where none was ever finished.
 
-    Damaged ones are skipped with a warning.
+    Damaged ones are skipped with a warning; so are copies and links, where there is nothing else.
 
     Raises:
         ValueError: all are damaged.
@@ -149,6 +149,13 @@ def newest(folder: Path) -> Path | None:
         return path
     if reasons:
         raise ValueError("; ".join(reasons))
+    others = sorted(p.name for p in folder.glob("step-*") if (p / STATE).is_file())
+    if others and rank() == 0:
+        print(
+            f"warning: {folder}: no checkpoints of this run: {', '.join(others)}; to resume from "
+            f"one, make it a folder with a name like {_name(500)}",
+            file=sys.stderr,
+        )
     return None
 
 
