@@ -11,6 +11,7 @@ Dimensions: b captions, t text positions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import warnings
@@ -100,6 +101,12 @@ class Tokenizer:
     def reads_like(self, other: Tokenizer) -> bool:
         """Whether both give every caption the same tokens."""
         return bool(self._bpe.to_str() == other._bpe.to_str())
+
+    def fingerprint(self) -> str:
+        """The same 16 digits for the same tokens, drawn with the same dropout, whatever the number
+        of text positions and the release that wrote the file."""
+        content = [sorted(self._vocab.items()), list(self._ranks), self.dropout]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:

@@ -9,6 +9,7 @@ are taken as they are, but for HTML entities, white space and case.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import html
 import json
 import warnings
@@ -103,6 +104,12 @@ class CLIPTokenizer:
             ids = [start, *tokens[: length - 2], start + 1]
             row[: len(ids)] = torch.tensor(ids)
         return result
+
+    def fingerprint(self) -> str:
+        """The same 16 digits for the same ids, whatever the release that wrote the file."""
+        model = json.loads(self._bpe.to_str())["model"]
+        content = [sorted(model["vocab"].items()), [list(pair) for pair in model["merges"]]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import shutil
 import tarfile
@@ -80,6 +81,14 @@ def check_writable_file(path: Path, name: str) -> None:
             f"{name}: expected a file that can be written, got {str(path)!r} "
             f"({error.strerror or error}); name another"
         ) from error
+
+
+def put_aside(path: Path) -> Path:
+    """Renames what is at a path, and is not ours to remove, to `path`.old; the new path."""
+    names = (f"{path.name}.old{i or ''}" for i in itertools.count())
+    aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
+    os.replace(path, aside)
+    return aside
 
 
 def flush(file: Any) -> None:

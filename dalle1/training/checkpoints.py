@@ -11,7 +11,6 @@ not count and is never removed. All ranks must see the same folder.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dalle1.common.files import make_folder, sync
+from dalle1.common.files import make_folder, put_aside, sync
 from dalle1.training.distributed import any_rank, rank, world_size
 
 STATE = "state.json"
@@ -133,7 +132,7 @@ def save(
 def newest(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, or None where none was ever finished.
 
-    Damaged ones are skipped with a warning.
+    Damaged ones are skipped with a warning; so are copies and links, where there is nothing else.
 
     Raises:
         ValueError: all are damaged.
@@ -150,6 +149,13 @@ def newest(folder: Path) -> Path | None:
         return path
     if reasons:
         raise ValueError("; ".join(reasons))
+    others = sorted(p.name for p in folder.glob("step-*") if (p / STATE).is_file())
+    if others and rank() == 0:
+        print(
+            f"warning: {folder}: no checkpoints of this run: {', '.join(others)}; to resume from "
+            f"one, make it a folder with a name like {_name(500)}",
+            file=sys.stderr,
+        )
     return None
 
 
@@ -204,9 +210,7 @@ def _place_freed(path: Path) -> Iterator[None]:
         yield
         return
     ours = _is_ours(path)
-    names = (f"{path.name}.old{i or ''}" for i in itertools.count())
-    aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
-    os.replace(path, aside)
+    aside = put_aside(path)
     try:
         yield
     except BaseException:

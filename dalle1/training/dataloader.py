@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle1.common.files import read_text, write_text
+from dalle1.common.config import SHAPES
+from dalle1.common.files import check_writable, read_text, write_text
+from dalle1.data import shapes
 from dalle1.data.samples import CAUSES, DAMAGED, current_causes
 from dalle1.data.shards.index import TOKENS, Index, check_readable, make_index
 from dalle1.data.shards.loader import Batch, Batches, samples_of_share, too_many_bad
@@ -201,6 +203,26 @@ class TrainingData:
         self._new_batches = 0
         self._new_dropped.clear()
         return self._dropped
+
+
+def with_built_in_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:
+    """The config with `data: shapes` replaced by its shards, which are written on first use."""
+    if config.data != SHAPES:
+        return config
+    r = config.reader
+    # Named after all that they depend on, so that another size or count never meets old shards.
+    palette = "" if r.shapes_palette == "plain" else f"-{r.shapes_palette}"
+    folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}{palette}"
+    if not folder.is_dir():
+        check_writable(folder, "reader.shapes_folder")
+    if rank() == 0 and not folder.is_dir():
+        temporary = folder.with_name(folder.name + ".tmp")
+        shapes.write_shards(
+            temporary, "train", r.shapes_count, side=r.image_size, palette=r.shapes_palette
+        )
+        temporary.replace(folder)
+    barrier()
+    return config.model_copy(update={"data": str(folder)})
 
 
 def _streams_for(count: int) -> int:

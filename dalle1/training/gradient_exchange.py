@@ -91,18 +91,25 @@ class GradientExchange:
         first = distributed.rank() < self._dims.dp_shard
         return {f"{place}/{name}": value for name, value in state.items()} if first else {}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> bool:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Restores this rank's part of what `state` returned on all ranks.
 
         Returns:
-            False where the shards have changed: the buffers then begin with zeros.
+            None, or what becomes of the error buffers that cannot be restored, for a warning: what
+            they held of past gradients is lost.
         """
         if self._power_sgd is None:
-            return True
+            if not tensors:
+                return None
+            why = "without compression" if self._dims.dp_replicate > 1 else "with one replica"
+            return f"holds error buffers, which are dropped: this run goes on {why}"
         prefix = f"{distributed.rank() % self._dims.dp_shard}/"
         mine = {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
         try:
             self._power_sgd.load_state(mine)
         except ValueError:
-            return False
-        return True
+            return (
+                "holds no error buffers for this rank and these shards of the weights; they begin "
+                "with zeros"
+            )
+        return None

@@ -29,6 +29,11 @@ def attempt() -> int:
     return int(os.environ.get(ATTEMPT, "0"))
 
 
+def restarted() -> bool:
+    """Whether a supervisor or torchrun has started this rank before."""
+    return attempt() > 0 or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 class Heartbeat:
     """Tells the supervisor that this rank lives; does nothing where there is no supervisor."""
 

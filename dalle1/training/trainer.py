@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterator
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -14,22 +14,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dalle1.common.config import SHAPES, save_settings
-from dalle1.common.files import check_writable, make_folder
+from dalle1.common.config import save_settings
+from dalle1.common.files import check_writable
 from dalle1.common.hardware import known_peak
-from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
-from dalle1.tokenizer import TOKENIZER
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
-from dalle1.training.dataloader import TrainingData
+from dalle1.training.dataloader import TrainingData, with_built_in_data
 from dalle1.training.distributed import (
     broadcast,
     device,
     make_barrier,
     max_over_ranks,
-    rank,
-    world_size,
 )
 from dalle1.training.ema import EMA, assign_owners
 from dalle1.training.engine import (
@@ -42,15 +38,15 @@ from dalle1.training.initialization import InitialWeights, with_initial_parts
 from dalle1.training.launcher import read_launch
 from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
+from dalle1.training.run_folder import CONFIG, EXPORTED, RunFolder, check_resumes
 from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
-from dalle1.training.signals import Interrupted, RanksLost, StopSignals, means_lost_rank
+from dalle1.training.signals import Interrupted, StopSignals, lost_ranks_reported
 from dalle1.training.stages.base import Stage, device_of
 from dalle1.training.stages.table import make_stage
-from dalle1.training.supervisor import Heartbeat, attempt
+from dalle1.training.supervisor import Heartbeat, attempt, restarted
 from dalle1.training.throughput import Throughput
 from dalle1.transformer.gradient_scale import load_scales, scales_state
 
-CONFIG = "config.yaml"
 MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported
 
 
@@ -73,6 +69,18 @@ class Trainer:
         self.rank, self.world_size = start_processes(config.faults.timeout, start_timeout)
         self._barrier = make_barrier(timedelta(seconds=config.faults.save_timeout))
         self.folder = Path(config.run)
+        # A rank that starts again may meet the one before it, on a host that is just lost.
+        patience = min(start_timeout, config.faults.timeout) / 2 if restarted() else 0.0
+        self._run_folder = RunFolder(self.folder, patience)
+        weakref.finalize(self, self._run_folder.release)
+        try:
+            self._start(config, resume)
+        except BaseException:
+            self._run_folder.release()
+            raise
+
+    def _start(self, config: RunConfig, resume: bool) -> None:
+        """Makes all that is trained, new or from the newest checkpoint."""
         latest = checkpoints.newest(self.folder / "checkpoints")
         if latest is not None and not resume:
             raise ValueError(
@@ -82,18 +90,14 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         config = with_initial_parts(config)
-        self.config = config = _with_data(config, self._barrier)
+        self.config = config = with_built_in_data(config, self._barrier)
         self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
-        if latest is None and self.rank == 0:
-            _remove_failed_start(self.folder)
+        if latest is None:
+            self._run_folder.begin(config.tokenizer)
         torch.manual_seed(config.seed)  # initialization
-        try:
-            self.stage: Stage = make_stage(config, make_zero_sharding(config))
-            self.data.set_stage(self.stage)
-        except ValueError:
-            if latest is None and self.rank == 0:
-                _remove_failed_start(self.folder)
-            raise
+        self.stage: Stage = make_stage(config, make_zero_sharding(config))
+        self.data.set_stage(self.stage)
+        self._parts = self.stage.fingerprints()
         self.engine = Engine(self.stage, config)
         if config.init is not None and latest is None:
             self.engine.load_weights(InitialWeights(config, MODEL))
@@ -112,9 +116,9 @@ class Trainer:
         if latest is not None:
             self._load(latest)
         if self.rank == 0:
-            make_folder(self.folder)
             save_settings(config, self.folder / CONFIG)
             self.data.save()
+            self._run_folder.started()
 
     def run(self) -> None:
         """Trains to the end.
@@ -124,9 +128,10 @@ class Trainer:
             RanksLost: another rank is gone.
             ValueError: the run diverged (see `LossGuard`), or too many samples are bad.
         """
-        logger = self._make_logger()
+        logger = None
         try:
-            with _lost_ranks_reported(lambda: f"after update {self.step}"):
+            logger = self._make_logger()
+            with lost_ranks_reported(lambda: f"after update {self.step}"):
                 self._train(logger)
                 self._barrier()
         finally:
@@ -135,6 +140,7 @@ class Trainer:
                 if summary is not None:
                     logger.message(f"warning: {summary}")
                 logger.close()
+            self._run_folder.release()
 
     def _make_logger(self) -> MetricsLogger | None:
         if self.rank:
@@ -318,7 +324,7 @@ class Trainer:
         elif path is not None and self.rank == 0:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
-                self.stage.export(self.stage.model_with(average), self.folder / "model")
+                self.stage.export(self.stage.model_with(average), self.folder / EXPORTED)
             except (OSError, SafetensorError, ValueError) as error:
                 # A full disk raises one of the former, a file that cannot be read back the latter.
                 print(f"warning: model not exported: {error}", file=sys.stderr)
@@ -335,6 +341,7 @@ class Trainer:
             "reader": self.data.state(self.step),
             "gradient_scales": scales_state(self.stage.gradient_scales),
             "config": self.config.model_dump(mode="json", exclude_none=True),
+            "parts": self._parts,
             "versions": _versions(),
         }
 
@@ -345,25 +352,14 @@ class Trainer:
     def _load(self, path: Path) -> None:
         """Resumes from a checkpoint, of any number of ranks and any ZeRO stage."""
         checkpoint = checkpoints.load(path)
-        saved = checkpoint.state["config"]
-        mine = self.config.model_dump(mode="json", exclude_none=True)
-        for key in ("stage", "seed", "batch_size", "dvae", "clip", "transformer", "train_only"):
-            if saved.get(key) != mine.get(key):
-                raise ValueError(
-                    f"{key}: {path} was trained with {saved.get(key)!r}, the config says "
-                    f"{mine.get(key)!r}; a run resumes with the settings it began with"
-                )
+        check_resumes(path, checkpoint.state, self.config, self._parts)
         self.engine.load_weights(checkpoint.tensors.under("weights/"))
         average = checkpoint.tensors.under(f"average/{MODEL}")
         self.ema.average = {name: average[name].clone() for name in self.ema.mine}
         self.engine.load_moments(checkpoint.tensors.under("moments/"), checkpoint.state["updates"])
-        buffers = checkpoint.tensors.under("compression/")
-        if not self.engine.exchange.load_state(buffers) and self.rank == 0:
-            print(
-                f"warning: compression: {path} holds no error buffers for this rank and these "
-                "shards of the weights; they begin with zeros",
-                file=sys.stderr,
-            )
+        lost = self.engine.exchange.load_state(checkpoint.tensors.under("compression/"))
+        if lost is not None and self.rank == 0:
+            print(f"warning: compression: {path} {lost}", file=sys.stderr)
         self.plateau.load_state_dict(checkpoint.state["plateau"])
         self.loss_guard.load_state_dict(checkpoint.state["watch"])
         self.ema.missed = checkpoint.state.get("average_missed", False)  # not in older ones
@@ -372,49 +368,6 @@ class Trainer:
             load_scales(self.stage.gradient_scales, checkpoint.state["gradient_scales"])
         self.step = int(checkpoint.state["step"])
         self.data.load(checkpoint.state["reader"])
-
-
-def _remove_failed_start(folder: Path) -> None:
-    """Removes what a start that never came to its first update has left in the run's folder."""
-    (folder / TOKENIZER).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _with_data(config: RunConfig, barrier: Callable[[], None]) -> RunConfig:
-    """The config with `data: shapes` replaced by its shards, which are written on first use."""
-    if config.data != SHAPES:
-        return config
-    r = config.reader
-    # Named after all that they depend on, so that another size or count never meets old shards.
-    palette = "" if r.shapes_palette == "plain" else f"-{r.shapes_palette}"
-    folder = Path(r.shapes_folder) / f"{r.image_size}px-{r.shapes_count}{palette}"
-    if not folder.is_dir():
-        check_writable(folder, "reader.shapes_folder")
-    if rank() == 0 and not folder.is_dir():
-        temporary = folder.with_name(folder.name + ".tmp")
-        shapes.write_shards(
-            temporary, "train", r.shapes_count, side=r.image_size, palette=r.shapes_palette
-        )
-        temporary.replace(folder)
-    barrier()
-    return config.model_copy(update={"data": str(folder)})
-
-
-@contextmanager
-def _lost_ranks_reported(when: Callable[[], str]) -> Iterator[None]:
-    """Turns the error of a collective that lost a rank into one line that says how to resume."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not means_lost_rank(error):
-            raise
-        # Without the path of the source file that raised it.
-        reason = str(error).splitlines()[0].split("] ", 1)[-1][:120]
-        raise RanksLost(
-            f"rank {rank()} of {world_size()} lost another one {when()} ({reason}); resume with "
-            "the same command and --resume"
-        ) from error
 
 
 def _versions() -> dict[str, str]:
@@ -427,7 +380,7 @@ def train(config: RunConfig, resume: bool = False) -> None:
 
     Raises ValueError where all of its updates were skipped: there is no model to go on with.
     """
-    with _lost_ranks_reported(lambda: "while starting"):
+    with lost_ranks_reported(lambda: "while starting"):
         trainer = Trainer(config, resume)
     trainer.run()
     if trainer.loss_guard.nothing_done(trainer.step):

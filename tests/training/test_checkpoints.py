@@ -150,6 +150,17 @@ def test_what_is_not_ours_is_skipped_and_stays(name: str, tmp_path: Path) -> Non
     assert newest is not None and newest.name == "step-0000030"
 
 
+@pytest.mark.parametrize("name", ["step-0000005.bak", "step-5", "step-0000005 (copy)"])
+def test_copies_alone_are_told(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that begins anew without a word, since its only checkpoints were renamed by hand."""
+    save(tmp_path, 5)
+    (tmp_path / "step-0000005").rename(tmp_path / name)
+    assert checkpoints.newest(tmp_path) is None
+    assert name in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "occupy",
     [

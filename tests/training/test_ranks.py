@@ -192,6 +192,32 @@ def test_compressed_run_resumes(
 
 
 @pytest.mark.slow
+def test_dropped_error_buffers_are_told(
+    tmp_path: Path, shards: str, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PowerSGD's error buffers dropped in silence, when a run goes on without compression or as a
+    single replica; a warning where nothing is lost."""
+    compression = {"rank": 4, "first_step": 0}
+    config = tiny("dalle", shards, tmp_path / "run", parts, steps=5, compression=compression)
+    _, run = spread(config, 2)
+    before = config.model_copy(update={"steps": 6})
+    for update in ({"compression": None}, {}):
+        Trainer(before.model_copy(update=update), resume=True)  # one rank
+        found = capsys.readouterr().err
+        assert "warning: compression: " in found and "step-0000005" in found
+        assert "dropped: this run goes on with one replica" in found
+    spread(before.model_copy(update={"compression": None}), 2, "--resume")
+    log = (run / "rank-0.txt").read_text()
+    assert "dropped: this run goes on without compression" in log
+    spread(config.model_copy(update={"steps": 7}), 2, "--resume")  # from 6, without buffers
+    assert "they begin with zeros" in (run / "rank-0.txt").read_text()
+    plain = tiny("dalle", shards, tmp_path / "plain", parts, steps=2)
+    Trainer(plain).run()
+    Trainer(plain.model_copy(update={"steps": 3}), resume=True)
+    assert "compression" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_float16_on_two_ranks(tmp_path: Path, shards: str, parts: Path, whole: Whole) -> None:
     """Gradient scales that differ between ranks, or are forgotten when the run goes on."""
     config = tiny("dalle", shards, tmp_path / "run", parts, parallel={"precision": "fp16"})

@@ -97,6 +97,13 @@ class Stage(nn.Module):
         Only stage two is ever given token shards.
         """
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of each part that is read and not trained, by the name of its setting.
+
+        A run that resumes with another part under the same path would train on other tokens.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, micro_batch: Any, step: int) -> tuple[Tensor, Metrics]:
         """The loss of one of `micro_batches` at update `step`, and scalars for the log, detached.

@@ -69,6 +69,9 @@ class CLIPStage(Stage):
     def learning_rate_factors(self, step: int) -> list[float]:
         return [1.0, 1.0, 1.0]
 
+    def fingerprints(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer.fingerprint()}
+
     def empty_model(self) -> CLIP:
         with torch.device("meta"):
             return CLIP(self.model.config)

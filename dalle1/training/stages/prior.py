@@ -88,6 +88,15 @@ class PriorStage(Stage):
     def augmentation(self) -> Augmentation:
         return augment_dalle
 
+    def fingerprints(self) -> dict[str, str]:
+        codec, ranker = self._frozen
+        found = {"codec": fingerprint(codec), "tokenizer": self.tokenizer.fingerprint()}
+        if ranker is not None:
+            # With what it reads captions by, where it has a tokenizer of its own.
+            reader = getattr(getattr(ranker, "tokenizer", None), "fingerprint", None)
+            found["ranker"] = fingerprint(ranker) + (f"-{reader()}" if reader else "")
+        return found
+
     def _set_precision(self, precision: str) -> None:
         for layer in self.model.layers:
             assert isinstance(layer, Layer)

@@ -24,9 +24,12 @@ def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> Token
     """
     path = Path(config.run) / TOKENIZER
     failure: Exception | None = None
-    if distributed.rank() == 0 and not path.exists():
+    if distributed.rank() == 0:
         try:
-            _find(config, vocab_size, text_length).save(path)
+            if path.exists():
+                _check_same(config, path)
+            else:
+                _find(config, vocab_size, text_length).save(path)
         except (OSError, ValueError) as error:
             failure = error
     if distributed.world_size() > 1:
@@ -63,6 +66,21 @@ def _find(config: RunConfig, vocab_size: int, text_length: int) -> Tokenizer:
         tokenizer = Tokenizer.train(captions, vocab_size, text_length, settings.dropout)
     _check_vocabulary(config, tokenizer, vocab_size)
     return tokenizer
+
+
+def _check_same(config: RunConfig, kept: Path) -> None:
+    """Raises ValueError where the settings name a file that has changed since the run began."""
+    if not isinstance(config.tokenizer, str):
+        return
+    try:
+        given = open_tokenizer(config.tokenizer)
+    except ValueError:
+        return  # gone, and the run needs its own copy alone
+    if not given.reads_like(Tokenizer.load(kept)):
+        raise ValueError(
+            f"tokenizer: expected what the run began with, got another one in {config.tokenizer}; "
+            f"set it to {kept}, or begin a new run (run=...)"
+        )
 
 
 def _check_vocabulary(config: RunConfig, tokenizer: Tokenizer, vocab_size: int) -> None:
