@@ -26,14 +26,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle1.data.samples import CAUSES, MAX_PIXELS, BadSample, captions_of, image_of
+from dalle1.data.curation.inspect import inspect
+from dalle1.data.curation.write_shards import write_shards
+from dalle1.data.samples import CAUSES, IMAGE_KEYS, MAX_PIXELS, BadSample, captions_of, image_of
 from dalle1.data.shards import reader as reading
+from dalle1.data.shards.index import find_pairs, raw_samples
 from dalle1.data.shards.loader import Batches
 from dalle1.data.shards.tar import Shard
 from dalle1.data.transforms import augment_dalle, read_image
-from tests.data.mutations import Files, mutate, mutated_sample, tar_of
+from tests.data.clutter import CAPTION, FOLDERS, Members, cluttered, other_case, write_linked
+from tests.data.mutations import Files, mutate, mutated_sample, tar_of_members
 
-HANGS = 60  # seconds of a round, which takes a few hundredths of one
+HANGS = 600  # seconds of a round, which takes a few hundredths of one, or some on a busy machine
 MAX_MEMORY = 2**31  # bytes that the process may grow by
 SIDE = 8
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -49,6 +53,8 @@ class FuzzReport:
 
     rounds: int = 0
     shards: int = 0  # that were mutated, or samples in them
+    folders: int = 0  # of pairs
+    clutter: int = 0  # files that are no data, beside those of healthy samples
     damaged: int = 0  # of them
     good: int = 0  # samples of theirs
     bad: Counter[str] = field(default_factory=Counter)  # of them, by cause
@@ -65,6 +71,8 @@ class FuzzReport:
             ("... of which the tar itself is damaged", self.damaged),
             ("good samples read from them", self.good),
             *((f"... {cause}", count) for cause, count in self.bad.most_common()),
+            ("folders of pairs, a part of them damaged, with links and loops", self.folders),
+            ("twins, notes and copies beside intact samples", self.clutter),
             ("samples that the reader delivered", self.delivered),
             *((f"... skipped: {cause}", count) for cause, count in self.dropped.most_common()),
             *((f"rounds refused: {why}", count) for why, count in self.refused.items()),
@@ -171,12 +179,15 @@ def _round(rng: np.random.Generator, folder: Path, batches: bool, report: FuzzRe
     wanted: dict[str, str] = {}
     for i in range(3):
         picked = [healthy()[k] for k in rng.integers(0, len(healthy()), int(rng.integers(2, 7)))]
-        samples = {f"{'sound' if i == sound else f'd{i}'}/{k}": s for k, s in enumerate(picked)}
+        name = "sound" if i == sound else f"d{i}"
+        samples = {f"{name}/{_folder(rng)}{k}": files for k, files in enumerate(picked)}
         stats = folder / f"{i}_stats.json"
         stats.unlink(missing_ok=True)
         if i == sound:
             wanted = {key: files["txt"].decode() for key, files in samples.items()}
-            data = tar_of(samples)
+            members, more = cluttered(_members(samples, rng), rng)
+            report.clutter += more
+            data = tar_of_members(members, FORMATS[int(rng.integers(3))])
         else:
             data = _damaged(samples, rng)
             if rng.random() < 0.1:
@@ -191,9 +202,63 @@ def _round(rng: np.random.Generator, folder: Path, batches: bool, report: FuzzRe
         path.write_bytes(data)
         if i != sound:
             _read_shard(f"pipe:cat {path}" if how == "pipe" else str(path), caption_key, report)
+        else:
+            _inspect(str(path), caption_key, len(samples), len(samples), more)
     address = ("pipe:cat " if how == "pipe" else "") + str(folder / ("{0..2}" + end))
     if batches:
         _read_batches(address, wanted, caption_key, int(rng.integers(1000)), report)
+    if rng.random() < 0.3:
+        _read_folder(rng, folder / "folder", batches, report)
+
+
+def _folder(rng: np.random.Generator) -> str:
+    return FOLDERS[int(rng.integers(len(FOLDERS)))] if rng.random() < 0.3 else ""
+
+
+def _members(samples: dict[str, Files], rng: np.random.Generator) -> Members:
+    """The files of samples, whose extensions may be in other letters."""
+    return [
+        (f"{key}.{other_case(ending, rng)}", data)
+        for key, files in samples.items()
+        for ending, data in files.items()
+    ]
+
+
+def _read_folder(rng: np.random.Generator, folder: Path, batches: bool, report: FuzzReport) -> None:
+    """Pairs, some damaged, with clutter beside them and links, by the reader and the tools."""
+    samples, wanted = {}, {}
+    usual = healthy()[:9]  # the others are of formats that are not packed
+    for i in range(int(rng.integers(4, 12))):
+        files = dict(usual[int(rng.integers(len(usual)))])
+        del files["json"]
+        key = f"s{i}" if i < 2 or rng.random() < 0.5 else f"d{i}"
+        if key[0] == "s":
+            wanted[key] = files["txt"].decode()
+        samples[f"{_folder(rng)}{key}"] = files if key[0] == "s" else mutated_sample(files, rng)
+    members = _members(samples, rng)
+    images = sum(name.lower().endswith(IMAGE_KEYS) for name, _ in members)
+    members, more = cluttered(members, rng)
+    write_linked(folder, members, rng)
+    top = str(folder / "in")
+    found = Counter(Path(image).stem for image in find_pairs(top))
+    assert all(found[key] == 1 for key in wanted), (found, wanted)
+    assert not found.keys() - {key.rpartition("/")[2] for key in samples}, found
+    _inspect(top, "txt", len(wanted), images)
+    write_shards(top, folder / "out", workers=1)
+    packed = [raw["txt"].decode() for raw in raw_samples(str(folder / "out"))]
+    assert not Counter(wanted.values()) - Counter(packed), (packed, wanted)
+    assert CAPTION not in packed
+    if batches:
+        _read_batches(top, wanted, "txt", int(rng.integers(1000)), report)
+    report.folders += 1
+    report.clutter += more
+
+
+def _inspect(data: str, caption_key: str, good: int, most: int, skipped: int | None = None) -> None:
+    """Among at most so many samples so many good ones, or more."""
+    report = inspect(data, caption_key)
+    assert good <= report.good <= report.samples <= most, report
+    assert skipped is None or report.skipped_files == skipped, (report.skipped_files, skipped)
 
 
 def _damaged(samples: dict[str, Files], rng: np.random.Generator) -> bytes:
@@ -205,7 +270,10 @@ def _damaged(samples: dict[str, Files], rng: np.random.Generator) -> bytes:
             key: mutated_sample(files, rng) if bad else files
             for (key, files), bad in zip(samples.items(), hurt, strict=True)
         }
-    data = tar_of(samples, FORMATS[int(rng.integers(3))])
+    members = _members(samples, rng)
+    if rng.random() < 0.3:
+        members, _ = cluttered(members, rng)
+    data = tar_of_members(members, FORMATS[int(rng.integers(3))])
     return mutate(data, rng) if what < 0.75 else data
 
 
@@ -270,8 +338,10 @@ def _read_batches(
         _check_captions(batch.captions)
         for key, caption in zip(batch.keys, batch.captions, strict=True):
             assert key.encode().decode() == key
-            if key.startswith("sound/"):
+            if key in wanted:
                 assert caption == wanted[key]
+            assert not key.startswith("sound/") or key in wanted
+            assert caption != CAPTION
         assert set(batch.dropped) <= set(CAUSES) and min(batch.dropped.values(), default=1) > 0
         found.update(batch.keys)
         report.delivered += 4

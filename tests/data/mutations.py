@@ -16,6 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dalle1.common.files import add_file
+from dalle1.data.shards.names import is_data
+from tests.data.clutter import Members, clutter
+
 BLOCK = 512
 T = TypeVar("T")
 Files = dict[str, bytes]  # of a sample, by extension
@@ -34,6 +38,10 @@ FIELDS = {  # of a header: where they begin, how long they are
     "device": (329, 16),
     "prefix": (345, 155),
 }
+OTHER_ENDINGS = (
+    *("jpg", "PNG", "webp", "gif", "txt", "json", "x.png", "TXT", "Json", "JpEg"),
+    *("input.jpg", "outputs.txt", "en.txt", "0", "", "jpg.", ".jpg"),
+)
 TYPES = b"\x00" + b"0123456789gxXLKSVMND"
 SIZES = (
     *(-(2**80), -(2**31), -1024, -512, -1, 0, 1, 511, 513, 2**20, 2**28, 2**33, 2**50, 2**62),
@@ -43,6 +51,8 @@ NAMES = (
     *(b"", b".", b"..", b"a", b"a.", b".a", b"a.b.c.txt", b"/a.txt", b"a//b.txt", b"a.txt/"),
     *(b"__meta__", b"__a__/b.txt", b"\xff\xfe.txt", b"a\n.txt", b"\x1b[2J.png", b"../../x.txt"),
     *(b"x" * 99, b"a.__key__", "e\u0301.\u00e9".encode()),
+    *(b"._0.png", b"a/._0.txt", b"__MACOSX/._0.png", b"a/Thumbs.db", b".DS_Store", b"0.PNG"),
+    *(b"0.input.jpg", b"0.outputs.txt", b"a/.x.y", b"./._"),
 )
 
 
@@ -339,6 +349,16 @@ def _splice(data: bytes, rng: Rng) -> bytes:
     return data[:at] + other[begin:] + (data[at:] if rng.random() < 0.5 else b"")
 
 
+def _clutter(data: bytes, rng: Rng) -> bytes:
+    """Files that are no part of the data between two members."""
+    at = _header(data, rng)
+    if at is None:
+        return data
+    name = data[at : at + FIELDS["name"][1]].rstrip(b"\0").decode(errors="replace")[:60]
+    files = clutter(name if is_data(name) else "a.png", _filling(300, rng), rng)
+    return data[:at] + b"".join(member(*file) for file in files) + data[at:]
+
+
 def _repeat(data: bytes, rng: Rng) -> bytes:
     """The tar behind itself, with or without an end mark between the two."""
     return (data if rng.random() < 0.5 else padded(data.rstrip(b"\0"))) + data
@@ -348,7 +368,7 @@ TAR: dict[Mutation, int] = {  # and how often they are taken
     **{_flip: 2, _flip_header: 3, _flip_signed: 5, _overwrite: 3, _overwrite_blocks: 4},
     **{_cut: 4, _cut_end: 2, _insert: 2, _insert_blocks: 3, _delete: 2, _delete_blocks: 3},
     **{_order: 3, _size: 6, _type: 5, _name: 4, _checksum: 1, _other_field: 2, _link: 2},
-    **{_longer_header: 8, _sparse: 5, _splice: 3, _repeat: 1},
+    **{_longer_header: 8, _sparse: 5, _splice: 3, _repeat: 1, _clutter: 3},
 }
 
 
@@ -465,9 +485,7 @@ def mutated_sample(files: Files, rng: Rng) -> Files:
     if what < 0.06:
         del files[name]
     elif what < 0.12:
-        files[str(_one(rng, ["jpg", "PNG", "webp", "gif", "txt", "json", "x.png"]))] = files.pop(
-            name
-        )
+        files[str(_one(rng, OTHER_ENDINGS))] = files.pop(name)
     elif what < 0.15:
         files[name.upper()] = files[name]
     elif name == "txt":
@@ -481,11 +499,16 @@ def mutated_sample(files: Files, rng: Rng) -> Files:
 
 def tar_of(samples: dict[str, Files], format: int = tarfile.USTAR_FORMAT) -> bytes:
     """The bytes of a tar with these samples."""
+    members = [
+        (f"{key}.{end}", data) for key, files in samples.items() for end, data in files.items()
+    ]
+    return tar_of_members(members, format)
+
+
+def tar_of_members(members: Members, format: int = tarfile.USTAR_FORMAT) -> bytes:
+    """The bytes of a tar with these files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for key, files in samples.items():
-            for extension, data in files.items():
-                entry = tarfile.TarInfo(f"{key}.{extension}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+        for name, data in members:
+            add_file(tar, name, data)
     return buffer.getvalue()

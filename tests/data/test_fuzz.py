@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dalle1.data.shards.names import is_data, read_folder
+from tests.data.clutter import FOLDERS, cluttered, other_case, write_linked
 from tests.data.fuzz import fuzz, healthy
 from tests.data.mutations import TAR, headers, mutate, mutated_sample, tar_of
 
@@ -44,3 +46,25 @@ def test_mutations_change_something() -> None:
 
 def _mutated(data: bytes, rng: np.random.Generator) -> list[bytes]:
     return [mutate(data, rng) for _ in range(200)]
+
+
+def test_clutter_is_no_data_and_links_reach_all(tmp_path: Path) -> None:
+    """Rounds that try no twins, links or letter cases, or that lose samples by themselves."""
+    rng = np.random.default_rng(0)
+    names = [f"{folder}{i}.{end}" for i, folder in enumerate(FOLDERS) for end in ("jpg", "txt")]
+    given = [(name, name.encode()) for name in names]
+    seen: set[str] = set()
+    linked = 0
+    for _ in range(40):
+        members, count = cluttered(given, rng)
+        more = [name for name, _ in members if name not in names]
+        assert len(more) == count and not any(map(is_data, more))
+        seen.update(PurePosixPath(name).name for name in more)
+        write_linked(tmp_path / "a", members, rng)
+        found = read_folder(tmp_path / "a" / "in")
+        assert sorted(path.read_text() for path in found.files if path.is_file()) == sorted(names)
+        assert len(found.images) == len(FOLDERS) and all(found.images.values())
+        linked += sum("linked" in path.parts for path in found.files)
+    assert {"._0.jpg", "Thumbs.db", ".DS_Store", "desktop.ini"} <= seen and linked > 40
+    endings = {other_case("jpg", rng) for _ in range(200)}
+    assert {"jpg", "JPG", "Jpg"} < endings and len(endings) > 4
