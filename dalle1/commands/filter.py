@@ -3,8 +3,9 @@
     dalle1 filter IN OUT [--report report.json] [--workers 4]
     python launch/filter.py IN OUT [--report report.json] [--workers 4]
 
-IN is shards such as 'path/{0000..0009}.tar' or a folder of tars. OUT gets a shard for each, with
-the samples that are kept, unchanged. When it is stopped, the same command resumes.
+IN is shards such as 'path/{0000..0009}.tar', a folder of tars, or `pipe:` and http(s) addresses.
+OUT gets a shard for each, with the samples that are kept, unchanged. When it is stopped, the same
+command resumes.
 """
 
 from __future__ import annotations

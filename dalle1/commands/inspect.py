@@ -4,7 +4,8 @@
     python launch/inspect_data.py DATA [--sheet sheet.png]
 
 DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
-tars, or a folder of images with a .txt of the same name for each.
+tars, a folder of images with a .txt of the same name for each, `pipe:` and http(s) addresses, or
+token shards.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("inspect", __doc__)
-    parser.add_argument(
-        "data", type=expand_home, help="shards, a folder of tars, or a folder of pairs"
-    )
+    parser.add_argument("data", type=expand_home, help="shards, or a folder of shards or of pairs")
     parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
     parser.add_argument("--samples", type=int, default=1000, help="that are read and decoded")
     parser.add_argument("--all", action="store_true", help="read and decode all samples")

@@ -23,7 +23,7 @@ class RankSettings(Section):
     run: Location = Field(description="folder of the benchmark; on several machines, a shared one")
     data: Location = Field(
         description="captions with their true images: shards, a folder of pairs or 'shapes'; or "
-        "a .txt of captions, one a line, and then no FID"
+        "captions alone, and then no FID: token shards, or a .txt with one a line"
     )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
     captions: int = Field(128, ge=1, description="number of captions, from the first on")

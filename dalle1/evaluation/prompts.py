@@ -19,7 +19,7 @@ from dalle1.common.files import read_text
 from dalle1.common.images import to_tensor
 from dalle1.data import shapes
 from dalle1.data.samples import BadSample, caption_of, image_of
-from dalle1.data.shards.index import raw_samples
+from dalle1.data.shards.index import TOKENS, find_shards, kind_of, raw_samples, read_captions
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
 
@@ -74,6 +74,9 @@ def _is_list(data: str) -> bool:
 
 def _captions(settings: RankSettings) -> Iterator[str]:
     """The first captions of shards or of a folder of pairs; bad samples are skipped."""
+    if _are_tokens(settings.data):
+        yield from read_captions(settings.data, settings.caption_key, settings.captions)
+        return
     bad: Counter[str] = Counter()
     count = 0
     for sample in raw_samples(settings.data):
@@ -93,6 +96,10 @@ def _captions(settings: RankSettings) -> Iterator[str]:
         )
 
 
+def _are_tokens(data: str) -> bool:
+    return kind_of(data, find_shards(data)) == TOKENS
+
+
 def true_images(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
     """Images [3, side, side] in [0, 1] to compare with; None where the data has none.
 
@@ -101,7 +108,7 @@ def true_images(settings: RankSettings, side: int) -> Iterator[Tensor] | None:
     limit = settings.reference_images
     if settings.data == SHAPES:
         return (to_tensor(shapes.make(TEST_SEED, i, "test", side).image) for i in range(limit))
-    if _is_list(settings.data):
+    if _is_list(settings.data) or _are_tokens(settings.data):
         return None
     return map(to_tensor, islice(_middle_squares(settings.data, side), limit))
 

@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from dalle1.common.files import (
     write_text,
 )
 from dalle1.data.curation.dedup import DIGEST, Seen
+from dalle1.data.curation.filter_report import EXAMPLES, Examples, FilterReport
 from dalle1.data.curation.filters import (
-    CAUSES,
     FORMER_DUPLICATES,
     UNUSABLE,
     FilterResult,
@@ -53,50 +53,15 @@ from dalle1.data.samples import (
     MAX_PIXELS,
     current_causes,
 )
+from dalle1.data.shards.addresses import raw_shards, read_samples, shard_name, size_of
 from dalle1.data.shards.explain import explain_tars
-from dalle1.data.shards.index import find_shards
-from dalle1.data.shards.names import TAR, is_tar, shards_in
-from dalle1.data.shards.tar import Shard
-from dalle1.data.shards.workers import ignore_signals
+from dalle1.data.shards.names import TAR, shards_in
+from dalle1.data.shards.tar import RETRIES, Shard, is_remote
+from dalle1.data.shards.workers import ending_workers, ignore_signals
 
 RECORDS = "filtering"
-EXAMPLES = 3  # of each cause
 # One usable sample is asked for among so many, of so many shards.
 TRIED_SAMPLES, TRIED_SHARDS = 64, 8
-Examples = dict[str, list[dict[str, str]]]  # by cause: shard, key and caption of some samples
-
-
-@dataclass
-class FilterReport:
-    """What was dropped and why; the same whether or not the run was stopped in between."""
-
-    settings: dict[str, Any]
-    shards: int = 0
-    samples: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    damaged: dict[str, str] = field(default_factory=dict)  # shards of which the rest is lost
-    examples: Examples = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of a file with all of it."""
-        content = asdict(self) | {"dropped": {c: self.dropped[c] for c in CAUSES}}
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-    def table(self) -> str:
-        """The counts by cause, with an example of each, for people."""
-        rows = [("samples", self.samples, ""), ("kept", self.kept, "")]
-        for cause in CAUSES:
-            if self.dropped[cause]:
-                example = self.examples[cause][0]
-                text = example["caption"] or f"{example['key']} of {example['shard']}"
-                rows.append((cause, self.dropped[cause], repr(text[:60])))
-        lines = [
-            f"{name:<20}{count:>13,}{count / max(1, self.samples):>8.1%}  {example}".rstrip()
-            for name, count, example in rows
-        ]
-        lines += [f"damaged, the rest is lost: {name}: {why}" for name, why in self.damaged.items()]
-        return "\n".join(lines)
 
 
 def filter_shards(
@@ -110,7 +75,8 @@ def filter_shards(
     a former run was stopped.
 
     Args:
-        data: shards, or a folder of tars.
+        data: as the setting `data` of a run, but for folders of pairs and token shards. What is
+            remote or compressed is read twice, and written as a tar on this disk.
         out: folder for the shards, which is made.
         settings: of the filters.
         workers: processes that read and filter; what is written does not depend on their number.
@@ -119,30 +85,29 @@ def filter_shards(
     Raises:
         ValueError: data that are missing or hold nothing usable, an `out` with other shards or with
             those of other settings or data, a package that a filter needs and is not there.
-        OSError: the disk is full; says how much is missing.
+        OSError: the disk is full, and how much is missing; a remote shard cannot be read.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    data, out = expand_home(data), Path(expand_home(out))
-    paths = [Path(path) for path in find_shards(data)]
+    addresses, out = raw_shards(data), Path(expand_home(out))
     check_writable(out, "out")
-    _check_paths(data, paths, out)
+    names = _names(addresses, out)
     report = FilterReport(asdict(settings) | packages(settings))
-    _check_usable(data, paths, settings)
-    _claim(out, report.settings, {path.name for path in paths})
-    inputs = _inputs(paths, settings)
+    _check_usable(data, addresses, settings)
+    _claim(out, report.settings, set(names))
+    inputs = _inputs(addresses, names, settings)
     records = [_read_record(out, source) for source in inputs]
-    missing = [path for path, record in zip(paths, records, strict=True) if record is None]
+    missing = [i.address for i, record in zip(inputs, records, strict=True) if record is None]
     filtered = _filter_all(missing, settings, workers)
     seen = Seen(settings.duplicates != "off", settings.near_duplicates)
-    bar = tqdm(total=len(paths), unit="shard", desc="filtering", disable=not progress)
+    bar = tqdm(total=len(inputs), unit="shard", desc="filtering", disable=not progress)
     with bar:
-        for path, source, record in zip(paths, inputs, records, strict=True):
+        for source, record in zip(inputs, records, strict=True):
             if record is None:
-                record = _write_filtered(path, out, source, next(filtered), seen)
+                record = _write_filtered(out, source, next(filtered), seen)
             else:
-                seen.take(*_hashes(out, path.name))
-            _add(report, path.name, record)
+                seen.take(*_hashes(out, source.name))
+            _add(report, source.name, record)
             bar.update()
     if not report.kept:
         found = ", ".join(f"{n:,} x {cause}" for cause, n in report.dropped.most_common())
@@ -163,39 +128,45 @@ class FilteredShard:
     results: list[FilterResult]
     damage: str
     cut: str  # key of the sample that is lost in part
+    failure: str = ""  # of the disk or the network
 
 
 class _FilterDataset(Dataset[FilteredShard]):
-    def __init__(self, paths: Sequence[Path], settings: FilterSettings) -> None:
-        self.paths, self.settings = paths, settings
+    def __init__(self, addresses: Sequence[str], settings: FilterSettings) -> None:
+        self.addresses, self.settings = addresses, settings
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.addresses)
 
     def __getitem__(self, i: int) -> FilteredShard:
-        shard = Shard(str(self.paths[i]))
-        results = [
-            FilterResult(sample.key, cause=IMAGE_TOO_LARGE)  # it was not read
-            if sample.too_large
-            else filter_sample(sample.raw(), self.settings)
-            for sample in shard
-        ]
+        shard = Shard(self.addresses[i])
+        try:
+            results = [
+                FilterResult(sample.key, cause=IMAGE_TOO_LARGE)  # it was not read
+                if sample.too_large
+                else filter_sample(sample.raw(), self.settings)
+                for sample in read_samples(shard, RETRIES)
+            ]
+        except OSError as error:
+            return FilteredShard([], "", "", f"{shard.address} cannot be read: {error}")
         return FilteredShard(results, shard.damage, shard.cut)
 
 
 def _filter_all(
-    paths: Sequence[Path], settings: FilterSettings, workers: int
+    addresses: Sequence[str], settings: FilterSettings, workers: int
 ) -> Iterator[FilteredShard]:
     """Shards in order, each filtered by one of so many processes (0: by this one)."""
-    return iter(
-        DataLoader(
-            _FilterDataset(paths, settings),
-            batch_size=None,
-            num_workers=min(workers, len(paths)),
-            collate_fn=_unchanged,
-            worker_init_fn=ignore_signals,
-        )
+    filtered = DataLoader(
+        _FilterDataset(addresses, settings),
+        batch_size=None,
+        num_workers=min(workers, len(addresses)),
+        collate_fn=_unchanged,
+        worker_init_fn=ignore_signals,
     )
+    for shard in ending_workers(iter(filtered)):
+        if shard.failure:
+            raise OSError(shard.failure)
+        yield shard
 
 
 def _unchanged(filtered: Any) -> Any:
@@ -209,7 +180,9 @@ def _unchanged(filtered: Any) -> Any:
 class FilterInput:
     """A shard to be filtered, and all that its outcome depends on."""
 
-    path: str
+    address: str
+    name: str  # of the shard that is written
+    source: str  # what a record calls it
     history: str
 
 
@@ -227,38 +200,36 @@ class Record:
     damage: str
 
 
-def _check_paths(data: str, paths: Sequence[Path], out: Path) -> None:
-    if not paths:
-        raise ValueError(
-            f"data: {data!r} holds no .tar shards; a folder of images with captions is made into "
-            "shards by launch/shard.py first"
-        )
-    names: dict[str, Path] = {}
-    for path in paths:
-        if not is_tar(path.name):
-            raise ValueError(f"data: {path} must end in .tar and be unpacked if it is compressed")
-        if path.parent.resolve() == out.resolve():
-            raise ValueError(f"out: {str(out)!r} is where {path} is; give another folder")
-        if path.stem in names:  # of 0.tar and 0.TAR the records would be one file
+def _names(addresses: Sequence[str], out: Path) -> list[str]:
+    """What the shard that is written of each is called."""
+    names: dict[str, str] = {}
+    for i, address in enumerate(addresses):
+        if not is_remote(address) and Path(address).parent.resolve() == out.resolve():
+            raise ValueError(f"out: {str(out)!r} is where {address} is; give another folder")
+        name = f"{shard_name(address) or f'{i:05d}'}.tar"
+        if name in names:
             raise ValueError(
-                f"data: {names[path.stem]} and {path} have one name, and so would what is made of "
+                f"data: {names[name]} and {address} have one name, and so would what is made of "
                 "them; filter them one after the other into different folders"
             )
-        names[path.stem] = path
+        names[name] = address
+    return list(names)
 
 
-def _check_usable(data: str, paths: Sequence[Path], settings: FilterSettings) -> None:
+def _check_usable(data: str, addresses: Sequence[str], settings: FilterSettings) -> None:
     """ValueError for a wrong caption_key or the like, before `out` holds anything."""
     causes: Counter[str | None] = Counter()
     plain = FilterSettings(settings.caption_key)
-    some = paths[:: -(-len(paths) // TRIED_SHARDS)]  # of which one may be bad throughout
+    # Of which one may be bad throughout.
+    some = [Shard(address) for address in addresses[:: -(-len(addresses) // TRIED_SHARDS)]]
     each = TRIED_SAMPLES // len(some)
-    for sample in (sample for path in some for sample in islice(Shard(str(path)), each)):
+    for sample in (sample for shard in some for sample in islice(shard, each)):
         cause = filter_sample(sample.raw(), plain).cause
         if cause not in UNUSABLE:
             return
         causes[cause] += 1
-    found = ", ".join(f"{n} x {cause}" for cause, n in causes.most_common()) or "none read"
+    found = ", ".join(f"{n} x {cause}" for cause, n in causes.most_common())
+    found = found or f"none read: {next((s.damage for s in some if s.damage), 'they are empty')}"
     raise ValueError(
         f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
         f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
@@ -292,55 +263,67 @@ def _claim(out: Path, content: dict[str, Any], names: set[str]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _inputs(paths: Sequence[Path], settings: FilterSettings) -> list[FilterInput]:
+def _inputs(
+    addresses: Sequence[str], names: Sequence[str], settings: FilterSettings
+) -> list[FilterInput]:
     compared = settings.duplicates != "off" or settings.near_duplicates is not None
     history, inputs = "", []
-    for path in paths:
-        status = path.stat()
+    for address, name in zip(addresses, names, strict=True):
+        if is_remote(address):  # which may hold a password
+            digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:16]
+            source, state = f"a remote {name} ({digest})", digest
+        else:
+            # The name of a link, not of what it leads to: the shard written is called so.
+            path, status = Path(address), Path(address).stat()
+            source = str(path.parent.resolve() / path.name)
+            state = f"{status.st_size} {status.st_mtime_ns}"
         # Where samples are compared, what a shard comes to depends on all those before it.
-        line = f"{history if compared else ''} {path.name} {status.st_size} {status.st_mtime_ns}"
+        line = f"{history if compared else ''} {name} {state}"
         history = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
-        # The name of a link, not of what it leads to: the shard written is called so.
-        inputs.append(FilterInput(str(path.parent.resolve() / path.name), history))
+        inputs.append(FilterInput(address, name, source, history))
     return inputs
 
 
-def _write_filtered(
-    path: Path, out: Path, source: FilterInput, filtered: FilteredShard, seen: Seen
-) -> Record:
+def _write_filtered(out: Path, source: FilterInput, filtered: FilteredShard, seen: Seen) -> Record:
     """Writes a shard and then its record."""
     causes = [r.cause or seen.cause(r.digest, r.look) for r in filtered.results]
-    target = out / path.name
-    _write_tar(path, target, causes)
+    target = out / source.name
     pairs = list(zip(causes, filtered.results, strict=True))
+    _write_tar(source.address, target, pairs)
     kept = [result for cause, result in pairs if cause is None]
     dropped = [(cause, result) for cause, result in pairs if cause is not None]
     if filtered.cut:
         dropped.append((DAMAGED, FilterResult(filtered.cut)))
     record = Record(
-        source.path,
+        source.source,
         source.history,
         target.stat().st_size,
         len(kept) + len(dropped),
         len(kept),
         dict(Counter(cause for cause, _ in dropped)),
-        _examples(path.name, dropped),
+        _examples(source.name, dropped),
         filtered.damage,
     )
-    _write_record(_record_path(out, path.name), record, kept)
+    _write_record(_record_path(out, source.name), record, kept)
     return record
 
 
-def _write_tar(path: Path, target: Path, causes: Sequence[str | None]) -> None:
+def _write_tar(
+    address: str, target: Path, pairs: Sequence[tuple[str | None, FilterResult]]
+) -> None:
     """The samples of a tar without a cause to drop them, all their files as they were."""
     with (
-        saying_what_is_missing(target.parent, target.name, path.stat().st_size),
+        saying_what_is_missing(target.parent, target.name, size_of(address) or 0),
         replacing(target) as temporary,
         temporary.open("wb") as file,
     ):
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as opened:
             tar: Any = opened
-            for sample, cause in zip(Shard(str(path)), causes, strict=True):
+            again = islice(read_samples(Shard(address), RETRIES), len(pairs))
+            for cause, result in pairs:
+                sample = next(again, None)
+                if sample is None or sample.key != result.key:
+                    raise OSError(f"{address} changed while it was read")
                 for member, data in sample.files if cause is None else ():
                     # Of a sparse file the data are here in full.
                     member.type, member.size = tarfile.REGTYPE, len(data)
@@ -378,18 +361,20 @@ def _record_path(out: Path, name: str) -> Path:
 
 def _read_record(out: Path, source: FilterInput) -> Record | None:
     """The record of a shard that is done; None: it must be done (again)."""
-    name = Path(source.path).name
+    name = source.name
     try:
         with np.load(_record_path(out, name)) as file:
             record = Record(**json.loads(file["record"].tobytes()))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
-    if record.source != source.path:
+    if record.source != source.source:
         raise ValueError(
-            f"out: {out / name} was made of {record.source}, which is not {source.path}: give "
+            f"out: {out / name} was made of {record.source}, which is not {source.source}: give "
             "another folder, or remove it"
         )
     made = out / name
+    if record.damage and is_remote(source.address):  # it may be undamaged today
+        return None
     if record.history != source.history or not made.is_file():
         return None
     if made.stat().st_size != record.bytes:

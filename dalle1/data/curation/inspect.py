@@ -1,7 +1,8 @@
 """What a data set holds: counts, sizes, captions and what is wrong, before a run finds out.
 
 All samples are counted by their names alone, for which the shards' headers are enough; a random
-part is read and decoded as training would.
+part is read and decoded as training would. What is remote or compressed is read twice, from its
+beginning to its end. Of token shards, captions and settings are told.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from dalle1.common.files import expand_home
-from dalle1.common.images import contact_sheet, to_rgb
+from dalle1.common.images import to_rgb
+from dalle1.data.curation.inspect_sheet import draw_contact_sheet as draw_contact_sheet
+from dalle1.data.curation.inspect_sheet import thumbnail
 from dalle1.data.samples import (
     DUPLICATE_KEY,
+    EMPTY_CAPTION,
     IMAGE_KEYS,
     IMAGE_TOO_LARGE,
     MISSING,
@@ -34,17 +38,16 @@ from dalle1.data.samples import (
     image_of,
 )
 from dalle1.data.shards.explain import explain_folder, explain_tars
-from dalle1.data.shards.index import find_shards
+from dalle1.data.shards.index import TOKENS, find_shards, kind_of, no_images
 from dalle1.data.shards.names import count_skipped, is_tar, read_folder
-from dalle1.data.shards.tar import Shard, TarSample
+from dalle1.data.shards.tar import Shard, TarSample, is_remote
+from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import opened_image
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 MEASURES = ("width", "height", "width / height", "bytes", "characters", "words")
 RATIOS = (1 / 2, 2.0)  # appendix C: images outside are not trained on
-SIDE = 160  # pixels of an image on the contact sheet
-SHEET_ROWS = 8
-Units = Sequence[tuple[Path, Path | None]]  # shards, or images and their captions
+Units = Sequence[tuple[str, Path | None]]  # shards, or images and their captions
 
 
 @dataclass
@@ -54,6 +57,7 @@ class InspectReport:
     data: str
     caption_key: str
     shards: int = 0  # 0: a folder of pairs
+    tokens: str = ""  # what token shards hold
     samples: int = 0
     bytes: int = 0
     parts: Counter[str] = field(default_factory=Counter)  # samples that have a txt, a jpg ...
@@ -83,6 +87,7 @@ class _Found:
     read: Callable[[], RawSample]
     merged: int = 0  # samples of the same key behind it, which are read as a part of it
     cause: str = ""  # why training skips it unread
+    remote_bytes: int = 0  # of its files, where the shard's size is not known
 
 
 def inspect(
@@ -93,10 +98,10 @@ def inspect(
     images: int = 0,
     progress: bool = False,
 ) -> InspectReport:
-    """Looks through shards on a disk or a folder of pairs.
+    """Looks through shards or a folder of pairs.
 
     Args:
-        data: a brace pattern, a folder of tars, or a folder of pairs.
+        data: as the setting `data` of a run.
         caption_key: txt, or a key of the json.
         samples: how many are read and decoded, a random part; None: all.
         seed: of the random part.
@@ -104,7 +109,8 @@ def inspect(
         progress: whether bars are shown.
 
     Raises:
-        ValueError: data that do not exist or hold nothing, or a number out of range.
+        ValueError: data that do not exist or hold nothing, a number out of range, or images of
+            token shards.
     """
     if (samples is not None and samples < 1) or images < 0 or seed < 0:
         raise ValueError(
@@ -112,14 +118,20 @@ def inspect(
             f"not samples={samples}, images={images} and seed={seed}"
         )
     data = expand_home(data)
-    shards = [Path(path) for path in find_shards(data)]
+    shards = find_shards(data)
     report = InspectReport(data, caption_key, shards=len(shards))
-    units: Units = [(path, None) for path in shards]
+    if kind_of(data, shards) == TOKENS:
+        if images:
+            raise ValueError(no_images(data))
+        _look_at_tokens(report, shards)
+        return report
+    units: Units = [(address, None) for address in shards]
     if shards and Path(data).is_dir():
         report.skipped_files = count_skipped(data)
     elif not shards:
         folder = read_folder(data)
-        units, report.skipped_files = list(folder.images.items()), folder.skipped
+        units = [(str(image), caption) for image, caption in folder.images.items()]
+        report.skipped_files = folder.skipped
     if not units:
         raise ValueError(f"data: {data!r} has neither .tar shards nor images{explain_folder(data)}")
     count = _count(report, units, progress)
@@ -147,20 +159,51 @@ def _count(report: InspectReport, units: Units, progress: bool) -> int:
         report.parts.update(found.parts)
         report.without_image += not found.parts.intersection(IMAGE_KEYS)
         report.without_caption += caption not in found.parts
-        digest = hashlib.blake2b(found.key.encode(errors="surrogateescape"), digest_size=8)
-        hashes.append(int.from_bytes(digest.digest(), "little"))
-    files = [path for unit in units for path in unit if path is not None]
-    report.bytes = sum(path.stat().st_size for path in files if path.is_file())
+        report.bytes += found.remote_bytes
+        hashes.append(_hash(found.key))
+    files = [Path(unit) for unit, _ in units if not is_remote(unit)]
+    files += [caption for _, caption in units if caption is not None]
+    report.bytes += sum(path.stat().st_size for path in files if path.is_file())
     report.duplicates = report.samples - len(np.unique(np.frombuffer(hashes, np.uint64)))
     return len(hashes)
 
 
+def _hash(key: str) -> int:
+    """64 bits of a sample's key."""
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _look_at_tokens(report: InspectReport, shards: Sequence[str]) -> None:
+    """Fills a report with what token shards hold."""
+    hashes, made = array("Q"), set[str]()
+    look = _Look(report, 0, np.random.default_rng(0))
+    for path in shards:
+        report.bytes += Path(path).stat().st_size
+        try:
+            shard = TokenShard(path)
+            keys, captions, s = shard.keys(), shard.captions(), shard.settings
+        except ValueError:
+            report.damaged.append(path)
+            continue
+        hashes.extend(_hash(key) for key in keys)
+        made.add(f"{s.grid} x {s.grid} of {s.codebook_size:,}, views {s.views}, codec {s.dvae}")
+        for texts in captions:
+            look.at_caption(texts[0] if texts else None)
+    report.tokens = "; ".join(sorted(made))
+    report.samples = report.looked_at = len(hashes)
+    report.duplicates = report.samples - len(set(hashes))
+    report.without_caption = report.bad[EMPTY_CAPTION]
+    look.end()
+
+
 def _all(units: Units, report: InspectReport, progress: str) -> Iterator[_Found]:
     unit = "shard" if report.shards else "image"
-    for path, caption in tqdm(units, unit=unit, desc=progress, disable=not progress):
+    for address, caption in tqdm(units, unit=unit, desc=progress, disable=not progress):
         if report.shards:
-            yield from _in_shard(path, report)
+            yield from _in_shard(address, report)
         else:
+            path = Path(address)
             files = {path.suffix[1:].lower(): path} | ({"txt": caption} if caption else {})
             yield _Found(str(path), frozenset(files), partial(_read_files, str(path), files))
 
@@ -169,10 +212,14 @@ def _read_files(key: str, files: dict[str, Path]) -> RawSample:
     return {"__key__": key, **{name: path.read_bytes() for name, path in files.items()}}
 
 
-def _in_shard(path: Path, report: InspectReport) -> Iterator[_Found]:
-    """Samples as training reads them, of a tar that is not compressed by its headers alone."""
-    plain = is_tar(path.name)
-    shard = Shard(str(path), headers_alone=plain)
+def _in_shard(address: str, report: InspectReport) -> Iterator[_Found]:
+    """Samples as training reads them, of a tar that can be read from anywhere by its headers alone.
+
+    Raises ValueError where a remote one cannot be read at all, as training does.
+    """
+    remote = is_remote(address)
+    plain = is_tar(address) and not remote
+    shard = Shard(address, headers_alone=plain)
     known: set[str] = set()
     try:
         for sample in _intact(shard) if plain else shard:
@@ -180,13 +227,16 @@ def _in_shard(path: Path, report: InspectReport) -> Iterator[_Found]:
             cause = DUPLICATE_KEY if sample.key in known else ""
             cause = cause or (IMAGE_TOO_LARGE if sample.too_large else "")
             known.add(sample.key)
-            read = partial(_read_at, str(path), sample.offset) if plain else sample.raw
-            yield _Found(sample.key, parts, read, sample.merged(), cause)
+            read = partial(_read_at, address, sample.offset) if plain else sample.raw
+            size = sum(member.size for member, _ in sample.files) if remote else 0
+            yield _Found(sample.key, parts, read, sample.merged(), cause, size)
     except OSError as error:
         shard.damage = str(error)
     report.skipped_files += shard.skipped
+    if remote and shard.damage and not known:
+        raise ValueError(f"data: {address} cannot be read: {shard.damage}")
     if shard.damage:
-        report.damaged.append(str(path))
+        report.damaged.append(address)
 
 
 def _intact(shard: Shard) -> Iterator[TarSample]:
@@ -238,9 +288,21 @@ class _Look:
         self.report.good += 1
         # Each good sample is among the kept ones with the same probability.
         if len(self.report.images) < self.most:
-            self.report.images.append((_thumbnail(image), caption))
+            self.report.images.append((thumbnail(image), caption))
         elif self.most and (place := int(self.rng.integers(self.report.good))) < self.most:
-            self.report.images[place] = (_thumbnail(image), caption)
+            self.report.images[place] = (thumbnail(image), caption)
+
+    def at_caption(self, caption: str | None) -> None:
+        """A sample of which tokens are there in place of its image."""
+        if caption is None:
+            self.report.bad[EMPTY_CAPTION] += 1
+            return
+        self.report.good += 1
+        self._measure(caption)
+
+    def _measure(self, caption: str) -> None:
+        self.values["characters"].append(len(caption))
+        self.values["words"].append(len(caption.split()))
 
     def _image(self, sample: RawSample) -> Image.Image | None:
         try:
@@ -269,15 +331,14 @@ class _Look:
             cause = f"no caption under {key!r}" if error.cause == NO_CAPTION else error.cause
             self.report.bad[cause] += 1
         else:
-            self.values["characters"].append(len(caption))
-            self.values["words"].append(len(caption.split()))
+            self._measure(caption)
             return caption
         return None
 
     def _json_keys(self, sample: RawSample) -> None:
         try:
             columns = json.loads(sample.get("json", b"{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(columns, dict):
             texts = (k for k, value in columns.items() if isinstance(value, str) and value.strip())
@@ -290,31 +351,6 @@ class _Look:
         ratios = self.values["width / height"]
         outside = sum(not RATIOS[0] <= ratio <= RATIOS[1] for ratio in ratios)
         self.report.outside_ratios = outside / max(len(ratios), 1)
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    """All of an image in a square, on gray."""
-    return ImageOps.pad(image, (SIDE, SIDE), color=(200, 200, 200))
-
-
-def draw_contact_sheet(images: Sequence[tuple[Image.Image, str]]) -> Image.Image:
-    """A contact sheet of a report's images, numbered from 1, their captions on the left.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not images:
-        raise ValueError("a contact sheet needs images, and no good sample was found")
-    columns = []
-    for start in range(0, len(images), SHEET_ROWS):
-        part = images[start : start + SHEET_ROWS]
-        captions = [f"{number}: {text}" for number, (_, text) in enumerate(part, start + 1)]
-        columns.append(contact_sheet([[image] for image, _ in part], captions))
-    size = (sum(column.width for column in columns), max(column.height for column in columns))
-    sheet = Image.new("RGB", size, "white")
-    for i, column in enumerate(columns):
-        sheet.paste(column, (i * columns[0].width, 0))
-    return sheet
 
 
 def describe(report: InspectReport) -> str:
@@ -330,8 +366,11 @@ def describe(report: InspectReport) -> str:
     line("data", report.data)
     line("shards", f"{report.shards:,}" if report.shards else "none: a folder of pairs")
     line("samples", f"{report.samples:,}, {report.bytes / 1e6:,.1f} MB")
-    line("files", counted(report.parts))
-    line("without an image", f"{report.without_image:,}")
+    if report.tokens:
+        line("tokens", report.tokens)
+    else:
+        line("files", counted(report.parts))
+        line("without an image", f"{report.without_image:,}")
     line("without a caption", f"{report.without_caption:,} (key: {report.caption_key})")
     line("duplicate keys", f"{report.duplicates:,}")
     line("damaged shards", f"{len(report.damaged):,}")
@@ -344,10 +383,11 @@ def describe(report: InspectReport) -> str:
     bad = report.looked_at - report.good
     line("bad", f"{bad:,}" + ", some for two causes" * (report.bad.total() > bad))
     lines += [f"  {count:,} x {cause}" for cause, count in report.bad.most_common()]
-    line("formats", counted(report.formats))
-    line("modes", counted(report.modes))
-    line("outside 1:2 - 2:1", f"{report.outside_ratios:.1%} of the images")
-    line("text in the json", counted(report.json_keys))
+    if not report.tokens:
+        line("formats", counted(report.formats))
+        line("modes", counted(report.modes))
+        line("outside 1:2 - 2:1", f"{report.outside_ratios:.1%} of the images")
+        line("text in the json", counted(report.json_keys))
     lines += ["", " " * 18 + "".join(f"{name:>11}" for name in QUANTILES)]
     for name, values in report.quantiles.items():
         style = ",.2f" if name == "width / height" else ",.0f"

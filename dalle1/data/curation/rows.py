@@ -12,6 +12,8 @@ from dalle1.data.samples import NO_CAPTION, NO_IMAGE
 from dalle1.data.shards.names import read_folder
 
 SHOWN = 200  # characters of a value, in messages
+SOURCES = f"a folder of images with a .txt for each, or a table ({', '.join(TABLES)})"
+SHARDS = "shards and other addresses need no packing: training and the tools take them as `data`"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,9 @@ def read_rows(source: Path, image_column: str, caption_column: str) -> Iterator[
     if source.is_dir():
         return _rows_of_folder(source)
     if not source.is_file():
-        raise ValueError(f"source: {str(source)!r} does not exist")
+        raise ValueError(f"source: {str(source)!r} does not exist; give {SOURCES}; {SHARDS}")
     if source.suffix.lower() not in TABLES:
-        raise ValueError(
-            f"source: {str(source)!r} must be a folder of images with a .txt for each, or a "
-            f"table ({', '.join(TABLES)})"
-        )
+        raise ValueError(f"source: {str(source)!r} must be {SOURCES}; {SHARDS}")
     columns, rows = read_table(source)
     for setting, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column not in columns:

@@ -34,7 +34,7 @@ from dalle1.common.files import (
     saying_what_is_missing,
     size_text,
 )
-from dalle1.data.curation.rows import Row, read_rows
+from dalle1.data.curation.rows import SHARDS, SOURCES, Row, read_rows
 from dalle1.data.samples import (
     CAPTION_TOO_LARGE,
     IMAGE_KEYS,
@@ -45,9 +45,10 @@ from dalle1.data.samples import (
     caption_of,
 )
 from dalle1.data.shards.explain import explain_folder
+from dalle1.data.shards.index import find_shards
 from dalle1.data.shards.names import TAR, shards_in
 from dalle1.data.shards.stats import write_stats
-from dalle1.data.shards.tar import MAX_BYTES
+from dalle1.data.shards.tar import MAX_BYTES, is_remote
 from dalle1.data.transforms import opened_image
 
 # A camera's JPEG with a preview behind it is an MPO to PIL; any viewer shows it as a JPEG.
@@ -122,6 +123,8 @@ def write_shards(
             columns that are not there, an `out` that holds shards, or too little space for all.
         OSError: the disk is full after all; says how much is missing.
     """
+    if is_remote(os.fspath(source)):
+        raise ValueError(f"source: expected {SOURCES}, got {source!r}; {SHARDS}")
     source, out = Path(expand_home(source)), Path(expand_home(out))
     _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
     _check_least(0, seed=seed)
@@ -346,5 +349,6 @@ def _check_space(out: Path, expected: int) -> None:
 
 def _what_was_expected(source: Path) -> str:
     if source.is_dir():
-        return f"it has no images ({', '.join(IMAGE_KEYS)}) with a .txt of the same name"
+        images = f"it has no images ({', '.join(IMAGE_KEYS)}) with a .txt of the same name"
+        return f"{images}; {SHARDS}" if find_shards(str(source)) else images
     return "it has a header alone"

@@ -6,13 +6,9 @@ Dimensions: b samples, v views of each, R side of a view in pixels.
 from __future__ import annotations
 
 import hashlib
-import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +32,8 @@ from dalle1.data.samples import (
     captions_of,
     image_of,
 )
-from dalle1.data.shards.tar import MAX_BYTES, RETRIES, Shard, TarSample, is_remote
+from dalle1.data.shards.addresses import read_samples, size_of
+from dalle1.data.shards.tar import MAX_BYTES, RETRIES, Shard
 from dalle1.data.transforms import augment_dalle, no_augmentation, read_image
 
 
@@ -136,7 +133,7 @@ def _decode(
 
     try:
         end.bytes = size_of(address)  # before it is read: it may be changed meanwhile
-        for sample in _samples(shard):
+        for sample in read_samples(shard, RETRIES):
             raw = sample.raw()
             end.dropped[DUPLICATE_KEY] += sample.merged()
             try:
@@ -160,30 +157,6 @@ def _decode(
     yield chunk(end)
 
 
-def _samples(shard: Shard) -> Iterator[TarSample]:
-    """Samples in order; a remote tar that breaks off is opened again."""
-    taken, remote = 0, is_remote(shard.address)
-    waits = iter(RETRIES if remote else ())
-    while True:
-        try:
-            for sample in islice(shard, taken, None):
-                taken += 1
-                yield sample
-            why = shard.damage
-            if not why:
-                return
-            if (wait := next(waits, None)) is None:
-                if remote and not taken:  # an address that is wrong, or a server that is down
-                    raise OSError(why)
-                return
-        except OSError as error:
-            why = str(error)
-            if (wait := next(waits, None)) is None:
-                raise
-        warnings.warn(f"{shard.address} broke off, trying again: {why}", stacklevel=2)
-        time.sleep(wait)
-
-
 def _captions_and_views(
     raw: RawSample, settings: ViewSettings, side: int
 ) -> tuple[list[str], np.ndarray]:
@@ -202,8 +175,3 @@ def view_rng(seed: int, key: str, view: int) -> np.random.Generator:
     """The random numbers of a sample's view, a function of the arguments alone."""
     text = f"{seed} {view} {key}".encode(errors="surrogatepass")  # names are any bytes
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest(), "little"))
-
-
-def size_of(address: str) -> int | None:
-    """Bytes of a shard on a disk; None for a remote one."""
-    return None if is_remote(address) else Path(address).stat().st_size

@@ -13,7 +13,6 @@ Dimensions: b samples, v views of each, R side of a view in pixels, m tokens of 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,16 +32,14 @@ from dalle1 import registry
 from dalle1.common.config import Location, differences
 from dalle1.common.files import check_writable
 from dalle1.common.weights import check_finite, device_of, fingerprint
-from dalle1.data.precompute.crops import Decoding, End, ViewSettings, size_of
+from dalle1.data.precompute.crops import Decoding, End, ViewSettings
 from dalle1.data.samples import CAUSES
+from dalle1.data.shards.addresses import raw_shards, size_of
+from dalle1.data.shards.addresses import shard_name as shard_name
 from dalle1.data.shards.index import (
-    PAIRS,
     TARS,
-    TOKENS,
     Index,
     check_readable,
-    find_shards,
-    kind_of,
     no_good,
 )
 from dalle1.data.shards.names import shards_in
@@ -132,7 +129,7 @@ def tokenize(
     codec = _load(settings)
     side = settings.grid * codec.stride
     made_with = _made_with(settings, codec)
-    addresses, out = _raw_shards(settings.data), Path(settings.out)
+    addresses, out = raw_shards(settings.data), Path(settings.out)
     targets = _targets(addresses, out)
     own = range(rank, len(addresses), world_size)
     _check_others(out, targets, own, made_with)
@@ -203,28 +200,6 @@ def _made_with(settings: TokenizeSettings, codec: Codec) -> TokenSettings:
         max_aspect=settings.max_aspect,
         max_pixels=settings.max_pixels,
     )
-
-
-def _raw_shards(data: str) -> list[str]:
-    addresses = find_shards(data)
-    kind = kind_of(data, addresses)
-    if kind == PAIRS:
-        raise ValueError(
-            f"data: {data!r} holds no .tar shards; a folder of images with captions is made into "
-            "shards by launch/shard.py first"
-        )
-    if kind == TOKENS:
-        raise ValueError(f"data: {data!r} holds token shards already; give the raw ones")
-    return addresses
-
-
-def shard_name(address: str) -> str:
-    """00012 of x/00012.tar, of x/00012.tar.gz and of pipe:curl http://x/00012.tar?y; empty where
-    nothing ends in .tar."""
-    if is_remote(address):
-        found = re.findall(r"([^/\s'\"=?&|<>]+?)\.tar\b", address, re.IGNORECASE)
-        return str(found[-1]) if found else ""
-    return re.sub(r"\.(tar(\.\w+)?|tgz)$", "", Path(address).name, flags=re.IGNORECASE)
 
 
 def _targets(addresses: Sequence[str], out: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from dalle1.common.config import SHAPES
 from dalle1.common.files import expand_home, read_text
 from dalle1.data.samples import (
     DUPLICATE_KEY,
@@ -39,6 +41,7 @@ from dalle1.data.shards.stats import counted_samples
 from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
+TAR_ENDING = re.compile(r"\.(tar(\.\w+)?|tgz)$", re.IGNORECASE)
 NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
@@ -56,6 +59,11 @@ def find_shards(data: str) -> list[str]:
                 f"'{data}/{{00000..00009}}{tokens.END}'"
             )
         return found[TAR] or found[tokens.END]
+    if data == SHAPES and not Path(data).exists():
+        raise ValueError(
+            f"data: {data!r}, the built-in data, is written by a run that trains on it; give the "
+            "folder below reader.shapes_folder (data/shapes)"
+        )
     try:
         addresses = [expand_home(address) for address in braceexpand(data)]
     except ValueError as error:
@@ -68,7 +76,19 @@ def find_shards(data: str) -> list[str]:
             "tars, a folder of images with a .txt of the same name for each, or pipe: and "
             "http(s) addresses"
         )
+    for address in addresses:
+        if not is_remote(address) and not _is_shard(address):
+            raise ValueError(
+                f"data: expected tars or token shards, got {address!r}, which is neither; images "
+                "and captions of a table are made into shards by launch/shard.py first"
+            )
     return addresses
+
+
+def _is_shard(path: str) -> bool:
+    """Whether a file is called a shard, damaged or not, or is a tar whatever its name."""
+    name = Path(path).name.lower()
+    return bool(TAR_ENDING.search(name)) or name.endswith(tokens.END) or tarfile.is_tarfile(path)
 
 
 def find_pairs(folder: str | Path) -> list[str]:
@@ -98,12 +118,25 @@ def kind_of(data: str, shards: Sequence[str]) -> str:
     """TARS, TOKENS or PAIRS, where `find_shards` found these shards.
 
     Raises:
-        ValueError: they are of two kinds.
+        ValueError: they are of two kinds, or token shards that are not on a disk.
     """
     ends = {tokens.END if shard.lower().endswith(tokens.END) else TAR for shard in shards}
     if len(ends) > 1:
         raise ValueError(f"data: {data!r} names tars and token shards; give one kind")
+    if tokens.END in ends and any(map(is_remote, shards)):
+        raise ValueError(
+            f"data: expected token shards on a disk, as they are mapped into memory, got {data!r}; "
+            "copy them there first"
+        )
     return PAIRS if not shards else TOKENS if tokens.END in ends else TARS
+
+
+def no_images(data: str) -> str:
+    """The message for token shards, of tools that read images."""
+    return (
+        f"data: {data!r} holds token shards already, where images are asked for; give the raw "
+        "shards that they were made of"
+    )
 
 
 def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator[RawSample]:
@@ -114,17 +147,22 @@ def raw_samples(data: str, extensions: frozenset[str] | None = None) -> Iterator
         extensions: files with others may be empty, which saves reading them.
 
     Raises:
-        ValueError: data that are missing, hold nothing, or are token shards.
+        ValueError: data that are missing, hold nothing, or are token shards; a remote shard of
+            which nothing can be read.
     """
     shards = find_shards(data)
     if kind_of(data, shards) == TOKENS:
-        raise ValueError(f"data: {data!r} holds token shards, where images are asked for")
+        raise ValueError(no_images(data))
     if not shards:
         for pair in _some_pairs(data):
             yield from _pair(pair)
     for address in shards:
         shard = Shard(address, extensions=extensions)
-        yield from (sample.raw() for sample in shard)
+        count = 0
+        for count, sample in enumerate(shard, 1):  # noqa: B007
+            yield sample.raw()
+        if shard.damage and is_remote(address) and not count:
+            raise ValueError(f"data: {address} cannot be read: {shard.damage}")
         if shard.damage:
             warnings.warn(f"{address} is damaged, its rest is lost: {shard.damage}", stacklevel=2)
 
