@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from dalle1.common.hardware import default_device
-from dalle1.common.images import to_rgb
 from dalle1.model import Model
 from dalle1.sampling import resolve
 
@@ -128,12 +126,3 @@ def open_model(options: argparse.Namespace, dtype: torch.dtype | None = None) ->
         return resolve(options.model).to(options.device, dtype)
     except (RuntimeError, AssertionError) as error:  # what torch raises where there is no CUDA
         raise ValueError(f"--device {options.device}: {error}") from error
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image file as RGB; ValueError that names it if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"image {path}: cannot be read: {error}") from error

@@ -13,14 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle1.commands.command_line import (
-    add_model,
-    exit_status,
-    make_parser,
-    open_image,
-    open_model,
-)
+from dalle1.commands.command_line import add_model, exit_status, make_parser, open_model
 from dalle1.common.hardware import DTYPES
+from dalle1.common.images import open_image
 from dalle1.sampling import sample
 
 

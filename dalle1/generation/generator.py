@@ -19,6 +19,7 @@ from dalle1.common.weights import device_of
 from dalle1.generation.options import SamplingOptions, sample_token
 from dalle1.protocols import Prior, TextPrior
 from dalle1.tokenizer import END_OF_CAPTION
+from dvae.calls import isolated
 
 
 class Generator:
@@ -28,6 +29,7 @@ class Generator:
     replayed, so the host launches no kernels one by one.
     """
 
+    @isolated()
     @torch.inference_mode()
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Generator:
         """Makes the model's device the current one, which events and graphs belong to."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
+    @isolated()
     @torch.inference_mode()
     def draw(
         self,
@@ -175,6 +178,7 @@ def draw(
     return generator.draw(text_tokens[None], uniforms[None], prefix, on_step)[0]
 
 
+@isolated()
 @torch.inference_mode()
 def complete_text(
     prior: TextPrior,

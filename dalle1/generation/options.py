@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle1.common.arguments import as_caption, as_float, as_int
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -32,6 +34,12 @@ class SamplingOptions:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "guidance"):
+            self._set(name, as_float(getattr(self, name), name))
+        if self.top_k is not None:
+            self._set("top_k", as_int(self.top_k, "top_k"))
+        if self.top_p is not None:
+            self._set("top_p", as_float(self.top_p, "top_p"))
         if not (0 <= self.temperature < float("inf")):
             raise ValueError(f"temperature: expected a number >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -40,6 +48,9 @@ class SamplingOptions:
             raise ValueError(f"top_p: expected a number in (0, 1] or None, got {self.top_p}")
         if not (0 <= self.guidance < float("inf")):
             raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)  # Python's own type, in a frozen class
 
 
 def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
@@ -75,6 +86,8 @@ def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: 
 
     Row i depends on (seed, caption, first + i) alone: each has a counter-based generator (Philox).
     """
+    seed, caption = as_int(seed, "seed"), as_caption(caption)
+    first, count, length = as_int(first, "first"), as_int(count, "count"), as_int(length, "length")
     digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
     key = int.from_bytes(digest[:8], "little")
     rows = []
