@@ -28,6 +28,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def largest_float(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32: Apple's GPUs (mps) have none."""
+    if device.type == "mps":
+        return torch.float32
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
+
+
 def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from dalle1.common.weights import device_of
-from dalle1.generation.options import SamplingOptions, sample_token
+from dalle1.generation.options import SamplingOptions, sample_token, uniforms_for
 from dalle1.protocols import Prior, TextPrior
 from dalle1.tokenizer import END_OF_CAPTION
 from dvae.calls import isolated
@@ -57,7 +57,7 @@ class Generator:
         self.state = prior.start(self.passes * captions, candidates, self.static)
         rows, length = captions * candidates, prior.grid[0] * prior.grid[1]
         self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=self.device)
-        self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=self.device)
+        self.uniforms = uniforms_for(self.device, torch.zeros(rows, length))
         self.last_tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.graph = self._capture() if cuda and self.static else None
@@ -89,6 +89,7 @@ class Generator:
         if self.passes == 2:
             empty = self.prior.empty_caption().to(self.device).expand(self.captions, -1)
             text_tokens = torch.cat([text_tokens, empty])
+        uniforms = uniforms_for(self.device, uniforms)
         self.uniforms.copy_(rearrange(uniforms, "c b m -> (c b) m"))
         self.last_tokens.fill_(self.prior.image_vocab)  # the start
         self.position.fill_(given)
@@ -204,7 +205,7 @@ def complete_text(
     ids = list(given)
     while len(ids) < len(uniforms):
         logits = prior.next_text_logits(ids)
-        uniform = uniforms[len(ids), None].to(logits.device)
+        uniform = uniforms_for(logits.device, uniforms[len(ids), None])
         token = int(sample_token(logits[None], uniform, options))
         if token == END_OF_CAPTION:
             break

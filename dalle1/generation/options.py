@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.common.arguments import as_caption, as_float, as_int
+from dalle1.common.hardware import largest_float
+
+# Below 1 by more than float32 rounds when a total of probabilities is multiplied with it.
+LARGEST_UNIFORM = 1 - 2**-22
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,15 @@ def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: 
         bits = np.random.Philox(key=np.array([key, i], dtype=np.uint64))
         rows.append(np.random.Generator(bits).random(length))
     return torch.from_numpy(np.stack(rows))
+
+
+def uniforms_for(device: torch.device, uniforms: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), of any shape, on a device, in the largest type that it has.
+
+    Rounded to 32 bits a number may become 1, which no token stands for: it is cut below that.
+    """
+    dtype = largest_float(device)
+    rounded = uniforms.to(dtype)  # where they are: the device may not have their type
+    if dtype == torch.float32:
+        rounded = rounded.clamp(max=LARGEST_UNIFORM)
+    return rounded.to(device)
