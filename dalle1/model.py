@@ -105,6 +105,7 @@ class Model:
         """Where the prior's weights are."""
         return device_of(self.prior)
 
+    @isolated()
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Model:
         """Moves all parts; returns the model itself.
 

@@ -24,8 +24,10 @@ def check_images(images: Tensor, channels: int = 3, name: str = "images") -> Non
         channels: c.
         name: of the argument, for the message.
     """
-    shape = list(images.shape)
     wanted = f"{name}: expected floats [b, {channels}, H, W] in [0, 1], got"
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{wanted} {type(images).__name__}; make a tensor of it")
+    shape = list(images.shape)
     if not images.is_floating_point():
         remedy = "; divide by 255" if images.dtype == torch.uint8 else ""
         raise ValueError(f"{wanted} {images.dtype} {shape}{remedy}")

@@ -231,6 +231,9 @@ class DVAE(nn.Module):
         Raises ValueError for tokens outside the codebook or of another type or rank.
         """
         k = self.config.codebook_size
+        if not isinstance(tokens, Tensor):
+            kind = type(tokens).__name__
+            raise ValueError(f"tokens: expected int64 [b, rows, columns], a tensor, got {kind}")
         if tokens.ndim != 3 or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens: expected int64 [b, rows, columns], got {tokens.dtype} "

@@ -135,6 +135,18 @@ def test_one_trains_after_drawing(make_model: ModelMaker, place: str) -> None:
     assert weight.grad is not None
 
 
+def test_weights_that_were_moved_are_trained(model: Model, tmp_path: Path) -> None:
+    """A model that was loaded and moved in inference mode, and that no update can change."""
+    model.save(tmp_path)
+    with torch.inference_mode():
+        moved = dalle1.load(tmp_path).to("cpu", torch.bfloat16)
+    parameters = [p for part in (moved.transformer, moved.codec) for p in part.parameters()]
+    assert not any(p.is_inference() for p in parameters)
+    assert all(p.requires_grad for p in parameters)
+    text = moved.tokenizer.encode(CAPTIONS)
+    moved.transformer.loss(text, TOKENS.flatten(1)).loss.backward()
+
+
 def test_settings_of_the_caller_come_back() -> None:
     """A caller whose autocast or default type is gone after a call, or after its error."""
     with torch.autocast("cpu", torch.bfloat16), default_dtype(torch.float64), torch.device("meta"):

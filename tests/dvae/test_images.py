@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_images_of_another_range_are_refused(codec: DVAE, images: Tensor, messag
     for method in (codec.encode, codec.logits):
         with pytest.raises(ValueError, match=f"images: expected floats.*{message}"):
             method(images)
+
+
+@pytest.mark.parametrize("images", [IMAGES.numpy(), [IMAGES], "x.png", None], ids=type)
+def test_what_is_no_tensor_is_refused(codec: DVAE, images: Any) -> None:
+    """An array or a path that ends in an AttributeError."""
+    kind = type(images).__name__
+    with pytest.raises(ValueError, match=rf"images: expected floats.* got {kind}"):
+        codec.encode(images)
+    with pytest.raises(ValueError, match=rf"tokens: expected int64 .* got {kind}"):
+        codec.decode(images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
