@@ -9,23 +9,24 @@ Nothing in a folder is a pickle. Each file is written under a temporary name and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from dalle1 import registry
+from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
-from dalle1.common.images import to_tensor
+from dalle1.common.image_inputs import ImageLike, image_batches, read_images
 from dalle1.common.weights import check_finite, device_of
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
 from dalle1.protocols import NeedsTokenizer, Prior, Ranker, TextPrior, TextTokenizer
 from dalle1.tokenizer import TOKENIZER
+from dvae.calls import isolated
 from dvae.codec import Codec
 from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
 
@@ -104,6 +105,7 @@ class Model:
         """Where the prior's weights are."""
         return device_of(self.prior)
 
+    @isolated()
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Model:
         """Moves all parts; returns the model itself.
 
@@ -121,20 +123,22 @@ class Model:
             part = getattr(self, role)
             check_finite(part, f"{role} ({type(part).__name__})")
 
-    @torch.inference_mode()
+    @isolated()
+    @torch.no_grad()
     def log_prob(self, caption: str, image_tokens: Tensor) -> Tensor:
         """ln p(image tokens | caption) in nats, float32: [] of [rows, columns], [b] of [b, ...].
 
-        image_tokens: int64, a full grid. Raises ValueError when shape or values do not fit.
+        image_tokens: int64, a full grid; another type of whole numbers, or an array, will do.
+        Raises ValueError when shape or values do not fit.
         """
+        caption = as_caption(caption)
         rows, columns = self.prior.grid
+        image_tokens = _as_tokens(image_tokens)
         if image_tokens.ndim not in (2, 3) or image_tokens.shape[-2:] != (rows, columns):
             raise ValueError(
                 f"image_tokens: expected int64 [{rows}, {columns}] or [b, {rows}, {columns}], got "
                 f"{list(image_tokens.shape)}"
             )
-        if image_tokens.dtype != torch.int64:
-            raise ValueError(f"image_tokens: expected int64, got {image_tokens.dtype}")
         low, high = int(image_tokens.min()), int(image_tokens.max())
         if not 0 <= low <= high < self.prior.image_vocab:  # a device would not name the mistake
             raise ValueError(
@@ -146,6 +150,7 @@ class Model:
         total = self.prior.log_prob(text.to(self.device), flat.to(self.device)).cpu()
         return total[0] if image_tokens.ndim == 2 else total
 
+    @isolated()
     def complete_caption(
         self,
         text: str = "",
@@ -163,6 +168,7 @@ class Model:
         """
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
+        text = as_caption(text, "text")
         encoded = self.tokenizer.encode(text)[0].tolist() if text else []
         ids = [i for i in encoded if i < self.tokenizer.vocab_size]
         length = self.prior.text_length
@@ -174,7 +180,10 @@ class Model:
         options = SamplingOptions(temperature, top_k, top_p)
         return self.tokenizer.decode(complete_text(self.prior, ids, uniforms, options))
 
-    def rank(self, captions: str | Sequence[str], images: Sequence[Image] | Tensor) -> Tensor:
+    @isolated()
+    def rank(
+        self, captions: str | Iterable[str], images: ImageLike | Iterable[ImageLike]
+    ) -> Tensor:
         """The ranker's scores of images for a caption or captions; see `dalle1.rank`."""
         if self.ranker is None:
             raise ValueError("the model has no ranker to score with; its folder names none")
@@ -227,25 +236,34 @@ def _remove_files_of_others(folder: Path, kinds: Mapping[str, Kind]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def _as_tokens(tokens: Tensor) -> Tensor:
+    """Whole numbers of any type, in a tensor or an array, as int64."""
+    try:
+        found = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"image_tokens: expected a tensor of int64, got {type(tokens).__name__}"
+        ) from error
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(f"image_tokens: expected int64, got {found.dtype}")
+    return found.to(torch.int64)
+
+
 def rank_images(
-    ranker: Ranker, captions: str | Sequence[str], images: Sequence[Image] | Tensor
+    ranker: Ranker, captions: str | Iterable[str], images: ImageLike | Iterable[ImageLike]
 ) -> Tensor:
     """Scores of images for a caption, float32 [images], or for captions, [captions, images].
 
-    images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1]. Raises ValueError
-    where there are none.
+    images: see `read_images`. Raises ValueError where there are none, or they or the captions do
+    not fit.
     """
-    several = [captions] if isinstance(captions, str) else list(captions)
-    if not several or len(images) == 0:
-        raise ValueError("captions, images: expected at least one of each")
-    if isinstance(images, Tensor):
-        scores = ranker.score(several, images)
-    else:  # one at a time, because they may differ in size
-        parts = [ranker.score(several, to_tensor(image)[None]) for image in images]
-        scores = torch.cat(parts, dim=1)
-    return scores[0] if isinstance(captions, str) else scores
+    texts, one = as_captions(captions)
+    found = read_images(images)
+    scores = torch.cat([ranker.score(texts, batch) for batch in image_batches(found)], dim=1)
+    return scores[0] if one else scores
 
 
+@isolated()
 def load(folder: str | Path) -> Model:
     """Opens a model folder that `Model.save` or training wrote; on the CPU, in eval mode.
 

@@ -7,12 +7,13 @@ height and width.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dalle1.common.arguments import as_captions, as_int
 from dalle1.common.files import expand_home, write_text
-from dalle1.common.images import contact_sheet, to_pil, to_tensor
+from dalle1.common.image_inputs import ImageLike, image_batches, read_images
+from dalle1.common.images import contact_sheet, to_pil
 from dalle1.common.weights import device_of
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
 from dalle1.generation.images import decode_rows
 from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
+from dvae.calls import isolated, trusted
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 
@@ -53,12 +57,18 @@ class Result:
             names = [f"{i:03d}-{slug}-{j:02d}.png" for j in range(len(images))]
             for name, image in zip(names, images, strict=True):
                 image.save(folder / name)
-            scores = [None if s != s else round(s, 6) for s in self.scores[i].tolist()]
+            found = self.scores[i].tolist()
+            scores = [round(s, 6) if math.isfinite(s) else None for s in found]
             entries.append({"caption": caption, "files": names, "scores": scores})
         contact_sheet(self.images, self.captions).save(folder / "sheet.png")
         content = {"settings": self.settings, "results": entries}
-        write_text(folder / "result.json", json.dumps(content, indent=2) + "\n")
+        write_text(folder / "result.json", json.dumps(content, indent=2, default=_plain) + "\n")
         return folder
+
+
+def _plain(value: Any) -> Any:
+    """A value for JSON: what the user puts into `Result.settings` must not lose the images."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @dataclass
@@ -81,11 +91,12 @@ class _Request:
     seed: int
     batch_size: int | None
     rows: int  # of the image that is completed
-    prefix: Tensor | None  # int64 [rows x columns], its tokens
+    prefix: Tensor | None = None  # int64 [rows x columns], its tokens
 
 
+@isolated()
 def sample(
-    captions: str | Sequence[str],
+    captions: str | Iterable[str],
     model: Model | str | Path | None = None,
     candidates: int = 512,
     keep: int = 8,
@@ -93,7 +104,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     guidance: float = 1.0,
-    image: Image.Image | None = None,
+    image: ImageLike | None = None,
     rows: int = 0,
     seed: int = 0,
     batch_size: int | None = None,
@@ -107,6 +118,9 @@ def sample(
     least `keep` of its candidates are done. `settings["drawn"]` says how many each has. With
     nothing complete, a KeyboardInterrupt is raised.
 
+    What the caller has set in torch (autocast, the default type or device, inference mode) changes
+    neither images nor scores. Numbers may be NumPy's, and captions an array or a column of a table.
+
     Args:
         captions: one or a list.
         model: a Model or its folder; None: the folder that the environment variable DALLE1_MODEL
@@ -115,7 +129,7 @@ def sample(
         keep: returned for each caption. A model without a ranker needs keep = candidates, and
             returns them with scores of NaN.
         temperature, top_k, top_p, guidance: see `SamplingOptions`.
-        image: an image to complete.
+        image: an image to complete: PIL's, a file, or pixels (see `rank`).
         rows: token rows of `image` that every candidate begins with.
         seed: candidate i depends on (seed, caption, i) alone.
         batch_size: candidates drawn at once; None: as many as memory allows, halved when memory
@@ -128,28 +142,32 @@ def sample(
     Raises:
         ValueError: an argument does not fit. It is raised before anything is drawn.
     """
-    captions = [captions] if isinstance(captions, str) else list(captions)
+    captions, _ = as_captions(captions)
+    options = SamplingOptions(temperature, top_k, top_p, guidance)
+    request = _Request(
+        as_int(candidates, "candidates"),
+        as_int(keep, "keep"),
+        options,
+        as_int(seed, "seed"),
+        None if batch_size is None else as_int(batch_size, "batch_size"),
+        as_int(rows, "rows"),
+    )
+    preview_rows = as_int(preview_rows, "preview_rows")
     model = resolve(model)
     model.check_finite()
-    options = SamplingOptions(temperature, top_k, top_p, guidance)
-    _check_counts(model, captions, candidates, keep, batch_size, preview_rows)
-    prefix = _prefix(model, image, rows)
-    request = _Request(candidates, keep, options, seed, batch_size, rows, prefix)
+    _check_counts(model, captions, request, preview_rows)
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step: expected a function, got {type(on_step).__name__}")
+    request = replace(request, prefix=_prefix(model, image, request.rows))
     previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
     kept = _draw(model, captions, request, progress, previews)
     return _result(captions, kept, request)
 
 
 def _check_counts(
-    model: Model,
-    captions: Sequence[str],
-    candidates: int,
-    keep: int,
-    batch_size: int | None,
-    preview_rows: int,
+    model: Model, captions: Sequence[str], request: _Request, preview_rows: int
 ) -> None:
-    if not captions:
-        raise ValueError("captions: expected at least one")
+    candidates, keep, batch_size = request.candidates, request.keep, request.batch_size
     if candidates < 1:
         raise ValueError(f"candidates: expected at least 1, got {candidates}")
     if not 1 <= keep <= candidates:
@@ -273,7 +291,8 @@ def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _BestI
     scores = torch.full((count,), float("nan"))
     order = torch.arange(keep)
     if model.ranker is not None:
-        scores = model.ranker.score([caption], drawn.images)[0]
+        with trusted():  # a codec's images; an error here would lose them
+            scores = model.ranker.score([caption], drawn.images)[0]
         order = scores.argsort(descending=True, stable=True)[:keep]
     folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
     return _BestImages(
@@ -299,16 +318,19 @@ def _result(captions: Sequence[str], kept: Sequence[_BestImages], request: _Requ
     )
 
 
+@isolated()
 def rank(
-    captions: str | Sequence[str],
-    images: Sequence[Image.Image] | Tensor,
+    captions: str | Iterable[str],
+    images: ImageLike | Iterable[ImageLike],
     model: Model | str | Path | None = None,
 ) -> Tensor:
     """The ranker's scores of images; the higher, the better an image fits its caption.
 
     Args:
         captions: one or a list.
-        images: PIL images of any size and mode, or floats [b, 3, H, W] in [0, 1].
+        images: one or a list of: PIL images of any size and mode, image files, NumPy arrays
+            [H, W, 3] of uint8 or of floats in [0, 1], tensors [3, H, W] of floats in [0, 1]. A
+            batch in an array [b, H, W, 3] or a tensor [b, 3, H, W] will do, and gray pixels, too.
         model: as for `sample`.
 
     Returns:
@@ -330,6 +352,8 @@ def resolve(model: Model | str | Path | None) -> Model:
     """
     if isinstance(model, Model):
         return model
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise ValueError(f"model: expected a Model or its folder, got {type(model).__name__}")
     if model is None:
         model = os.environ.get(MODEL_VARIABLE)
         if not model:
@@ -339,7 +363,7 @@ def resolve(model: Model | str | Path | None) -> Model:
     return load(model)
 
 
-def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None:
+def _prefix(model: Model, image: ImageLike | None, rows: int) -> Tensor | None:
     """The tokens of the first rows of the image to complete: int64 [rows x columns], on the CPU."""
     grid, stride = model.prior.grid, model.codec.stride
     height, width = grid[0] * stride, grid[1] * stride
@@ -351,11 +375,13 @@ def _prefix(model: Model, image: Image.Image | None, rows: int) -> Tensor | None
         raise ValueError(
             f"rows: expected 1 to {grid[0] - 1} of the {grid[0]} token rows, got {rows}"
         )
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"image: expected a PIL image, got {type(image).__name__}")
-    if image.size != (width, height):
+    found = read_images(image, "image")
+    if len(found) != 1:
+        raise ValueError(f"image: expected one image, got {len(found)}")
+    (pixels,) = image_batches(found)
+    if pixels.shape[2:] != (height, width):
         raise ValueError(
-            f"image: expected {width}x{height} pixels, got {image.size[0]}x{image.size[1]}"
+            f"image: expected {width}x{height} pixels, got {pixels.shape[3]}x{pixels.shape[2]}"
         )
-    tokens = model.codec.encode(to_tensor(image)[None].to(device_of(model.codec)))
+    tokens = model.codec.encode(pixels.to(device_of(model.codec)))
     return tokens[0, :rows].flatten().cpu()

@@ -218,7 +218,8 @@ class Tokenizer:
             ids = self.tokens(caption, rng)
             padding = (padding_id(self.vocab_size, p) for p in range(len(ids), self.text_length))
             rows.append([*ids, *padding])
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.text_length)
+        padded = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return padded.reshape(len(rows), self.text_length)
 
     def encode_for_clip(
         self, captions: str | Sequence[str], length: int, rng: random.Random | None = None
@@ -229,10 +230,10 @@ class Tokenizer:
         vocab_size + 1), so that the end is where the ids have their maximum.
         """
         captions = [captions] if isinstance(captions, str) else captions
-        result = torch.zeros(len(captions), length, dtype=torch.int64)
+        result = torch.zeros(len(captions), length, dtype=torch.int64, device="cpu")
         for row, caption in zip(result, captions, strict=True):
             ids = [self.vocab_size, *self.tokens(caption, rng)[: length - 2], self.vocab_size + 1]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, device="cpu")
         return result
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dvae.calls import isolated
+from dvae.images import check_images
 from dvae.objective import map_pixels, unmap_pixels
 from dvae.storage import Kind, save_part
 
@@ -208,17 +210,20 @@ class DVAE(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Codebook logits, float [b, k, H/stride, W/stride], of images [b, c, H, W] in [0, 1].
 
-        Raises ValueError when the shape does not fit or the type is not floating point.
+        Raises ValueError when the shape or the values do not fit or the type is not floating point.
         """
         self._check_images(images)
-        logits: Tensor = self.encoder(map_pixels(images))
+        dtype = self.encoder.blocks.input.w.dtype  # type: ignore[union-attr]
+        logits: Tensor = self.encoder(map_pixels(images.to(dtype)))  # type: ignore[arg-type]
         return logits
 
+    @isolated()
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Image tokens, int64 [b, H/stride, W/stride], of images, float [b, c, H, W] in [0, 1]."""
         return self.logits(images).argmax(dim=1)
 
+    @isolated()
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images, float [b, c, H, W] in [0, 1], of tokens, int64 [b, h, w].
@@ -226,6 +231,9 @@ class DVAE(nn.Module):
         Raises ValueError for tokens outside the codebook or of another type or rank.
         """
         k = self.config.codebook_size
+        if not isinstance(tokens, Tensor):
+            kind = type(tokens).__name__
+            raise ValueError(f"tokens: expected int64 [b, rows, columns], a tensor, got {kind}")
         if tokens.ndim != 3 or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens: expected int64 [b, rows, columns], got {tokens.dtype} "
@@ -248,13 +256,10 @@ class DVAE(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         c, s = self.config.channels, self.config.stride * (self.config.encoder_window or 1)
-        shape = list(images.shape)
-        if images.ndim != 4 or shape[1] != c:
-            raise ValueError(f"images: expected [b, {c}, H, W], got {shape}")
-        if not images.is_floating_point():
-            raise ValueError(f"images: expected floats in [0, 1], got {images.dtype}")
-        if shape[2] % s or shape[3] % s or 0 in shape[2:]:
-            raise ValueError(f"images: height and width must be multiples of {s}, got {shape[2:]}")
+        check_images(images, c)
+        sides = list(images.shape[2:])
+        if sides[0] % s or sides[1] % s or 0 in sides:
+            raise ValueError(f"images: height and width must be multiples of {s}, got {sides}")
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `dvae.safetensors` into `folder`; `dvae.load` opens it."""

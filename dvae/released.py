@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dvae.calls import isolated
 from dvae.model import DVAE, DVAEConfig
 from dvae.pickles import check_fits, read_tensors
 
@@ -29,6 +30,7 @@ _CLASSES = {
 }
 
 
+@isolated()
 def load_released(encoder: str | Path, decoder: str | Path) -> DVAE:
     """The published dVAE, in eval mode, from its two files.
 

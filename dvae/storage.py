@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dvae.calls import isolated
+
 CONFIG = "config.json"
 FORMAT = 2
 # Sections of format 1, which had one kind of each part, and what they are called now.
@@ -129,6 +131,7 @@ def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
     write_section(folder, kind.role, {"kind": kind.name, **part.config.model_dump()})
 
 
+@isolated()
 def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
     """The part of a folder that `save_part` wrote, in eval mode, on the CPU.
 

@@ -31,6 +31,7 @@ from dalle1.data.shards.token_shard import TokenSettings, write_token_shard
 from dalle1.data.transforms import augment_dalle
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.model import Transformer
+from dvae.calls import trusted
 
 WIDTH, HEIGHT, SIDE, GRID = 500, 375, 256, 32
 CODEBOOK = 8192
@@ -262,6 +263,7 @@ def measure_waiting(
     return found
 
 
+@trusted()
 def _train_step(
     model: Transformer, codec: dvae.DVAE, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> None:

@@ -7,7 +7,7 @@ The default config is ViT-B/32; parameter names are those of the published weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle1.clip.tokenizer import CLIP_TOKENIZER, load_clip_tokenizer
-from dalle1.common.images import to_rgb, to_tensor
+from dalle1.common.arguments import as_captions
+from dalle1.common.image_inputs import ImageLike, read_images
+from dalle1.common.images import to_tensor
 from dalle1.protocols import TextTokenizer
+from dvae.calls import isolated
+from dvae.images import check_images
 from dvae.storage import Kind
 
 MAX_LOGIT_SCALE = math.log(100)  # training clips the logit scale here after each update
@@ -211,36 +215,42 @@ class CLIP(nn.Module):
                 nn.init.normal_(block.mlp.c_fc.weight, std=(2 * stack.width) ** -0.5)  # type: ignore[union-attr, arg-type]
                 nn.init.normal_(block.mlp.c_proj.weight, std=residual)  # type: ignore[union-attr, arg-type]
 
-    def preprocess(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+    def preprocess(self, images: Tensor | Iterable[ImageLike]) -> Tensor:
         """Images as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
-        images: pixels [b, 3, H, W] in [0, 1], or PIL images of any mode and size. As published:
-        bicubic to the shorter side, center crop, mean and standard deviation of the config.
+        images: pixels [b, 3, H, W] in [0, 1]; or PIL images of any mode and size, or what else
+        `read_images` takes. As published: bicubic to the shorter side, center crop, mean and
+        standard deviation of the config.
         """
-        size = self.config.image_size
+        weight = self.visual.conv1.weight
         if isinstance(images, Tensor):
-            if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-                raise ValueError(
-                    f"images: expected floats [b, 3, H, W] in [0, 1], got {images.dtype} "
-                    f"{list(images.shape)}"
-                )
-            height, width = _resized(images.shape[2], images.shape[3], size)
-            if (height, width) != tuple(images.shape[2:]):
-                shape = [height, width]
-                images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-            images = _center(images, size)
+            check_images(images)
+            pixels = self._fitted(images)
         else:
-            if isinstance(images, Image.Image) or len(images) == 0:
-                raise ValueError("images: expected a list of at least one image, or a tensor")
-            pixels = []
-            for image in map(to_rgb, images):
-                height, width = _resized(image.height, image.width, size)
-                scaled = image.resize((width, height), Image.Resampling.BICUBIC)
-                pixels.append(_center(to_tensor(scaled)[None], size))
-            images = torch.cat(pixels).to(self.logit_scale.device)
-        mean = torch.tensor(self.config.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.config.std, device=images.device)[:, None, None]
-        return (images - mean) / std
+            pixels = torch.cat([self._fitted(x) for x in read_images(images)])
+            pixels = pixels.to(weight.device)
+        mean = pixels.new_tensor(self.config.mean)[:, None, None]
+        std = pixels.new_tensor(self.config.std)[:, None, None]
+        return ((pixels - mean) / std).to(weight.dtype)
+
+    def _fitted(self, image: Tensor | Image.Image) -> Tensor:
+        """Resized and cut: [b, 3, H, W] -> [b, 3, image_size, image_size]; of one image b is 1."""
+        size = self.config.image_size
+        if isinstance(image, Image.Image):
+            height, width = _resized(image.height, image.width, size)
+            scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+            return _center(to_tensor(scaled)[None], size)
+        pixels = image if image.ndim == 4 else image[None]
+        if 0 in pixels.shape[2:]:
+            raise ValueError(f"images: expected at least one pixel, got {list(image.shape)}")
+        # At least 32 bits: pixels of 16 bits would be rounded at every step.
+        dtype = torch.promote_types(self.visual.conv1.weight.dtype, torch.float32)
+        pixels = pixels.to(dtype)
+        height, width = _resized(pixels.shape[2], pixels.shape[3], size)
+        if (height, width) != tuple(pixels.shape[2:]):
+            shape = [height, width]
+            pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
+        return _center(pixels, size)
 
     def ids(self, captions: str | Sequence[str]) -> Tensor:
         """Captions as `encode_text` reads them: int64 [b, text_length], on the weights' device.
@@ -255,7 +265,7 @@ class CLIP(nn.Module):
         ids = self.tokenizer.encode_for_clip(captions, self.config.text_length)
         return ids.to(self.logit_scale.device)
 
-    def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+    def encode_image(self, images: Tensor | Iterable[ImageLike]) -> Tensor:
         """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1], or of PIL images."""
         return F.normalize(self.visual(self.preprocess(images)).float(), dim=-1)
 
@@ -286,39 +296,48 @@ class CLIP(nn.Module):
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
         return F.normalize((end @ self.text_projection).float(), dim=-1)
 
-    def forward(self, images: Tensor | Sequence[Image.Image], tokens: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Iterable[ImageLike], tokens: Tensor) -> Tensor:
         """Cosine similarities [images, texts]."""
         image, text = self.encode_image(images), self.encode_text(tokens)
         with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
             return image @ text.t()
 
-    @torch.inference_mode()
+    @isolated()
+    @torch.no_grad()
     def classify(
-        self, images: Tensor | Sequence[Image.Image], prompts: Sequence[str] | Tensor
+        self, images: Tensor | Iterable[ImageLike], prompts: Iterable[str] | Tensor
     ) -> Tensor:
         """Zero-shot classification: float32 [b, classes], each row a probability of each prompt.
 
         images: as for `preprocess`; prompts: a caption of each class, or its ids int64 [classes,
         t]. The likeliest class is the one with the nearest prompt (Radford et al. 2021, 3.1).
         """
-        if len(prompts) == 0:
+        if isinstance(prompts, Tensor):
+            tokens = prompts
+        else:
+            tokens = self.ids(as_captions(prompts, "prompts")[0])
+        if len(tokens) == 0:
             raise ValueError("prompts: expected at least one")
-        tokens = prompts if isinstance(prompts, Tensor) else self.ids(list(prompts))
         probabilities: Tensor = (self.scale() * self(images, tokens)).softmax(dim=1)
         return probabilities
 
-    @torch.inference_mode()
+    @isolated()
+    @torch.no_grad()
     def score(self, captions: Sequence[str], images: Tensor) -> Tensor:
         """Cosine similarities, float32 [captions, b] on the CPU, of images, floats [b, 3, H, W] in
         [0, 1]."""
+        check_images(images)
         text, device = self.embed_captions(captions), self.logit_scale.device
         parts = [text @ self.embed_images(part.to(device)).t() for part in images.split(SCORED)]
         return torch.cat(parts, dim=1).float().cpu()
 
+    @isolated()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """Unit embeddings [captions, e]; one caption after the other, each at its own length."""
-        return torch.cat([self.encode_text(self.ids(caption)) for caption in captions])
+        texts, _ = as_captions(captions)
+        return torch.cat([self.encode_text(self.ids(text)) for text in texts])
 
+    @isolated()
     def embed_images(self, images: Tensor) -> Tensor:
         """Unit embeddings [b, e] of pixels [b, 3, H, W] in [0, 1]."""
         return self.encode_image(images)

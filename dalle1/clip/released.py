@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dalle1.clip.model import CLIP, CLIPConfig
 from dalle1.clip.tokenizer import CLIPTokenizer
+from dvae.calls import isolated
 from dvae.pickles import check_fits, read_tensors
 
 # Of the attention of every model that OpenAI published; weights alone do not tell it.
@@ -114,6 +115,7 @@ def _from_face(weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor
     return result
 
 
+@isolated()
 def load_released(
     path: str | Path,
     vocabulary: str | Path | None = None,

@@ -91,7 +91,7 @@ class CLIPTokenizer:
         A caption beyond length - 2 tokens is cut, with a warning.
         """
         captions = [captions] if isinstance(captions, str) else captions
-        result = torch.zeros(len(captions), length, dtype=torch.int64)
+        result = torch.zeros(len(captions), length, dtype=torch.int64, device="cpu")
         for row, caption in zip(result, captions, strict=True):
             tokens = self._bpe.encode(html.unescape(html.unescape(caption))).ids
             if len(tokens) > length - 2:
@@ -102,7 +102,7 @@ class CLIPTokenizer:
                 )
             start = self.vocab_size - 2
             ids = [start, *tokens[: length - 2], start + 1]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, device="cpu")
         return result
 
     def fingerprint(self) -> str:

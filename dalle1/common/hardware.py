@@ -56,9 +56,15 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def widest_float(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that lacks it (Apple's GPUs)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def largest_float(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32: Apple's GPUs (mps) have none."""
+    if device.type == "mps":
+        return torch.float32
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
 
 
 def device_name(device: torch.device) -> str:

@@ -9,6 +9,7 @@ limit in place of PIL's.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -61,11 +62,11 @@ def open_encoded(
     raise UnidentifiedImageError("cannot identify image file")
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """An image file of a user's, of any size, as RGB; ValueError that names it if it cannot be
     read."""
     try:
-        with open_encoded(Path(expand_home(str(path))).read_bytes()) as image:
+        with open_encoded(Path(expand_home(path)).read_bytes()) as image:
             return to_rgb(image)
     except MemoryError as error:
         raise ValueError(f"image {path}: cannot be read: it is too large for the memory") from error

@@ -1,4 +1,4 @@
-"""Images of any mode as RGB, pixels as tensors and back, contact sheets of images with captions.
+"""Images of any kind as RGB, pixels as tensors and back, contact sheets of images with captions.
 
 Dimensions: H W image height and width.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -14,18 +15,27 @@ def best_of_n(scores: Tensor, values: Tensor, n: int) -> float:
     """Mean value of the best-scored of n candidates, over all n-subsets of the m given.
 
     Exact: in descending order of scores the k-th (k = 0 ...) is the best of C(m - 1 - k, n - 1) of
-    the C(m, n) subsets.
+    the C(m, n) subsets. Candidates of equal scores share: where several are the best of a subset,
+    each of them is taken equally often. By symmetry they then have the same weight, the mean of
+    the weights of their places, and so each counts with the mean of their values.
 
     Args:
         scores: [m].
         values: [m], what is averaged: whether each is right, or the scores themselves.
 
     Raises:
-        ValueError: n is not in 1 ... m.
+        ValueError: n is not in 1 ... m, the two differ in length, or a score is NaN.
     """
     m = len(scores)
     _check_count(n, m)
-    ordered: list[float] = values[scores.argsort(descending=True, stable=True)].tolist()
+    if len(values) != m:
+        raise ValueError(f"values: expected one of each of {m} scores, got {len(values)}")
+    if bool(scores.isnan().any()):
+        raise ValueError(f"scores: expected numbers, got {int(scores.isnan().sum())} NaN of {m}")
+    _, equals, counts = scores.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, values.double())
+    shared = (sums / counts)[equals]  # [m]
+    ordered: list[float] = shared[scores.argsort(descending=True)].tolist()
     total = math.comb(m, n)
     return sum(math.comb(m - 1 - k, n - 1) / total * v for k, v in enumerate(ordered) if v)
 

@@ -37,6 +37,7 @@ from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import Prompt
 from dalle1.generation.batches import CaptionImages, draw_captions
 from dalle1.model import Model
+from dvae.calls import trusted
 
 # What a caption of the built-in data may claim, in the order of `CaptionCandidates.checks`.
 ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
@@ -187,7 +188,8 @@ def _score_and_check(
     model: Model, caption: str, drawn: CaptionImages, settings: RankSettings
 ) -> CaptionCandidates:
     assert model.ranker is not None
-    scores = model.ranker.score([caption], drawn.images)[0]
+    with trusted():  # a codec's images; an error here would lose them
+        scores = model.ranker.score([caption], drawn.images)[0]
     checks = torch.zeros(len(drawn.tokens), 0, dtype=torch.int8)
     if settings.data == SHAPES:
         checks = torch.tensor([check_image(i, caption) for i in drawn.images], dtype=torch.int8)

@@ -5,6 +5,7 @@ Dimensions: q captions, n images, f features, k classes, H W image height and wi
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dalle1.common.images import to_pil, to_tensor
 from dalle1.protocols import EmbeddingRanker
+from dvae.images import check_images
 
 BATCH = 64
 MAX_CLASSES = 1000
@@ -31,6 +33,7 @@ def blurred(images: Tensor, radius: float) -> Tensor:
     Args:
         radius: the Gaussian's standard deviation in pixels; 0 rounds only.
     """
+    check_images(images)
     pil_images = [to_pil(image) for image in images]
     if radius > 0:
         pil_images = [image.filter(ImageFilter.GaussianBlur(radius)) for image in pil_images]
@@ -47,6 +50,7 @@ def ranker_network(ranker: EmbeddingRanker, captions: Sequence[str]) -> FeatureN
 
     @torch.inference_mode()
     def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_images(images)
         embeddings = ranker.embed_images(images.to(class_embeddings.device))  # [n, f]
         logits = ranker.scale() * embeddings @ class_embeddings.T  # [n, k]
         return embeddings.float().cpu(), logits.float().cpu()
@@ -69,8 +73,8 @@ def named_network(name: str) -> FeatureNetwork:
             [n, 3, H, W] in [0, 1] that gives features [n, f], or features and class logits [n, k].
 
     Raises:
-        ValueError: the name cannot be imported. The network raises it for features of a wrong
-            shape.
+        ValueError: the name cannot be imported. The network raises it for features or logits of a
+            wrong shape, and where they are not finite.
     """
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
@@ -84,16 +88,49 @@ def named_network(name: str) -> FeatureNetwork:
 
     @torch.inference_mode()
     def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_images(images)
         output = user_network(images)
-        features, logits = output if isinstance(output, tuple) else (output, None)
-        if features.ndim != 2 or len(features) != len(images):
+        if isinstance(output, tuple) and len(output) != 2:
             raise ValueError(
-                f"features: {name} gave {list(features.shape)} for {len(images)} images, "
-                "expected [n, f]"
+                f"features: expected features, or features and logits, of {name}, got "
+                f"{len(output)} results"
             )
+        features, logits = output if isinstance(output, tuple) else (output, None)
+        check_rows(features, "features", name, len(images))
+        if logits is not None:
+            check_rows(logits, "logits", name, len(images))
         return features.float().cpu(), None if logits is None else logits.float().cpu()
 
     return network
+
+
+def check_rows(
+    values: Tensor, what: str, source: str, rows: int | None = None, columns: int | None = None
+) -> None:
+    """Raises ValueError where features or logits are no finite numbers [n, f].
+
+    Args:
+        values: what a network gave.
+        what: "features" or "logits", for the message.
+        source: what gave them.
+        rows: n, where it is known.
+        columns: f, where it is known.
+    """
+    wanted = f"[{'n' if rows is None else rows}, {'f' if columns is None else columns}]"
+    if not isinstance(values, Tensor):
+        kind = type(values).__name__
+        raise ValueError(f"{what}: expected [n, f], a tensor {wanted}, of {source}, got {kind}")
+    shape = list(values.shape)
+    fits = values.ndim == 2 and rows in (None, shape[0]) and columns in (None, shape[1])
+    if not fits:
+        raise ValueError(f"{what}: expected [n, f], here {wanted}, of {source}, got {shape}")
+    # In 32 bits, which they are kept in.
+    bad = ~values.float().isfinite().all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{what}: expected finite numbers of {source}, got NaN or infinite ones in "
+            f"{int(bad.sum())} of {shape[0]} rows; look at the network, and at the images"
+        )
 
 
 class _Precomputed(nn.Identity):
@@ -131,21 +168,36 @@ class Comparison:
 
         Args:
             real: whether they are of true images.
+
+        Raises:
+            ValueError: they have another shape, or are not finite.
         """
+        source = "true images" if real else "generated images"
+        check_rows(features, "features", source, columns=self.features)
+        if logits is not None:
+            check_rows(logits, "logits", source, rows=len(features))
         if self.features:
             self.fid.update(features, real=real)
         if logits is not None and not real:
-            self.inception.update(logits)
+            # In 32 bits the probability of a class may be 0 in all images, and the score NaN.
+            self.inception.update(logits.double())
             self._has_classes = True
 
     def add_true(self, other: Comparison) -> None:
-        """Copies the true images of another comparison."""
+        """Copies the true images of another comparison; ValueError for one of other features."""
+        if other.features != self.features:
+            raise ValueError(
+                f"features: expected [n, {self.features}] of true images, got [n, {other.features}]"
+            )
         for name in ("real_features_sum", "real_features_cov_sum", "real_features_num_samples"):
             setattr(self.fid, name, getattr(other.fid, name).clone())
 
     def values(self) -> dict[str, float | None]:
         """`fid` (None without features, or with fewer than two true or generated images) and
-        `inception_score` (None without classes)."""
+        `inception_score` (None without classes).
+
+        Raises ValueError where features are too large for the FID.
+        """
         counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
         enough = self.features > 0 and min(map(int, counts)) > 1
         score = None
@@ -154,7 +206,13 @@ class Comparison:
                 torch.manual_seed(0)  # the score is a mean over random parts
                 warnings.simplefilter("ignore")  # that one part has no deviation
                 score = float(self.inception.compute()[0])
-        return {"fid": float(self.fid.compute()) if enough else None, "inception_score": score}
+        fid = float(self.fid.compute()) if enough else None
+        if fid is not None and not math.isfinite(fid):
+            raise ValueError(
+                f"features: expected numbers whose squares fit 32 bits, got an FID of {fid}; scale "
+                "them down"
+            )
+        return {"fid": fid, "inception_score": score}
 
 
 def metric_classes() -> tuple[Any, Any]:
@@ -181,9 +239,17 @@ def interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
 
     Args:
         values: one of each caption, q in all.
+
+    Raises:
+        ValueError: there are none, or one is not finite.
     """
     rng = np.random.default_rng(0)
     sample = np.asarray(values, dtype=np.float64)
+    if not len(sample) or not np.isfinite(sample).all():
+        raise ValueError(
+            f"values: expected finite numbers, one of each caption, got {sample.size}, of which "
+            f"{int((~np.isfinite(sample)).sum())} are not finite"
+        )
     means = [rng.choice(sample, len(sample)).mean() for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

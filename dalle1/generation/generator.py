@@ -16,9 +16,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle1.common.weights import device_of
-from dalle1.generation.options import SamplingOptions, check_drawn, draw_token, sample_token
+from dalle1.generation.options import (
+    SamplingOptions,
+    check_drawn,
+    draw_token,
+    sample_token,
+    uniforms_for,
+)
 from dalle1.protocols import Prior, TextPrior
 from dalle1.tokenizer import END_OF_CAPTION
+from dvae.calls import isolated
 
 
 class Generator:
@@ -28,6 +35,7 @@ class Generator:
     replayed, so the host launches no kernels one by one.
     """
 
+    @isolated()
     @torch.inference_mode()
     def __init__(
         self,
@@ -55,7 +63,7 @@ class Generator:
         self.state = prior.start(self.passes * captions, candidates, self.static)
         rows, length = captions * candidates, prior.grid[0] * prior.grid[1]
         self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=self.device)
-        self.uniforms = torch.zeros(rows, length, dtype=torch.float64, device=self.device)
+        self.uniforms = uniforms_for(self.device, torch.zeros(rows, length))
         self.last_tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.drawn = torch.ones(1, dtype=torch.bool, device=self.device)  # whether all tokens were
@@ -65,6 +73,7 @@ class Generator:
         """Makes the model's device the current one, which events and graphs belong to."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
+    @isolated()
     def draw(
         self,
         text_tokens: Tensor,
@@ -100,6 +109,7 @@ class Generator:
         if self.passes == 2:
             empty = self.prior.empty_caption().to(self.device).expand(self.captions, -1)
             text_tokens = torch.cat([text_tokens, empty])
+        uniforms = uniforms_for(self.device, uniforms)
         self.uniforms.copy_(rearrange(uniforms, "c b m -> (c b) m"))
         self.last_tokens.fill_(self.prior.image_vocab)  # the start
         self.position.fill_(given)
@@ -199,6 +209,7 @@ def draw(
     return generator.draw(text_tokens[None], uniforms[None], prefix, on_step)[0]
 
 
+@isolated()
 @torch.inference_mode()
 def complete_text(
     prior: TextPrior,
@@ -224,7 +235,7 @@ def complete_text(
     ids = list(given)
     while len(ids) < len(uniforms):
         logits = prior.next_text_logits(ids)
-        uniform = uniforms[len(ids), None].to(logits.device)
+        uniform = uniforms_for(logits.device, uniforms[len(ids), None])
         token = int(sample_token(logits[None], uniform, options))
         if token == END_OF_CAPTION:
             break

@@ -11,19 +11,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.common.weights import device_of
+from dvae.calls import isolated
 from dvae.codec import Codec
 
 LARGEST_BATCH = 512
 WIDTH = 256  # channels of a decoder's largest feature maps in the paper; few codecs have more
 
 
-@torch.inference_mode()
+@isolated()
+@torch.no_grad()
 def decode(codec: Codec, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Images of tokens [b, m]: float32 [b, 3, H, W] in [0, 1], on the CPU."""
     folded = rearrange(tokens, "b (r c) -> b r c", c=grid[1])
     device = device_of(codec)
     parts = folded.split(images_at_once(codec, grid))
-    return torch.cat([codec.decode(part.to(device)).float().cpu() for part in parts])
+    # Clamped: what a codec of somebody else's writes a little beyond must not end hours of work.
+    images = [codec.decode(part.to(device)).float().clamp(0, 1).cpu() for part in parts]
+    return torch.cat(images)
 
 
 def decode_rows(codec: Codec, tokens: Tensor, rows: int, grid: tuple[int, int]) -> Tensor:

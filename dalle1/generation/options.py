@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.common.hardware import widest_float
+from dalle1.common.arguments import as_caption, as_float, as_int
+from dalle1.common.hardware import largest_float
 
 # Logits are float32: below the smallest temperature that divides them 0 is meant.
 SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 LARGEST_TEMPERATURE = torch.finfo(torch.float32).max
+# Below 1 by more than a product with the total of probabilities is rounded by.
+LARGEST_UNIFORM = {torch.float32: 1 - 2**-22, torch.float64: 1 - 2**-51}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class SamplingOptions:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "guidance"):
+            self._set(name, as_float(getattr(self, name), name))
+        if self.top_k is not None:
+            self._set("top_k", as_int(self.top_k, "top_k"))
+        if self.top_p is not None:
+            self._set("top_p", as_float(self.top_p, "top_p"))
         if not (0 <= self.temperature < float("inf")):
             raise ValueError(f"temperature: expected a number >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -47,6 +56,9 @@ class SamplingOptions:
             raise ValueError(f"top_p: expected a number in (0, 1] or None, got {self.top_p}")
         if not (0 <= self.guidance < float("inf")):
             raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)  # Python's own type, in a frozen class
 
 
 def sample_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
@@ -91,12 +103,11 @@ def draw_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> tu
         surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
     # The sums have thousands of terms, so they are in 64 bits where the device has them.
-    wide = widest_float(logits.device)
+    wide = uniforms.dtype if uniforms.dtype == torch.float64 else largest_float(logits.device)
     cumulative = F.softmax(logits, dim=-1).to(wide).cumsum(dim=-1)
     # Scaled by the actual total, and below it, so that rounding never leads beyond the last token.
     total = cumulative[:, -1:]
-    point = uniforms.to(wide)[:, None] * total
-    point = point.minimum(total.nextafter(torch.zeros_like(total)))
+    point = uniforms.to(wide).clamp(max=LARGEST_UNIFORM[wide])[:, None] * total
     found = torch.searchsorted(cumulative, point, right=True)[:, 0]
     # Where a row is NaN, so is its total, and what is found is beyond the vocabulary.
     return found.clamp(max=logits.shape[-1] - 1), total.isfinite()[:, 0]
@@ -132,6 +143,8 @@ def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: 
 
     Row i depends on (seed, caption, first + i) alone: each has a counter-based generator (Philox).
     """
+    seed, caption = as_int(seed, "seed"), as_caption(caption)
+    first, count, length = as_int(first, "first"), as_int(count, "count"), as_int(length, "length")
     digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
     key = int.from_bytes(digest[:8], "little")
     rows = []
@@ -139,3 +152,8 @@ def candidate_uniforms(seed: int, caption: str, first: int, count: int, length: 
         bits = np.random.Philox(key=np.array([key, i], dtype=np.uint64))
         rows.append(np.random.Generator(bits).random(length))
     return torch.from_numpy(np.stack(rows))
+
+
+def uniforms_for(device: torch.device, uniforms: Tensor) -> Tensor:
+    """Uniform numbers of any shape on a device, in the largest type that it has."""
+    return uniforms.to(largest_float(device)).to(device)  # in this order: it may lack theirs

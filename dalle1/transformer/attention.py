@@ -28,6 +28,7 @@ from torch.utils._triton import has_triton
 
 from dalle1.transformer.masks import allowed, sequence_allowed
 from dalle1.transformer.sequence import Pattern
+from dvae.calls import isolated
 
 CHUNK = 64  # queries at a time on CPUs: two rows of the paper's grid; 128 is slower
 VARIANTS = 64  # compiled for one pattern
@@ -100,6 +101,7 @@ def _sequence_position(pattern: Pattern, p: Tensor, text_length: int, grid: int)
 
 
 @lru_cache(maxsize=64)
+@isolated()  # kept: a mask made in inference must serve training too
 def _block_mask(
     pattern: Pattern, text_length: int, grid: int, kernel: int, device: str
 ) -> BlockMask:
@@ -108,8 +110,7 @@ def _block_mask(
         return sequence_allowed(pattern, q, k, text_length, grid, kernel)
 
     n = text_length + grid * grid
-    with torch.inference_mode(False):  # kept: a mask made in inference must serve training too
-        return create_block_mask(mask, None, None, n, n, device=device, BLOCK_SIZE=BLOCK)
+    return create_block_mask(mask, None, None, n, n, device=device, BLOCK_SIZE=BLOCK)
 
 
 @cache
@@ -151,6 +152,7 @@ class _Chunk:
 
 
 @lru_cache(maxsize=64)
+@isolated()
 def _chunks(
     pattern: Pattern, text_length: int, grid: int, kernel: int, dtype: torch.dtype
 ) -> tuple[_Chunk, ...]:
@@ -219,6 +221,7 @@ class _Chunked(torch.autograd.Function):
 
 
 @lru_cache(maxsize=32)
+@isolated()
 def _mask(pattern: Pattern, text_length: int, grid: int, kernel: int, device: str) -> Tensor:
     return allowed(pattern, text_length, grid, kernel).to(device)
 

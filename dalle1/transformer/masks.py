@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle1.transformer.sequence import PATTERNS, Pattern
+from dvae.calls import isolated
 
 CONV_KERNEL = 11  # appendix B.1
 
@@ -66,6 +67,7 @@ def allowed(
 
 
 @lru_cache(maxsize=32)
+@isolated()
 def step_keys(pattern: Pattern, grid: int, kernel: int) -> tuple[Tensor, ...]:
     """For each image position, the raster indices of the image keys that it reads, ascending."""
     position = torch.arange(grid * grid)
@@ -111,6 +113,7 @@ class Slots:
 
 
 @lru_cache(maxsize=32)
+@isolated()
 def slots(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> Slots:
     """The slots of a pattern, as many as `cache_length` says and no more."""
     length = cache_length(pattern, grid, kernel)

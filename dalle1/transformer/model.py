@@ -22,6 +22,7 @@ from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
+from dvae.calls import isolated
 from dvae.storage import Kind
 
 
@@ -132,6 +133,7 @@ class Transformer(nn.Module):
         shared = cache_bytes(c, 0, dtype)
         return shared, cache_bytes(c, 1, dtype) - shared + working_bytes(c, dtype)
 
+    @isolated()
     @torch.no_grad()
     def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
         """ln p(image | text) in nats, float32 [b]: int64 [b, text_length] and [b, grid^2]."""
@@ -140,6 +142,7 @@ class Transformer(nn.Module):
         total: Tensor = chosen.sum(dim=-1)
         return total
 
+    @isolated()
     @torch.no_grad()
     def next_text_logits(self, ids: Sequence[int]) -> Tensor:
         """Logits of the text token behind the first ids of a caption: float32 [text_vocab].
@@ -268,7 +271,7 @@ class Transformer(nn.Module):
                 f"image_tokens: expected values in [0, {c.image_vocab - 1}], got "
                 f"[{int(image_tokens.min())}, {int(image_tokens.max())}]"
             )
-        padding = c.text_vocab + torch.arange(c.text_length)
+        padding = c.text_vocab + torch.arange(c.text_length, device="cpu")
         fits = ((text_tokens >= 0) & (text_tokens < c.text_vocab)) | (text_tokens == padding)
         if not bool(fits.all()):
             wrong = int(text_tokens[~fits][0])

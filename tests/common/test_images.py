@@ -8,7 +8,12 @@ import torch
 from PIL import Image, ImageFont
 
 from dalle1.common import images
-from dalle1.common.images import contact_sheet, to_pil, to_tensor, to_uint8
+from dalle1.common.images import (
+    contact_sheet,
+    to_pil,
+    to_tensor,
+    to_uint8,
+)
 
 
 def test_letters_beyond_ascii_are_drawn() -> None:

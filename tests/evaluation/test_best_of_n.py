@@ -23,6 +23,41 @@ def test_curves_against_enumeration(seed: int) -> None:
         assert oracle_of_n(correct, n) == pytest.approx(sum(some) / len(subsets))
 
 
+@pytest.mark.parametrize(
+    ("scores", "values"),
+    [
+        ([0.5, 0.5, 0.5, 0.1], [1, 0, 0, 1]),
+        ([0.0, -0.0, 1.0, 1.0, 1.0], [3, 1, 0, 5, 1]),  # both zeros are one score
+        ([2, 2, 1, 1, 1, 0], [1, 0, 0, 1, 0, 1]),
+        ([7.0] * 5, [1, 0, 0, 0, 0]),
+    ],
+)
+def test_equal_scores_share(scores: list[float], values: list[float]) -> None:
+    """A figure that depends on the order of candidates that the ranker cannot tell apart."""
+    m = len(scores)
+    for n in range(1, m + 1):
+        means = []
+        for subset in itertools.combinations(range(m), n):
+            top = max(scores[i] for i in subset)
+            best = [values[i] for i in subset if scores[i] == top]
+            means.append(sum(best) / len(best))
+        for order in list(itertools.permutations(range(m)))[::11]:
+            some = (
+                torch.tensor([scores[i] for i in order]),
+                torch.tensor([values[i] for i in order]),
+            )
+            assert best_of_n(*some, n) == pytest.approx(sum(means) / len(means))
+
+
+def test_scores_that_are_no_numbers() -> None:
+    """NaN that is sorted in front and so counts as the best score."""
+    scores = torch.tensor([0.3, float("nan"), 0.1])
+    with pytest.raises(ValueError, match="scores: expected numbers, got 1 NaN of 3"):
+        best_of_n(scores, torch.ones(3), 2)
+    with pytest.raises(ValueError, match="values: expected one of each of 3 scores, got 2"):
+        best_of_n(torch.rand(3), torch.ones(2), 2)
+
+
 def test_curve_ends() -> None:
     """A curve off by one: at n = 1 the mean, at n = m the best-scored alone."""
     scores = torch.tensor([0.1, 0.9, 0.5, 0.2])

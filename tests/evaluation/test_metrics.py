@@ -155,6 +155,96 @@ def test_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
             named_network(name)
 
 
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_features_that_are_not_finite(real: bool, value: float) -> None:
+    """An FID that ends in an error of linear algebra, or an Inception Score of NaN."""
+    found = Comparison(4, splits=1)
+    features, logits = torch.randn(6, 4), torch.randn(6, 3)
+    features[2, 1] = value
+    kind = "true" if real else "generated"
+    with pytest.raises(ValueError, match=rf"features: .* of {kind} images, got .* 1 of 6 rows"):
+        found.add(features, None, real=real)
+    logits[4] = value
+    with pytest.raises(ValueError, match="logits: expected finite numbers"):
+        found.add(torch.randn(6, 4), logits, real=real)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 5), (6,), (6, 4, 1), (4, 6)])
+def test_features_of_another_shape(shape: tuple[int, ...]) -> None:
+    """Features of another width, or [f, n], that are broadcast or end in a matrix product."""
+    found = Comparison(4, splits=1)
+    with pytest.raises(ValueError, match=r"features: expected \[n, f\].*\[n, 4\]"):
+        found.add(torch.rand(shape), None, real=True)
+    with pytest.raises(ValueError, match=r"logits: expected .*\[6, f\].*\[5, 2\]"):
+        found.add(torch.rand(6, 4), torch.rand(5, 2), real=False)
+    with pytest.raises(ValueError, match=r"features: expected \[n, 4\].*\[n, 3\]"):
+        found.add_true(Comparison(3, splits=1))
+
+
+def test_features_that_are_too_large() -> None:
+    """An FID of infinity, which is no JSON."""
+    found = Comparison(2, splits=1)
+    for real in (True, False):
+        found.add(1e30 * torch.randn(5, 2), None, real=real)
+    with pytest.raises(ValueError, match=r"features: .*scale them down"):
+        found.values()
+
+
+def test_classes_that_no_image_has() -> None:
+    """A probability that 32 bits round to 0 in every image, and a score of NaN for it."""
+    found = Comparison(0, splits=1)
+    found.add(torch.zeros(4, 0), torch.tensor([[0.0, -200.0, 0.0]] * 4), real=False)
+    assert found.values()["inception_score"] == pytest.approx(1)
+
+
+def test_images_beyond_their_range_have_no_features(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of images that were scaled otherwise, which an FID compares without a word."""
+    module = ModuleType("my_network")
+    module.made = lambda: lambda x: x.flatten(1)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_network", module)
+    assert model.ranker is not None
+    networks = [ranker_network(model.ranker, ["a cat"]), named_network("my_network:made")]
+    for images in (2 * torch.rand(2, 3, 8, 8) - 1, 255 * torch.rand(2, 3, 8, 8)):
+        for network in (*networks, lambda x: blurred(x, 1.0)):
+            with pytest.raises(ValueError, match=r"images: expected floats .* got values in"):
+                network(images)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (torch.full((2, 5), NAN), "features: expected finite numbers of my_network:made"),
+        ((torch.rand(2, 5), torch.full((2, 3), INF)), "logits: expected finite numbers"),
+        ((torch.rand(2, 5), torch.rand(3)), "logits: expected .*2, f"),
+        ((torch.rand(2, 5), torch.rand(2, 3), None), "got 3 results"),
+        ([[1.0], [2.0]], "features: expected .*, got list"),
+        ({"features": torch.rand(2, 5)}, "features: expected .*, got dict"),
+    ],
+)
+def test_a_network_of_the_user_that_gives_no_features(
+    monkeypatch: pytest.MonkeyPatch, output: object, message: str
+) -> None:
+    """A network's mistake that shows in an FID after hours of drawing."""
+    module = ModuleType("my_network")
+    module.made = lambda: lambda x: output  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_network", module)
+    with pytest.raises(ValueError, match=message):
+        named_network("my_network:made")(torch.rand(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("values", [[], [0.2, NAN], [INF]])
+def test_interval_of_no_numbers(values: list[float]) -> None:
+    """An interval of NaN, or an error that names nothing."""
+    with pytest.raises(ValueError, match="values: expected finite numbers"):
+        interval(values, 10)
+
+
 def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing extra that shows as a traceback."""
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)

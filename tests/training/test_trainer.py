@@ -323,3 +323,22 @@ def test_wandb_is_asked_for_and_told(
     told.clear()
     Trainer(config.model_copy(update={"wandb": None, "run": str(tmp_path / "quiet")})).run()
     assert not told
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_updates_read_no_image_values(
+    stage: str, shards: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check of the images' range in every update, for which the host waits for the device."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("the images' values were read")
+
+    config = tiny(stage, shards, tmp_path, parts, steps=2)
+    if config.dvae_training is not None:  # the end of a warm start may read them, once
+        plain = config.dvae_training.model_copy(update={"warm_start_steps": 0})
+        config = config.model_copy(update={"dvae_training": plain})
+    trainer = Trainer(config)
+    monkeypatch.setattr(torch.Tensor, "aminmax", read)
+    trainer.run()
+    assert len(losses(tmp_path)) == 2

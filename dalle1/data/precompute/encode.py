@@ -53,6 +53,7 @@ from dalle1.data.shards.token_shard import (
     write_token_shard,
 )
 from dalle1.data.shards.workers import ending_workers, ignore_signals
+from dvae.calls import trusted
 from dvae.codec import Codec
 
 LARGEST_CODEBOOK = 2**16
@@ -332,7 +333,8 @@ def _encode(codec: Codec, images: Tensor, settings: TokenizeSettings) -> np.ndar
     device = device_of(codec)
     found = []
     for some in images.split(settings.batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        with trusted(), autocast:
             tokens = codec.encode(some.to(device).float() / 255)
         rows = rearrange(tokens, "n r c -> n (r c)")
         found.append(rows.to("cpu", torch.int32).numpy().astype(np.uint16))

@@ -24,6 +24,7 @@ from dalle1.training.stages.base import (
     pixels_of,
 )
 from dalle1.training.stages.text_tokenizer import run_tokenizer
+from dvae.calls import trusted
 from dvae.storage import save_part
 
 
@@ -81,6 +82,7 @@ class CLIPStage(Stage):
         ids = self.tokenizer.encode_for_clip(captions, self.model.config.text_length)
         return ids.to(device_of(self.model))
 
+    @trusted()
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         images = pixels_of(micro_batch, device_of(self.model))
         tokens = self._tokens(micro_batch.captions)

@@ -28,6 +28,7 @@ from dalle1.training.stages.base import (
     pixels_of,
     zero_loss_of,
 )
+from dvae.calls import trusted
 from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
 
@@ -100,6 +101,7 @@ class DVAEStage(Stage):
             images = (images + self.objective.grain * noise).clamp(0, 1)
         return images.contiguous(memory_format=torch.channels_last)
 
+    @trusted()
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         # One for each image, so that the noise does not depend on how ranks divide a batch.
         device = device_of(self.model)

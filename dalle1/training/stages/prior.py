@@ -37,6 +37,7 @@ from dalle1.training.stages.base import (
 from dalle1.training.stages.text_tokenizer import run_tokenizer
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer, count_text_targets
+from dvae.calls import trusted
 from dvae.codec import Codec
 
 
@@ -144,6 +145,7 @@ class PriorStage(Stage):
             codec.to(device)
         return rearrange(codec.encode(pixels_of(batch, device)), "b r c -> b (r c)")
 
+    @trusted()
     def forward(self, part: TokenBatch, step: int) -> tuple[Tensor, Metrics]:
         device = device_of(self.model)
         image_tokens = self._image_tokens(part.images, device)
