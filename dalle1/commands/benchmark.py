@@ -5,6 +5,7 @@
     dalle1 benchmark sample CONFIG [--candidates 1,8,64,512] [key=value ...]
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
+    dalle1 benchmark loading CONFIG [--dtype bfloat16] [--repeats 5]
     python launch/benchmark.py ...
 
 `attention` runs one attention call of each pattern, forward and backward. `train` runs full
@@ -12,7 +13,8 @@ training steps: loss, gradients, clipping, AdamW. `sample` draws images of one c
 weights. They print the median and the extremes of the repeats; `sample`, those of the grid's rows.
 `half` trains a deep narrow model in float16 on the CPU, with one loss scale and with one for each
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
-encodes the photographs, and trains a few steps on both.
+encodes the photographs, and trains a few steps on both. `loading` writes a prior of random weights
+to a temporary folder and opens it in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 from dalle1.benchmarks.dataloading import report_dataloading
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
+from dalle1.benchmarks.loading import report_loading
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.files import write_text
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if min(options.batch, options.repeats, *options.candidates) < 1:
         raise ValueError("--batch, --repeats and --candidates must be 1 or more")
-    device = torch.device("cpu") if options.what == "half" else default_device()
+    device = torch.device("cpu") if options.what in ("half", "loading") else default_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(f"$ dalle1 benchmark {' '.join(given)}")
     results = BENCHMARKS[options.what](options, device)
@@ -106,12 +109,17 @@ def _data(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_dataloading(options.samples, options.workers, options.repeats)
 
 
+def _loading(options: argparse.Namespace, device: torch.device) -> Figures:
+    return report_loading(_transformer(options)[0], options.dtype, options.repeats)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
     "sample": _sample,
     "half": _half,
     "data": _data,
+    "loading": _loading,
 }
 
 
