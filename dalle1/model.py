@@ -20,7 +20,7 @@ from dalle1 import registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
-from dalle1.common.weights import check_finite, device_of
+from dalle1.common.weights import check_finite, device_of, in_32_bits
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
@@ -36,7 +36,9 @@ CARD = "README.md"
 class Model:
     """Tokenizer, prior, codec and, for ranking, a ranker, under these names.
 
-    `transformer`, `dvae` and `clip` are names for the paper's parts: prior, codec and ranker.
+    `transformer`, `dvae` and `clip` are names for the paper's parts: prior, codec and ranker. The
+    prior's weights may be in 16 bits. Codec and ranker are put into 32: they cost little, and
+    images and scores should not change.
 
     Raises ValueError when the parts do not fit each other.
     """
@@ -54,7 +56,7 @@ class Model:
                     f"the {name} is {value}, but the prior's {setting} is {expected}: "
                     "the parts come from different runs"
                 )
-        self.tokenizer, self.prior, self.codec = tokenizer, prior, codec
+        self.tokenizer, self.prior, self.codec = tokenizer, prior, in_32_bits(codec)
         self.ranker = ranker
         for part in (prior, codec):
             if isinstance(part, nn.Module):
@@ -84,7 +86,7 @@ class Model:
             ranker.adopt_tokenizer(self.tokenizer)
         if isinstance(ranker, nn.Module):
             ranker.eval()
-        self._ranker = ranker
+        self._ranker = in_32_bits(ranker)
 
     @property
     def clip(self) -> Ranker | None:
@@ -110,7 +112,7 @@ class Model:
         """Moves all parts; returns the model itself.
 
         dtype: of the prior's weights and caches, such as torch.bfloat16. Codec and ranker stay in
-        32 bits: they cost little, and images and scores should not change.
+        32 bits.
         """
         for part in (self.prior, self.codec, self.ranker):
             if isinstance(part, nn.Module):
@@ -266,6 +268,9 @@ def rank_images(
 @isolated()
 def load(folder: str | Path) -> Model:
     """Opens a model folder that `Model.save` or training wrote; on the CPU, in eval mode.
+
+    Weights are read from the mapped files where they are used. A prior that was saved in 16 bits
+    stays in them; `Model.to(device, torch.float32)` converts it.
 
     Raises ValueError that names the file when one is missing, truncated or does not fit.
     """

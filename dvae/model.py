@@ -77,7 +77,11 @@ class Conv2d(nn.Module):
             # The convolutions next to the relaxation stay in 32 bits under mixed precision (A.2).
             with torch.autocast(x.device.type, enabled=False):
                 return F.conv2d(x.float(), self.w.float(), self.b.float(), padding=self.kernel // 2)
-        return F.conv2d(x, self.w, self.b, padding=self.kernel // 2)
+        w: Tensor = self.w
+        b: Tensor = self.b
+        if w.dtype.itemsize < x.dtype.itemsize:  # held in 16 bits; images are in 32
+            w, b = w.to(x.dtype), b.to(x.dtype)
+        return F.conv2d(x, w, b, padding=self.kernel // 2)
 
 
 class ResidualBlock(nn.Module):
@@ -108,11 +112,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        widths = [config.width * 2**g for g in range(config.groups)]
-        n_in = widths[0]
+        n_in = config.width
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         blocks["input"] = Conv2d(config.channels, n_in, 7)
-        for g, n_out in enumerate(widths):
+        for g in range(config.groups):
+            n_out = config.width * 2**g
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(config.blocks_per_group):
                 group[f"block_{i + 1}"] = ResidualBlock(n_in, n_out, self.KERNELS, config.post_gain)
@@ -151,11 +155,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        widths = [config.width * 2**g for g in reversed(range(config.groups))]
         n_in = config.bottleneck
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         blocks["input"] = Conv2d(config.codebook_size, n_in, 1, full_precision=True)
-        for g, n_out in enumerate(widths):
+        for g in range(config.groups):
+            n_out = config.width * 2 ** (config.groups - 1 - g)
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(config.blocks_per_group):
                 group[f"block_{i + 1}"] = ResidualBlock(n_in, n_out, self.KERNELS, config.post_gain)
@@ -249,7 +253,8 @@ class DVAE(nn.Module):
     def _decode(self, tokens: Tensor) -> Tensor:
         first: Conv2d = self.decoder.blocks.input  # type: ignore[assignment]
         # A 1x1 convolution of a one-hot map is a row of its weights: look it up instead.
-        x = F.embedding(tokens, first.w[:, :, 0, 0].t()) + first.b  # [b, h, w, bottleneck]
+        rows = F.embedding(tokens, first.w[:, :, 0, 0].t())
+        x = rows.float() + first.b.float()  # [b, h, w, bottleneck]
         x = self.decoder.blocks[1:](x.movedim(-1, 1).contiguous())  # [b, 2c, H, W]
         mean = x[:, : self.config.channels]
         return unmap_pixels(torch.sigmoid(mean.float()))

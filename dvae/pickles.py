@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from dvae.calls import isolated
 from dvae.storage import expand_home
+from dvae.weights import COMMON, INDEX, read_safetensors, weights_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
 LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the published have 100 kB
+PART = 2**20  # bytes that are read at once
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -49,27 +50,34 @@ class Node:
         return super().__new__(cls)
 
 
+@isolated()
 def read_tensors(
     path: str | Path, allows: Callable[[str, str], bool] = lambda module, name: False
 ) -> tuple[dict[str, Tensor], str]:
     """The state dictionary of a weights file, and the full name of its root class.
 
-    The file is safetensors, or torch.save's (either format) or TorchScript's: a state dictionary,
-    alone or under the key "state_dict", or a module tree of which allows(module, name) accepts
-    every class. The class' name is "" where there is none.
+    The file is safetensors, an index of shards in safetensors, or torch.save's (either format) or
+    TorchScript's: a state dictionary, alone or under the key "state_dict", or a module tree of
+    which allows(module, name) accepts every class. The class' name is "" where there is none. A
+    folder stands for its `model.safetensors`, or the index of its shards.
 
     Raises:
         ValueError: the file is missing, cut short, or names anything that is not allowed.
     """
     path = Path(expand_home(path))
+    if path.is_dir():
+        path = weights_file(path / COMMON)
     try:
         with open(path, "rb") as file:
             start = file.read(8)
             file.seek(0)
-            if start[:2] == b"PK":
+            # Of safetensors, the length of the header stands in front.
+            header = struct.unpack("<Q", start)[0] if len(start) == 8 else math.inf
+            safe = path.name.endswith(INDEX) or header < os.path.getsize(path)
+            if safe:
+                root = {}
+            elif start[:2] == b"PK":
                 root = _read_zip(path, allows)
-            elif len(start) == 8 and struct.unpack("<Q", start)[0] < os.path.getsize(path):
-                return load_file(path), ""
             else:
                 root = _read_legacy(file, allows)
         if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
@@ -78,34 +86,18 @@ def read_tensors(
         _flatten(root, "", tensors, set())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path}: no readable weights file: {error}") from error
     # What a pickle's opcodes raise when they meet arguments that do not fit.
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:
         raise ValueError(f"{path}: no readable weights file: {error!r}") from error
     except (TypeError, ValueError, struct.error) as error:
         raise ValueError(f"{path}: no readable weights file: {error!r}") from error
+    if safe:
+        tensors = read_safetensors(path)
     if not tensors:
         raise ValueError(f"{path}: holds no tensors")
     return tensors, root.name if isinstance(root, Node) else ""
-
-
-def check_fits(
-    expected: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path, what: str
-) -> None:
-    """Raises ValueError that names the first weight missing, not known or of another shape.
-
-    The expected ones may lie on the meta device, so that nothing is allocated before.
-    """
-    for key in sorted(expected.keys() ^ weights.keys()):
-        state = "has no" if key in expected else "has an unexpected"
-        raise ValueError(f"{path}: {state} weight {key!r} of {what}")
-    for key, weight in weights.items():
-        if weight.shape != expected[key].shape:
-            raise ValueError(
-                f"{path}: weight {key!r} has shape {list(weight.shape)}, expected "
-                f"{list(expected[key].shape)}"
-            )
 
 
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor], seen: set[int]) -> None:
@@ -235,15 +227,21 @@ def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
         if order in archive.namelist() and archive.read(order) != b"little":
             raise zipfile.BadZipFile("written on a big-endian machine")
         held: dict[str, Tensor] = {}
+        left = os.path.getsize(path)
 
         def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+            nonlocal left
             if key not in held:
                 member = archive.getinfo(f"{folder}data/{key}")
                 size = count * dtype.itemsize
+                left -= size
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size != size:
                     raise zipfile.BadZipFile(f"{member.filename} does not hold {size} bytes")
-                content = bytearray(archive.read(member))
-                held[key] = torch.frombuffer(content, dtype=dtype) if size else torch.empty(0)
+                if left < 0:
+                    raise zipfile.BadZipFile("its members are longer than the file")
+                held[key] = torch.empty(count, dtype=dtype)
+                with archive.open(member) as numbers:
+                    _read_into(held[key], numbers)
             return held[key]
 
         with archive.open(pickles[0]) as file:
@@ -274,10 +272,18 @@ def _read_legacy(file: IO[bytes], allows: Callable[[str, str], bool]) -> Any:
         raise pickle.UnpicklingError("the storages named and those in the file differ")
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
-        target = held[str(key)]
-        content = bytearray(file.read(target.numel() * target.itemsize))
-        if count != target.numel() or len(content) != target.numel() * target.itemsize:
+        if count != held[str(key)].numel():
             raise EOFError(f"storage {key} is cut short")
-        if count:
-            target.copy_(torch.frombuffer(content, dtype=target.dtype))
+        _read_into(held[str(key)], file)
     return root
+
+
+def _read_into(target: Tensor, file: IO[bytes]) -> None:
+    """Fills a storage's numbers, [count], from a file; there is no second copy of them."""
+    content: Any = memoryview(target.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while len(content):
+        part = file.read(min(len(content), PART))
+        if not part:
+            raise EOFError("a storage is cut short")
+        content[: len(part)] = part
+        content = content[len(part) :]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from dvae.calls import isolated
+from dvae.loading import fill
 from dvae.model import DVAE, DVAEConfig
-from dvae.pickles import check_fits, read_tensors
+from dvae.pickles import read_tensors
+from dvae.weights import check_fits, unwrapped
 
 MAX_GROUPS = 8  # the published have 4
 
@@ -47,9 +49,10 @@ def load_released(encoder: str | Path, decoder: str | Path) -> DVAE:
         frame = DVAE(config)
     check_fits(frame.encoder.state_dict(), parts["encoder"], encoder, "a released encoder")
     check_fits(frame.decoder.state_dict(), parts["decoder"], decoder, "a released decoder")
-    codec = DVAE(config)
-    codec.encoder.load_state_dict(parts["encoder"])
-    codec.decoder.load_state_dict(parts["decoder"])
+    weights = {
+        f"{part}.{name}": weight for part, held in parts.items() for name, weight in held.items()
+    }
+    codec: DVAE = fill(lambda: DVAE(config), weights, Path(encoder), "a released dVAE")
     return codec.eval()
 
 
@@ -61,6 +64,7 @@ def _read(path: str | Path, part: str) -> dict[str, Tensor]:
     tensors, root = read_tensors(path, _allows)
     if root not in ("", f"dall_e.{part}.{part.capitalize()}"):
         raise ValueError(f"{path}: expected the released {part}, got a {root}")
+    tensors = unwrapped(tensors, path)
     for key in ("blocks.input.w", "blocks.output.conv.w"):
         if key not in tensors or tensors[key].ndim != 4:
             raise ValueError(f"{path}: has no weight {key!r} of a released {part}")

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dvae.calls import isolated
+from dvae.loading import fill, fit
+from dvae.weights import read_safetensors, weights_file
 
 CONFIG = "config.json"
 FORMAT = 2
@@ -135,6 +136,11 @@ def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
 def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
     """The part of a folder that `save_part` wrote, in eval mode, on the CPU.
 
+    Its weights are mapped from the file and not copied: they are in memory once, when they are
+    used. Weights that are all in one type of 16 bits stay in it. A file may also be one of others:
+    names of modules around the model, as of torch.compile, are taken out of its weights' names, and
+    in its place may be `WEIGHTS.index.json`, or `model.safetensors.index.json`, and shards.
+
     Raises ValueError that names the file when one is missing, truncated or does not fit, or when
     the folder holds no such part or one of a kind that is not known.
     """
@@ -153,9 +159,12 @@ def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
         config = kind.config(**section)
     except (TypeError, ValidationError) as error:
         raise ValueError(f"{folder / CONFIG}, section {role!r}: {error}") from error
-    part = kind.module(config)
-    if kind.weights is not None:
-        load_weights(part, folder / kind.weights)
+    if kind.weights is None:
+        part = kind.module(config)
+    else:
+        path = weights_file(folder / kind.weights)
+        what = f"a {role} of kind {name!r}"
+        part = fill(lambda: kind.module(config), _read(path), path, what)
     if kind.assets:
         part.load_assets(folder)
     return part.eval() if isinstance(part, nn.Module) else part
@@ -218,11 +227,17 @@ def save_weights(module: nn.Module, path: Path) -> None:
         save_file(weights, temporary)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Reads weights into a module; ValueError when missing, truncated or of another shape."""
+def read_weights(kind: Kind, config: BaseModel, folder: str | Path) -> dict[str, Tensor]:
+    """The weights of a part of a folder, mapped, by the names that a part of this config has.
+
+    Raises ValueError that names the file when one is missing, truncated or does not fit.
+    """
+    path = weights_file(Path(folder) / str(kind.weights))
+    what = f"a {kind.role} of kind {kind.name!r}"
+    return fit(lambda: kind.module(config), _read(path), path, what)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: missing from the model folder")
-    try:
-        module.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path}: truncated or of another shape: {error}") from error
+    return read_safetensors(path)

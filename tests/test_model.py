@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dalle1
@@ -135,6 +137,49 @@ def test_weights_of_another_shape(model: Model, tmp_path: Path, role: str) -> No
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"{SECTIONS[role]}\.safetensors"):
         dalle1.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folder_of_16_bits(dtype: torch.dtype, make_model: ModelMaker, tmp_path: Path) -> None:
+    """Images and scores in 16 bits, or an error at the first image, because a file is in them; a
+    prior in 32 of twice the memory."""
+    made = make_model()
+    for part in (made.prior, made.codec, made.ranker):
+        part.to(dtype)
+    made.save(tmp_path)
+    again = dalle1.load(tmp_path)
+    assert {p.dtype for p in again.prior.parameters()} == {dtype}
+    for part in (again.codec, again.ranker):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    expected = Model(made.tokenizer, made.prior.float(), made.codec.float(), made.ranker.float())
+    image = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again.rank("a red cat", image), expected.rank("a red cat", image))
+    draws(again)
+    wide = again.to("cpu", torch.float32)
+    assert torch.equal(draws(wide).tokens, draws(expected).tokens)
+    clip = make_model().ranker
+    wide.ranker = clip.to(dtype)
+    assert {p.dtype for p in clip.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.replace("layers.", "layers._orig_mod."),
+        lambda name: name.replace(".attention.", "._orig_mod.attention."),
+        lambda name: name.replace(".resblocks.", ".module._orig_mod.resblocks."),
+    ],
+)
+def test_folder_of_wrapped_parts(model: Model, tmp_path: Path, wrapped: Any) -> None:
+    """Weights of compiled or data-parallel parts, or of compiled layers, that are refused."""
+    model.save(tmp_path)
+    for name in SECTIONS.values():
+        path = tmp_path / f"{name}.safetensors"
+        save_file({wrapped(key): w for key, w in load_file(path).items()}, path)
+    first, second = draws(model), draws(dalle1.load(tmp_path))
+    assert torch.equal(first.tokens, second.tokens) and torch.equal(first.scores, second.scores)
 
 
 def test_no_folder(tmp_path: Path) -> None:

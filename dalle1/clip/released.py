@@ -19,7 +19,9 @@ from torch import Tensor
 from dalle1.clip.model import CLIP, CLIPConfig
 from dalle1.clip.tokenizer import CLIPTokenizer
 from dvae.calls import isolated
-from dvae.pickles import check_fits, read_tensors
+from dvae.loading import fill
+from dvae.pickles import read_tensors
+from dvae.weights import check_fits, unwrapped
 
 # Of the attention of every model that OpenAI published; weights alone do not tell it.
 HEAD_SIZE = 64
@@ -49,14 +51,16 @@ _FACE = (
 )
 
 
+@isolated()
 def read_published(path: str | Path) -> dict[str, Tensor]:
     """The weights of a published file under the names of `dalle1.clip.CLIP`, as float32.
+
+    OpenAI's files hold 16 bits; scores are computed in 32.
 
     Raises ValueError when the file is missing, cut short or no CLIP with a ViT.
     """
     tensors, _ = read_tensors(path, lambda module, name: module.startswith("__torch__"))
-    if all(key.startswith("module.") for key in tensors):  # saved from data-parallel training
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    tensors = unwrapped(tensors, path)
     weights = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
     if any(key.startswith("vision_model.") for key in weights):
         weights = _from_face(weights, path)
@@ -65,7 +69,8 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     # The published scale has no dimensions; see CLIP.logit_scale.
     if "logit_scale" in weights:
         weights["logit_scale"] = weights["logit_scale"].reshape(1)
-    return {key: value.float() for key, value in weights.items()}
+    del tensors  # so that each is let go of once it is converted
+    return {key: weights.pop(key).float() for key in list(weights)}
 
 
 def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -146,8 +151,7 @@ def load_released(
             raise
         raise ValueError(f"{path}: no CLIP with a ViT: {error}") from error
     check_fits(expected, weights, path, "a CLIP with a ViT")
-    clip = CLIP(config)
-    clip.load_state_dict(weights)
+    clip: CLIP = fill(lambda: CLIP(config), weights, Path(path), "a CLIP with a ViT")
     if vocabulary is not None:
         clip.tokenizer = CLIPTokenizer.from_published(vocabulary, config.text_vocab)
     return clip.eval()

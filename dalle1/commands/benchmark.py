@@ -6,6 +6,7 @@
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
     dalle1 benchmark dropout [--repeats 5]
+    dalle1 benchmark loading CONFIG [--dtype bfloat16] [--repeats 5]
     python launch/benchmark.py ...
 
 `attention` runs one attention call of each pattern, forward and backward. `train` runs full
@@ -14,7 +15,8 @@ weights. They print the median and the extremes of the repeats; `sample`, those 
 `half` trains a deep narrow model in float16 on the CPU, with one loss scale and with one for each
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
 encodes the photographs, and trains a few steps on both. `dropout` makes tokens of captions in five
-scripts with BPE dropout.
+scripts with BPE dropout. `loading` writes a prior of random weights to a temporary folder and opens
+it in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from dalle1.benchmarks.dataloading import report_dataloading
 from dalle1.benchmarks.dropout import report_dropout
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
+from dalle1.benchmarks.loading import report_loading
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.commands.command_line import as_path, exit_status, make_parser
 from dalle1.common.files import check_writable_file, write_text
@@ -118,7 +121,11 @@ def _dropout(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_dropout(options.repeats)
 
 
-ON_CPU = ("half", "dropout")  # whatever else there is
+def _loading(options: argparse.Namespace, device: torch.device) -> Figures:
+    return report_loading(_transformer(options)[0], options.dtype, options.repeats)
+
+
+ON_CPU = ("half", "dropout", "loading")  # whatever else there is
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
@@ -126,6 +133,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "half": _half,
     "data": _data,
     "dropout": _dropout,
+    "loading": _loading,
 }
 
 

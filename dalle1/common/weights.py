@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Part = TypeVar("Part")
 
 
 def device_of(part: Any) -> torch.device:
@@ -17,6 +19,15 @@ def device_of(part: Any) -> torch.device:
         for tensor in chain(part.parameters(), part.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def in_32_bits(part: Part) -> Part:
+    """The part itself; what it holds in 16 bits is converted."""
+    if isinstance(part, nn.Module):
+        held = {tensor.dtype for tensor in chain(part.parameters(), part.buffers())}
+        if held & {torch.float16, torch.bfloat16}:
+            part.float()
+    return part
 
 
 def check_finite(part: Any, name: str) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dalle1 import registry
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer
-from dvae.storage import Kind, has_part, read_config
+from dvae.storage import Kind, has_part, read_config, read_weights
 
 # Of each stage: the part that it trains, its kind, and the section of the settings.
 PARTS = {
@@ -48,6 +47,7 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
         update[section] = shape
     else:
         _check_shape(config, section, given.model_dump(), shape.model_dump())
+    _weights(config, folder, shape)  # refuses those of another model before one is built
     if config.stage != "dvae":
         update |= _tokenizer(config, folder)
     if config.stage == "dalle":
@@ -64,36 +64,34 @@ class InitialWeights(Mapping[str, Tensor]):
     """Weights of the part that a stage trains, each read when it is asked for.
 
     Their names have a prefix in front, as the stage's parameters do. Raises ValueError for a file
-    that cannot be read or a weight that is not finite.
+    that cannot be read or does not fit, or a weight that is not finite.
     """
 
     def __init__(self, config: RunConfig, prefix: str) -> None:
         assert config.init is not None
-        kind = _kind(config.stage)
-        self._path, self._prefix = Path(config.init) / str(kind.weights), prefix
-        try:
-            self._file: Any = _opened(self._path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"init: {self._path} cannot be read: {error}") from error
-        self._names = {prefix + name for name in self._file.keys()}  # noqa: SIM118
+        self._folder = Path(config.init)
+        read = _weights(config, self._folder, _shape(config, self._folder))
+        self._weights = {prefix + name: weight for name, weight in read.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        weight: Tensor = self._file.get_tensor(name.removeprefix(self._prefix))
+        weight = self._weights[name]
         if not bool(weight.isfinite().all()):
-            raise ValueError(f"init: the weight {name} of {self._path} is not finite")
+            raise ValueError(f"init: the weight {name} of {self._folder} is not finite")
         return weight
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._weights)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._weights)
 
 
-def _opened(path: Path) -> Any:
-    return safe_open(path, framework="pt")
+def _weights(config: RunConfig, folder: Path, shape: Any) -> dict[str, Tensor]:
+    """The weights of the folder's part, mapped; ValueError where they are not of its shape."""
+    try:
+        return read_weights(_kind(config.stage), shape, folder)
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
 
 
 def _kind(stage: str) -> Kind:

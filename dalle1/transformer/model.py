@@ -22,6 +22,7 @@ from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
+from dalle1.transformer.sequence import layer_pattern
 from dvae.calls import isolated
 from dvae.storage import Kind
 
@@ -61,7 +62,8 @@ class Transformer(nn.Module):
         self.row_position = nn.Embedding(c.grid, c.width)
         self.column_position = nn.Embedding(c.grid, c.width)
         self.start_of_image = nn.Parameter(torch.empty(c.width))
-        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in c.patterns)
+        patterns = (layer_pattern(i, c.layers) for i in range(1, c.layers + 1))
+        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in patterns)
         self.norm = nn.LayerNorm(c.width)
         self.text_head = nn.Linear(c.width, c.text_vocab)
         self.image_head = nn.Linear(c.width, c.image_vocab)

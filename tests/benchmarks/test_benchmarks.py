@@ -131,6 +131,24 @@ def test_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert benchmark.main(["dropout", "configs/shapes/dalle.yaml"]) == 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process' memory")
+def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory of this process, or of torch itself, in the place of the weights' own."""
+    config = tmp_path / "config.yaml"
+    config.write_text(Path("configs/shapes/dalle.yaml").read_text())
+    sizes = ["transformer.width=256", "transformer.heads=4", "transformer.head_size=64"]
+    out = tmp_path / "loading.json"
+    options = ["--dtype", "bfloat16", "--repeats", "1", "--out", str(out)]
+    assert benchmark.main(["loading", str(config), *sizes, *options]) == 0
+    found = json.loads(out.read_text())["results"]
+    (run,) = found["runs"]
+    assert found["bytes"] == 2 * found["weights"] and found["weights"] > 10**6
+    assert 0 < run["load"] < run["load and read"]
+    assert 0 < run["memory"] < 1.1 * found["bytes"] + 2**23
+    assert "times the weights" in capsys.readouterr().out
+    assert benchmark.main(["loading"]) == 2
+
+
 def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:
     """A loop that is easier than what it is compared with: no crop, no resize, another size."""
     photograph = data.photograph(np.random.default_rng(0))

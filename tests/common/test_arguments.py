@@ -22,7 +22,7 @@ THREES = [
 ]  # fmt: skip
 NO_NUMBERS = [
     *(True, False, np.True_, np.array(True), torch.tensor(True), "3", b"3", None, [3], (3,), 3j),
-    *(np.array([3]), torch.tensor([3]), np.str_("3"), np.datetime64(3, "s"), object(), {3}),
+    *(np.array([3]), torch.tensor([3]), np.str_("3"), np.datetime64(3, "s"), pytest.param(object(), id="object"), {3}),
     torch.empty((), device="meta"),
 ]  # fmt: skip
 

@@ -48,12 +48,13 @@ def test_the_largest_float_of_a_device() -> None:
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_drawing_without_doubles(
-    make_transformer: TransformerMaker, static: bool, guidance: float
+    make_transformer: TransformerMaker, static: bool, guidance: float, temperature: float
 ) -> None:
     """Positions, caches or random numbers in 64 bits, which `--device mps` refuses."""
     transformer = make_transformer()
-    options = SamplingOptions(temperature=0, guidance=guidance)
+    options = SamplingOptions(temperature=temperature, guidance=guidance)
     uniforms, prefix = candidate_uniforms(0, "x", 0, 3, 16)[None], torch.tensor([1, 2, 3])
     expected = Generator(transformer, 1, 3, options, static).draw(TEXT, uniforms, prefix)
     with WithoutDoubles():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import zipfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,6 +90,50 @@ def test_openai(published: PublishedCLIP, archive: Path, tmp_path: Path, form: s
         tolerance = 5e-3 if form == "half" else 1e-4
         assert float((clip(pixels(), ids()) - expected).abs().max()) <= tolerance
     assert clip.logit_scale.item() == pytest.approx(2.659, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.replace("visual.", "visual._orig_mod."),
+        lambda name: name.replace(".resblocks.", ".resblocks.module."),
+        lambda name: f"module.{name}" if name.startswith("ln_") else name,
+    ],
+)
+@pytest.mark.parametrize("form", ["torch", "safetensors", "shards", "folder"])
+def test_wrapped_models(
+    published: PublishedCLIP, tmp_path: Path, form: str, wrapped: Callable[[str], str]
+) -> None:
+    """Weights of compiled or data-parallel models, alone or in shards, that are refused."""
+    state = {wrapped(key): value.contiguous() for key, value in published.state_dict().items()}
+    path = tmp_path / "clip.pt"
+    if form == "torch":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    elif form == "safetensors":
+        save_file(state, path)
+    else:
+        files = {key: f"model-{i % 2}.safetensors" for i, key in enumerate(state)}
+        for file in set(files.values()):
+            save_file({k: v for k, v in state.items() if files[k] == file}, tmp_path / file)
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    clip = dalle1.clip.load_released(tmp_path if form == "folder" else path)
+    expected = dict(published.state_dict())
+    expected["logit_scale"] = expected["logit_scale"].reshape(1)
+    held = clip.state_dict()
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[name], weight) for name, weight in expected.items())
+
+
+def test_a_weight_with_and_without_a_prefix(published: PublishedCLIP, tmp_path: Path) -> None:
+    """One of two weights of the same name, taken without a word."""
+    state = dict(published.state_dict())
+    torch.save({**state, "module.ln_final.bias": torch.zeros(64)}, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"clip\.pt: .*are the same weight twice"):
+        dalle1.clip.load_released(tmp_path / "clip.pt")
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])

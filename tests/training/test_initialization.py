@@ -205,3 +205,64 @@ def test_the_run_keeps_what_it_was_filled_with(shards: str, models: Path, tmp_pa
     state = json.loads((newest / "state.json").read_text())
     assert state["config"]["transformer"]["layers"] == 3
     assert state["config"]["codec"] == state["config"]["init"] == str(models / "dalle" / "model")
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+@pytest.mark.parametrize("form", ["module.", "_orig_mod.", "module._orig_mod.", "inside", "shards"])
+def test_weights_that_others_saved(
+    stage: str, form: str, shards: str, models: Path, tmp_path: Path
+) -> None:
+    """Names that the stage does not know, so that it trains from random weights without a word."""
+    folder = tmp_path / "model"
+    shutil.copytree(models / stage / "model", folder)
+    path = folder / f"{FILES[stage]}.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    if form == "shards":
+        files = {name: f"{FILES[stage]}-{i % 2}.safetensors" for i, name in enumerate(weights)}
+        for file in set(files.values()):
+            part = {name: weights[name] for name in weights if files[name] == file}
+            save_file(part, folder / file)
+        index = json.dumps({"weight_map": files})
+        (folder / f"{path.name}.index.json").write_text(index)
+    else:
+        cut = {name: name.rpartition(".") for name in weights}
+        names = {
+            name: f"{head}{dot}_orig_mod.{tail}" if form == "inside" else form + name
+            for name, (head, dot, tail) in cut.items()
+        }
+        save_file({names[name]: weight for name, weight in weights.items()}, path)
+    config = from_model(stage, shards, tmp_path / "run", models, init=str(folder))
+    held = weights_at_start(with_initial_parts(config))
+    assert held.keys() == weights.keys()
+    assert all(torch.equal(held[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+@pytest.mark.parametrize("wrong", ["name", "shape", "config"])
+def test_weights_of_another_model(
+    stage: str, wrong: str, shards: str, models: Path, tmp_path: Path
+) -> None:
+    """A weight that is passed over, or one number that becomes a whole matrix; a model built as
+    large as its folder claims before its weights are looked at."""
+    folder = tmp_path / "model"
+    shutil.copytree(models / stage / "model", folder)
+    path = folder / f"{FILES[stage]}.safetensors"
+    weights = load_file(path)
+    name = next(iter(weights))
+    if wrong == "config":
+        role, setting = {
+            "dvae": ("codec", "blocks_per_group"),
+            "clip": ("ranker", "text_layers"),
+            "dalle": ("prior", "layers"),
+        }[stage]
+        settings = json.loads((folder / "config.json").read_text())
+        settings[role][setting] = 10**11
+        (folder / "config.json").write_text(json.dumps(settings))
+    else:
+        weight = weights.pop(name)
+        save_file({**weights, **({"x": weight} if wrong == "name" else {name: weight[:1]})}, path)
+    config = from_model(stage, shards, tmp_path / "run", models, init=str(folder))
+    with pytest.raises(ValueError, match=r"init: .*\.safetensors: ") as raised:
+        with_initial_parts(config)
+    assert "\n" not in str(raised.value)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from dalle1 import registry
 from dalle1.common.config import Location, differences
 from dalle1.common.files import check_writable
-from dalle1.common.weights import check_finite, device_of, fingerprint
+from dalle1.common.weights import check_finite, device_of, fingerprint, in_32_bits
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings
 from dalle1.data.samples import CAUSES
 from dalle1.data.shards.addresses import raw_shards, size_of
@@ -164,7 +164,7 @@ def tokenize(
 
 def _load(settings: TokenizeSettings) -> Codec:
     """The codec, tried on one image; ValueError where it cannot encode what is asked for."""
-    codec: Codec = registry.load("codec", settings.codec)
+    codec: Codec = in_32_bits(registry.load("codec", settings.codec))
     if codec.vocab_size > LARGEST_CODEBOOK:
         raise ValueError(
             f"codec: {settings.codec!r} has {codec.vocab_size:,} codes, and token shards hold 16 "
