@@ -24,7 +24,15 @@ from dalle1.common.weights import check_finite, device_of
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
-from dalle1.protocols import NeedsTokenizer, Prior, Ranker, TextPrior, TextTokenizer
+from dalle1.protocols import (
+    NeedsTokenizer,
+    Prior,
+    Ranker,
+    TextPrior,
+    TextTokenizer,
+    cuts_told_once,
+    cuts_untold,
+)
 from dalle1.tokenizer import TOKENIZER
 from dvae.codec import Codec
 from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
@@ -163,7 +171,8 @@ class Model:
         """
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
-        encoded = self.tokenizer.encode(text)[0].tolist() if text else []
+        with cuts_untold():  # it is refused below
+            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
         ids = [i for i in encoded if i < self.tokenizer.vocab_size]
         length = self.prior.text_length
         if len(ids) >= length - 1:
@@ -241,7 +250,8 @@ def rank_images(
     if isinstance(images, Tensor):
         scores = ranker.score(several, images)
     else:  # one at a time, because they may differ in size
-        parts = [ranker.score(several, to_tensor(image)[None]) for image in images]
+        with cuts_told_once():
+            parts = [ranker.score(several, to_tensor(image)[None]) for image in images]
         scores = torch.cat(parts, dim=1)
     return scores[0] if isinstance(captions, str) else scores
 

@@ -29,6 +29,7 @@ from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_pa
 from dalle1.generation.images import decode_rows
 from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
+from dalle1.protocols import cuts_told_once
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 
@@ -132,11 +133,12 @@ def sample(
     model = resolve(model)
     model.check_finite()
     options = SamplingOptions(temperature, top_k, top_p, guidance)
-    _check_counts(model, captions, candidates, keep, batch_size, preview_rows)
-    prefix = _prefix(model, image, rows)
-    request = _Request(candidates, keep, options, seed, batch_size, rows, prefix)
-    previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
-    kept = _draw(model, captions, request, progress, previews)
+    with cuts_told_once():
+        _check_counts(model, captions, candidates, keep, batch_size, preview_rows)
+        prefix = _prefix(model, image, rows)
+        request = _Request(candidates, keep, options, seed, batch_size, rows, prefix)
+        previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
+        kept = _draw(model, captions, request, progress, previews)
     return _result(captions, kept, request)
 
 

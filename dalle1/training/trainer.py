@@ -20,6 +20,7 @@ from dalle1.common.files import check_writable
 from dalle1.common.hardware import known_peak
 from dalle1.data import shapes
 from dalle1.data.shards.loader import Batch
+from dalle1.protocols import cuts_untold
 from dalle1.tokenizer import TOKENIZER
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
@@ -126,7 +127,8 @@ class Trainer:
         """
         logger = self._make_logger()
         try:
-            with _lost_ranks_reported(lambda: f"after update {self.step}"):
+            # Of all the captions of a data set that are cut, a line each would be no news.
+            with _lost_ranks_reported(lambda: f"after update {self.step}"), cuts_untold():
                 self._train(logger)
                 self._barrier()
         finally:

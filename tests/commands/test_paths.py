@@ -180,9 +180,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1 and said[0].startswith("error: "), said
         assert str(place) in said[0] and ("file" in said[0] or "folder" in said[0])
-        assert {*home.iterdir()} - {home / "tokens.yaml", home / "rank.yaml"} == {
-            *before
-        } - {home / "tokens.yaml", home / "rank.yaml"}
+        assert {*home.iterdir()} - {home / "tokens.yaml", home / "rank.yaml"} == {*before} - {
+            home / "tokens.yaml",
+            home / "rank.yaml",
+        }
     assert file.read_text(encoding="utf-8") == "kept"
 
 
