@@ -24,7 +24,15 @@ from dalle1.common.weights import check_finite, device_of, in_32_bits
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
-from dalle1.protocols import NeedsTokenizer, Prior, Ranker, TextPrior, TextTokenizer
+from dalle1.protocols import (
+    NeedsTokenizer,
+    Prior,
+    Ranker,
+    TextPrior,
+    TextTokenizer,
+    cuts_told_once,
+    cuts_untold,
+)
 from dalle1.tokenizer import TOKENIZER
 from dvae.calls import isolated
 from dvae.codec import Codec
@@ -171,7 +179,8 @@ class Model:
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
         text = as_caption(text, "text")
-        encoded = self.tokenizer.encode(text)[0].tolist() if text else []
+        with cuts_untold():  # it is refused below
+            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
         ids = [i for i in encoded if i < self.tokenizer.vocab_size]
         length = self.prior.text_length
         if len(ids) >= length - 1:
@@ -261,7 +270,9 @@ def rank_images(
     """
     texts, one = as_captions(captions)
     found = read_images(images)
-    scores = torch.cat([ranker.score(texts, batch) for batch in image_batches(found)], dim=1)
+    with cuts_told_once():
+        parts = [ranker.score(texts, batch) for batch in image_batches(found)]
+    scores = torch.cat(parts, dim=1)
     return scores[0] if one else scores
 
 

@@ -11,13 +11,47 @@ t text positions, m image positions, H W image height and width.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dvae.codec import Codec
+
+
+class CaptionCut(UserWarning):
+    """A caption has more tokens than a model reads, and its end is cut off."""
+
+
+@contextmanager
+def cuts_told_once() -> Iterator[None]:
+    """In this block each `CaptionCut` is told once, however often a caption is encoded."""
+    told: set[str] = set()
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CaptionCut):
+            if str(message) in told:
+                return
+            told.add(str(message))
+        usual(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+
+
+@contextmanager
+def cuts_untold() -> Iterator[None]:
+    """In this block no `CaptionCut` is told: the captions are ours, or were told of before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CaptionCut)
+        yield
 
 
 class TextTokenizer(Protocol):
@@ -37,7 +71,7 @@ class TextTokenizer(Protocol):
         """Padded ids, int64 [c, t]; rng: for what is random in training, such as BPE dropout.
 
         Raises ValueError for a caption that is empty or no text; a caption that is too long is cut
-        with a warning.
+        with a `CaptionCut`.
         """
         ...
 

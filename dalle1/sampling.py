@@ -32,6 +32,7 @@ from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_pa
 from dalle1.generation.images import decode_rows
 from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
+from dalle1.protocols import cuts_told_once
 from dvae.calls import isolated, trusted
 
 MODEL_VARIABLE = "DALLE1_MODEL"
@@ -155,12 +156,13 @@ def sample(
     preview_rows = as_int(preview_rows, "preview_rows")
     model = resolve(model)
     model.check_finite()
-    _check_counts(model, captions, request, preview_rows)
     if on_step is not None and not callable(on_step):
         raise ValueError(f"on_step: expected a function, got {type(on_step).__name__}")
-    request = replace(request, prefix=_prefix(model, image, request.rows))
-    previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
-    kept = _draw(model, captions, request, progress, previews)
+    with cuts_told_once():
+        _check_counts(model, captions, request, preview_rows)
+        request = replace(request, prefix=_prefix(model, image, request.rows))
+        previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
+        kept = _draw(model, captions, request, progress, previews)
     return _result(captions, kept, request)
 
 

@@ -26,6 +26,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from dalle1.common.files import expand_home, read_text, write_text
+from dalle1.protocols import CaptionCut
 
 END_OF_CAPTION = 0  # the target at the first padding position; never an input
 END_TOKEN = "<|endofcaption|>"  # as the vocabulary spells it
@@ -118,8 +119,8 @@ class Tokenizer:
 
         With `rng`, merges are dropped at random (BPE dropout), and no more of a long caption is
         read than the text positions can hold: only for training. A longer caption is cut with a
-        warning, since the last position must hold the end. Raises ValueError for a caption that
-        is empty or no string.
+        `CaptionCut`, since the last position must hold the end. Raises ValueError for a caption
+        that is empty or no string.
         """
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"caption: expected text, got {caption!r}")
@@ -134,6 +135,7 @@ class Tokenizer:
             if rng is None:  # with dropped merges a caption is longer by chance: no news
                 warnings.warn(
                     f"caption has {len(ids)} tokens and is cut to {limit}: {caption[:60]!r}...",
+                    CaptionCut,
                     stacklevel=3,
                 )
             ids = ids[:limit]

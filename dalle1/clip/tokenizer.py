@@ -24,6 +24,7 @@ from tokenizers.models import BPE as Merges
 from torch import Tensor
 
 from dalle1.common.files import expand_home, read_text, write_text
+from dalle1.protocols import CaptionCut
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 
 WORD_END = "</w>"
@@ -98,6 +99,7 @@ class CLIPTokenizer:
                 warnings.warn(
                     f"caption has {len(tokens)} tokens and is cut to {length - 2}: "
                     f"{caption[:60]!r}...",
+                    CaptionCut,
                     stacklevel=2,
                 )
             start = self.vocab_size - 2

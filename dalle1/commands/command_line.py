@@ -18,6 +18,7 @@ import torch
 from dalle1.common.files import expand_home
 from dalle1.common.hardware import default_device
 from dalle1.model import Model
+from dalle1.protocols import CaptionCut
 from dalle1.sampling import resolve
 
 FAILED, MISTAKE, RANK_LOST, STOPPED = 1, 2, 75, 130  # exit statuses
@@ -119,9 +120,9 @@ def exit_status(command: Callable[[], int], stopped: str = "stopped", failed: st
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """In this block a FutureWarning is one line on stderr, without the source line that warns.
+    """In this block a warning for users is one line on stderr, without the source line that warns.
 
-    These are Python's warnings for users, such as those of settings that have a new name.
+    These are Python's FutureWarning, such as of settings that have a new name, and `CaptionCut`.
     """
     usual = warnings.showwarning
 
@@ -133,7 +134,7 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, FutureWarning):
+        if issubclass(category, (FutureWarning, CaptionCut)):
             print(f"warning: {message}", file=sys.stderr)
         else:
             usual(message, category, filename, lineno, file, line)

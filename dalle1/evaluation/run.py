@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle1.common.config import save_settings
+from dalle1.common.config import SHAPES, save_settings
 from dalle1.common.files import check_writable
 from dalle1.common.hardware import DTYPES
 from dalle1.evaluation import benchmark, page, plots
@@ -15,6 +15,7 @@ from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.metrics import FeatureNetwork, metric_classes
 from dalle1.evaluation.prompts import Prompt, read_prompts
 from dalle1.model import Model, load
+from dalle1.protocols import cuts_told_once, cuts_untold
 
 FILES = (benchmark.RESULT, "best_of_n.png", "blur.png", "sheet.png", "index.html")
 
@@ -44,9 +45,12 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     model.to(device, DTYPES[settings.dtype])
     prompts = read_prompts(settings)
     captions = [p.caption for p in prompts]
-    for caption in captions:
-        model.tokenizer.encode(caption)
-    return Prepared(model, prompts, benchmark.feature_network(model, captions, settings))
+    # The user's captions that are cut are told of here, and not again while they are drawn.
+    with cuts_untold() if settings.data == SHAPES else cuts_told_once():
+        for caption in captions:
+            model.tokenizer.encode(caption)
+        network = benchmark.feature_network(model, captions, settings)
+    return Prepared(model, prompts, network)
 
 
 def run(
@@ -74,10 +78,11 @@ def run(
     if rank == 0:
         save_settings(settings, folder / "config.yaml")
     wait()  # nobody draws into a folder that another rank has refused
-    draw_candidates(model, prompts, settings, rank, world_size, progress=rank == 0)
-    wait()
-    if rank > 0:
-        return None
-    measured = benchmark.measure(model, prompts, settings, prepared.network)
+    with cuts_untold():
+        draw_candidates(model, prompts, settings, rank, world_size, progress=rank == 0)
+        wait()
+        if rank > 0:
+            return None
+        measured = benchmark.measure(model, prompts, settings, prepared.network)
     benchmark.save(measured, folder)
     return page.write_page(measured, folder)

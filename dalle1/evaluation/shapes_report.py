@@ -15,6 +15,7 @@ from dalle1.evaluation.candidates import check_image
 from dalle1.evaluation.plots import Figure
 from dalle1.evaluation.prompts import Prompt
 from dalle1.model import Model
+from dalle1.protocols import cuts_untold
 from dalle1.sampling import sample
 
 UNRANKED = 4  # unranked images of each caption on the contact sheet
@@ -31,8 +32,9 @@ def reconstruction_accuracy(model: Model, prompts: Sequence[Prompt]) -> float:
 
 def sample_sheet(model: Model, captions: list[str], candidates: int, keep: int) -> Image.Image:
     """A contact sheet: of each caption a few unranked images, then the ranker's best."""
-    best = sample(captions, model, candidates=candidates, keep=keep)
-    plain = sample(captions, model, candidates=UNRANKED, keep=UNRANKED, progress=False)
+    with cuts_untold():  # they are ours
+        best = sample(captions, model, candidates=candidates, keep=keep)
+        plain = sample(captions, model, candidates=UNRANKED, keep=UNRANKED, progress=False)
     rows = [[*p, *b] for p, b in zip(plain.images, best.images, strict=True)]
     titles = ("unranked draws", f"best {keep} of {candidates} by CLIP")
     return contact_sheet(rows, captions, titles, columns_before_gap=UNRANKED)

@@ -18,6 +18,7 @@ from dalle1.common.config import save_settings
 from dalle1.common.files import check_writable
 from dalle1.common.hardware import known_peak
 from dalle1.data.shards.loader import Batch
+from dalle1.protocols import cuts_untold
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
 from dalle1.training.dataloader import TrainingData, with_built_in_data
@@ -131,7 +132,8 @@ class Trainer:
         logger = None
         try:
             logger = self._make_logger()
-            with lost_ranks_reported(lambda: f"after update {self.step}"):
+            # Of all the captions of a data set that are cut, a line each would be no news.
+            with lost_ranks_reported(lambda: f"after update {self.step}"), cuts_untold():
                 self._train(logger)
                 self._barrier()
         finally:
