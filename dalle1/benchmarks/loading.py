@@ -79,7 +79,7 @@ def report_loading(c: TransformerConfig, dtype: str, repeats: int) -> dict[str, 
         print(f"{numbers:,} weights in {dtype}, {size / 1e9:.2f} GB", flush=True)
         command = [sys.executable, "-c", PROGRAM, str(small), str(large)]
         found = [
-            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
             for _ in range(repeats)
         ]
     for what in ("load", "load and read"):

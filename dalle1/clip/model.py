@@ -218,8 +218,8 @@ class CLIP(nn.Module):
     def preprocess(self, images: Tensor | Iterable[ImageLike]) -> Tensor:
         """Images as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
-        images: pixels [b, 3, H, W] in [0, 1]; or PIL images of any mode and size, or what else
-        `read_images` takes. As published: bicubic to the shorter side, center crop, mean and
+        images: pixels [b, 3, H, W] in [0, 1]; or a list of PIL images of any mode and size, or of what
+        else `read_images` takes. As published: bicubic to the shorter side, center crop, mean and
         standard deviation of the config.
         """
         weight = self.visual.conv1.weight
@@ -227,6 +227,9 @@ class CLIP(nn.Module):
             check_images(images)
             pixels = self._fitted(images)
         else:
+            images = [] if isinstance(images, Image.Image) else list(images)
+            if not images:
+                raise ValueError("images: expected a list of at least one image, or a tensor")
             pixels = torch.cat([self._fitted(x) for x in read_images(images)])
             pixels = pixels.to(weight.device)
         mean = pixels.new_tensor(self.config.mean)[:, None, None]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from dalle1.training.launcher import Launch
-from dalle1.training.signals import RanksLost
+from dalle1.training.signals import RanksLost, means_lost_rank
 
 LONG = timedelta(days=30)  # that one rank may be behind another outside of training
 
@@ -104,6 +104,22 @@ def meet(launch: Launch, timeout: float) -> Store:
             f"rank {launch.rank} of {launch.world_size} did not meet the others at {address} "
             f"within faults.start_timeout {timeout:g} s ({reason}): check that all hosts run and "
             "reach that address, and that the port is free"
+        ) from error
+
+
+@contextmanager
+def lost_ranks_reported(when: Callable[[], str]) -> Iterator[None]:
+    """Turns the error of a collective that lost a rank into one line that says how to resume."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not means_lost_rank(error):
+            raise
+        # Without the path of the source file that raised it.
+        reason = str(error).splitlines()[0].split("] ", 1)[-1][:120]
+        raise RanksLost(
+            f"rank {rank()} of {world_size()} lost another one {when()} ({reason}); resume with "
+            "the same command and --resume"
         ) from error
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from torch.distributed import DistError
-
-from dalle1.training.distributed import rank, world_size
 
 # Parts of gloo's messages, which come as plain RuntimeErrors.
 GLOO_MESSAGES = (
@@ -35,22 +31,6 @@ def means_lost_rank(error: BaseException) -> bool:
     if isinstance(error, DistError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in GLOO_MESSAGES)
-
-
-@contextmanager
-def lost_ranks_reported(when: Callable[[], str]) -> Iterator[None]:
-    """Turns the error of a collective that lost a rank into one line that says how to resume."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not means_lost_rank(error):
-            raise
-        # Without the path of the source file that raised it.
-        reason = str(error).splitlines()[0].split("] ", 1)[-1][:120]
-        raise RanksLost(
-            f"rank {rank()} of {world_size()} lost another one {when()} ({reason}); resume with "
-            "the same command and --resume"
-        ) from error
 
 
 class StopSignals:

@@ -25,6 +25,7 @@ from dalle1.training.dataloader import TrainingData, with_built_in_data
 from dalle1.training.distributed import (
     broadcast,
     device,
+    lost_ranks_reported,
     make_barrier,
     max_over_ranks,
 )
@@ -41,7 +42,7 @@ from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
 from dalle1.training.run_folder import CONFIG, EXPORTED, RunFolder, check_resumes
 from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
-from dalle1.training.signals import Interrupted, StopSignals, lost_ranks_reported
+from dalle1.training.signals import Interrupted, StopSignals
 from dalle1.training.stages.base import Stage, device_of
 from dalle1.training.stages.table import make_stage
 from dalle1.training.supervisor import Heartbeat, attempt, restarted
