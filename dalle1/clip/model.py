@@ -218,9 +218,9 @@ class CLIP(nn.Module):
     def preprocess(self, images: Tensor | Iterable[ImageLike]) -> Tensor:
         """Images as the image encoder reads them: [b, 3, image_size, image_size], normalized.
 
-        images: pixels [b, 3, H, W] in [0, 1]; or a list of PIL images of any mode and size, or of what
-        else `read_images` takes. As published: bicubic to the shorter side, center crop, mean and
-        standard deviation of the config.
+        images: pixels [b, 3, H, W] in [0, 1]; or a list of PIL images of any mode and size, or of
+        what else `read_images` takes. As published: bicubic to the shorter side, center crop, mean
+        and standard deviation of the config.
         """
         weight = self.visual.conv1.weight
         if isinstance(images, Tensor):

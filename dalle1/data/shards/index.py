@@ -51,6 +51,7 @@ def find_shards(data: str) -> list[str]:
     Raises:
         ValueError: a shard is missing, a pattern is invalid, or a folder holds two kinds.
     """
+    data = expand_home(data)
     if not is_remote(data) and Path(data).is_dir():
         found = {ending: shards_in(data, ending) for ending in (TAR, tokens.END)}
         if all(found.values()):
