@@ -32,7 +32,7 @@ def check_images(images: Tensor, channels: int = 3, name: str = "images") -> Non
         remedy = "; divide by 255" if images.dtype == torch.uint8 else ""
         raise ValueError(f"{wanted} {images.dtype} {shape}{remedy}")
     if images.ndim != 4 or shape[1] != channels:
-        raise ValueError(f"{wanted} {shape}")
+        raise ValueError(f"{name}: expected [b, {channels}, H, W], got {shape}")
     if is_trusted() or images.is_meta or not images.numel():
         return
     low, high = (float(x) for x in images.detach().aminmax())  # NaN where one value is

@@ -127,6 +127,7 @@ def test_logit_scale_is_clipped_on_all_ranks(
     trainer.ema.average["logit_scale"].fill_(7.0)
     trainer.step = 2
     trainer._save()
+    trainer._run_folder.release()  # for the ranks, which are other processes
     further = clip_run(run, shards, parts, zero, steps=4, learning_rate=1e-3)
     finish(start(further, 2, run, "--resume"), run)
     after = Trainer(clip_run(run, shards, parts, steps=5), resume=True)

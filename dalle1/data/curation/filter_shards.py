@@ -233,7 +233,7 @@ def _check_usable(data: str, addresses: Sequence[str], settings: FilterSettings)
     raise ValueError(
         f"data: not one usable sample among the first of {len(some)} shards of {data!r} ({found}); "
         f"captions are looked for in {settings.caption_key!r} (caption_key: txt, or the name of a "
-        "key of the json)" + explain_tars([str(path) for path in some])
+        "key of the json)" + explain_tars([shard.address for shard in some])
     )
 
 
