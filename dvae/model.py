@@ -26,7 +26,7 @@ from dvae.storage import Kind, save_part
 class DVAEConfig(BaseModel):
     """Shape of a discrete VAE; the defaults are the paper's (appendix A.1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     channels: int = Field(3, ge=1, description="color channels of an image")
     width: int = Field(256, ge=4, multiple_of=4, description="n_hid: width of the outermost group")

@@ -28,6 +28,7 @@ from dvae.weights import read_safetensors, weights_file
 
 CONFIG = "config.json"
 FORMAT = 2
+LISTED, SHOWN = 5, 100  # mistakes of a section in a message, letters of each value
 # Sections of format 1, which had one kind of each part, and what they are called now.
 _FORMAT_1 = {
     "dvae": ("codec", "dvae"),
@@ -155,10 +156,7 @@ def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
             "import the package that registers it, or take a newer release"
         )
     kind = kinds[name]
-    try:
-        config = kind.config(**section)
-    except (TypeError, ValidationError) as error:
-        raise ValueError(f"{folder / CONFIG}, section {role!r}: {error}") from error
+    config = read_shape(kind, section, folder)
     if kind.weights is None:
         part = kind.module(config)
     else:
@@ -168,6 +166,33 @@ def load_part(role: str, kinds: Mapping[str, Kind], folder: str | Path) -> Any:
     if kind.assets:
         part.load_assets(folder)
     return part.eval() if isinstance(part, nn.Module) else part
+
+
+def read_shape(kind: Kind, section: Mapping[str, Any], folder: str | Path) -> Any:
+    """A part's config, of its section without "kind"; ValueError that names what is wrong in it."""
+    try:
+        return kind.config(**section)
+    except ValidationError as error:
+        mistakes = [_mistake(kind.role, mistake) for mistake in error.errors()[:LISTED]]
+        rest = error.error_count() - LISTED
+        mistakes += [f"and {rest} more"] if rest > 0 else []
+        raise ValueError(
+            f"{Path(folder) / CONFIG}: {'; '.join(mistakes)}; take the file that was saved with "
+            "the weights, or a newer release"
+        ) from error
+
+
+def _mistake(role: str, mistake: Any) -> str:
+    """One of pydantic's errors in one line."""
+    name = ".".join(str(part) for part in (role, *mistake["loc"]))
+    text = f"{name}: {_cut(mistake['msg'].removeprefix('Value error, '))}"
+    if mistake["type"] == "missing" or not mistake["loc"]:
+        return text
+    return f"{text}, got {_cut(repr(mistake['input']))}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 
 
 def has_part(role: str, folder: str | Path) -> bool:
@@ -186,16 +211,26 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         # Without the mark (U+FEFF) that some editors put in front.
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: truncated or not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected an object with a section for each part")
     found = config.get("format", 1)
     if found not in (1, FORMAT):
-        raise ValueError(f"{path}: format: expected {FORMAT} at most, got {found!r}; update dalle1")
+        raise ValueError(
+            f"{path}: format: expected {FORMAT} at most, got {_cut(repr(found))}; update dalle1"
+        )
     for role, section in config.items():
         if role != "format" and not isinstance(section, dict):
-            raise ValueError(f"{path}, section {role!r}: expected an object, got {section!r}")
+            raise ValueError(
+                f"{path}, section {role!r}: expected an object, got {_cut(repr(section))}"
+            )
+        if role != "format" and not isinstance(section.get("kind", ""), str):
+            raise ValueError(
+                f"{path}: {role}.kind: expected a name, got {_cut(repr(section['kind']))}"
+            )
     return config if found == FORMAT else _upgraded(config)
 
 

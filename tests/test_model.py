@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def test_damaged_folder(model: Model, tmp_path: Path, name: str, kept: float | N
 
 
 @pytest.mark.parametrize("section", sorted(SECTIONS))
-@pytest.mark.parametrize("content", [3, [], {"wdith": 8}, {"kind": "dave"}, {"kind": 3}])
+@pytest.mark.parametrize(
+    "content", [3, [], {"wdith": 8}, {"kind": "dave"}, {"kind": 3}, {"kind": ["bpe"]}, "x" * 9999]
+)
 def test_config_sections(model: Model, tmp_path: Path, section: str, content: object) -> None:
     """An unknown key or a section of another kind that raises anything but ValueError."""
     model.save(tmp_path)
@@ -110,7 +113,50 @@ def test_config_sections(model: Model, tmp_path: Path, section: str, content: ob
     config = json.loads(path.read_text())
     config[section] = content
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json") as raised:
+        dalle1.load(tmp_path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("role", "wrong", "message"),
+    [
+        ("prior", {"layers": "three"}, r"prior\.layers: .*integer.*, got 'three'; take the file"),
+        (
+            "prior",
+            {"layers": None, "gird": 4},
+            r"prior\.layers: .*, got None; prior\.gird: .*got 4",
+        ),
+        ("prior", {"conv_kernel": 4}, r"prior: conv_kernel must be odd, got 4"),
+        ("prior", {"heads": 10**400}, r"prior: width must be heads"),
+        ("codec", {"groups": 0}, r"codec\.groups: .*got 0"),
+        ("codec", {"residual_gain": math.inf}, r"codec\.residual_gain: .*finite.*got inf"),
+        ("ranker", {"mean": [0.5]}, r"ranker\.mean\.1: Field required"),
+        ("ranker", {"mean": [math.nan, 0, 0]}, r"ranker\.mean\.0: .*finite.*got nan"),
+        ("ranker", {"std": [0.2, 0, 0.2]}, r"ranker: std: expected more than 0"),
+        ("ranker", {f"x{i}": i for i in range(50)}, r"ranker.*; and 45 more; take"),
+    ],
+)
+def test_config_mistakes_are_one_line(
+    model: Model, tmp_path: Path, role: str, wrong: dict[str, object], message: str
+) -> None:
+    """A page of another library's, with its addresses; numbers with which all scores are NaN."""
+    model.save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config[role] |= wrong
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: {message}") as raised:
+        dalle1.load(tmp_path)
+    assert "\n" not in str(raised.value) and "http" not in str(raised.value)
+    assert len(str(raised.value)) < 900
+
+
+def test_config_nested_without_end(model: Model, tmp_path: Path) -> None:
+    """A RecursionError of the reader of JSON."""
+    model.save(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json: truncated or not JSON"):
         dalle1.load(tmp_path)
 
 

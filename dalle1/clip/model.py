@@ -34,7 +34,7 @@ SCORED = 256  # images whose scores are computed at once
 class CLIPConfig(BaseModel):
     """Shape of a CLIP with a ViT; the defaults are ViT-B/32."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     embedding: int = Field(512, ge=1, description="width of the shared embedding")
     image_size: int = Field(224, ge=1, description="side of the images, in pixels")
@@ -69,6 +69,8 @@ class CLIPConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> CLIPConfig:
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected more than 0 for each color, got {self.std}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from dalle1 import registry
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer
-from dvae.storage import Kind, has_part, read_config, read_weights
+from dvae.storage import Kind, has_part, read_config, read_shape, read_weights
 
 # Of each stage: the part that it trains, its kind, and the section of the settings.
 PARTS = {
@@ -114,9 +113,9 @@ def _shape(config: RunConfig, folder: Path) -> Any:
             f"{name!r}"
         )
     try:
-        return _kind(config.stage).config(**section)
-    except (TypeError, ValidationError) as error:
-        raise ValueError(f"init: {folder}, section {role!r}: {error}") from error
+        return read_shape(_kind(config.stage), section, folder)
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
 
 
 def _check_shape(
