@@ -27,6 +27,8 @@ from dvae.weights import COMMON, INDEX, read_safetensors, weights_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
 LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the published have 100 kB
+# Where training scripts, Lightning and DeepSpeed keep the state dictionary in their checkpoints.
+STATES = ("state_dict", "model_state_dict", "model", "module")
 PART = 2**20  # bytes that are read at once
 
 _STORAGES = {
@@ -57,8 +59,8 @@ def read_tensors(
     """The state dictionary of a weights file, and the full name of its root class.
 
     The file is safetensors, an index of shards in safetensors, or torch.save's (either format) or
-    TorchScript's: a state dictionary, alone or under the key "state_dict", or a module tree of
-    which allows(module, name) accepts every class. The class' name is "" where there is none. A
+    TorchScript's: a state dictionary, alone or under a key of `STATES`, or a module tree of which
+    allows(module, name) accepts every class. The class' name is "" where there is none. A
     folder stands for its `model.safetensors`, or the index of its shards.
 
     Raises:
@@ -80,8 +82,9 @@ def read_tensors(
                 root = _read_zip(path, allows)
             else:
                 root = _read_legacy(file, allows)
-        if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
-            root = root["state_dict"]
+        if isinstance(root, dict):
+            held = (root.get(name) for name in STATES)
+            root = next((state for state in held if isinstance(state, dict)), root)
         tensors: dict[str, Tensor] = {}
         _flatten(root, "", tensors, set())
     except OSError as error:
@@ -96,7 +99,10 @@ def read_tensors(
     if safe:
         tensors = read_safetensors(path)
     if not tensors:
-        raise ValueError(f"{path}: holds no tensors")
+        raise ValueError(
+            f"{path}: holds no tensors; save a state dictionary, as torch.save(model.state_dict(), "
+            "...) does"
+        )
     return tensors, root.name if isinstance(root, Node) else ""
 
 
@@ -158,7 +164,10 @@ class _Unpickler(pickle._Unpickler):
             return _STORAGES[name]
         if self.allows(module, name):
             return type("Node", (Node,), {"name": f"{module}.{name}"})
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which weights have no use for")
+        raise pickle.UnpicklingError(
+            f"it names {module}.{name}, which weights have no use for; save the state dictionary "
+            "alone, as torch.save(model.state_dict(), ...) does"
+        )
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]

@@ -26,7 +26,15 @@ LARGEST_HEADER = 16 * 2**20  # bytes; the paper's 12 billion weights need 100 kB
 LARGEST_INDEX = 64 * 2**20
 # Modules that others put around a model or a part of it before they save: torch.compile,
 # data-parallel training, sharding, checkpointed activations.
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPPERS = {
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_fpw_module",  # of older releases, behind the former
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning's
+}
+COUNTER = "n_averaged"  # which torch's AveragedModel saves beside `module.`
 
 
 def weights_file(path: Path) -> Path:
@@ -93,7 +101,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > LARGEST_INDEX:
             raise ValueError("it is far too long")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -137,6 +145,8 @@ def unwrapped(
     result: dict[str, Tensor] = {}
     former: dict[str, str] = {}
     for key, weight in weights.items():
+        if _bare(key) == COUNTER and COUNTER not in own:
+            continue
         if expected:
             # Several names of the model that are alike but for these parts cannot be told apart.
             known = key in expected or len(own) < len(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import dvae
 from dvae import DVAE, DVAEConfig
@@ -49,6 +51,9 @@ WRAPPED: dict[str, Callable[[str], str]] = {
     "data parallel, then compiled": lambda name: f"_orig_mod.module.{name}",
     "twice": lambda name: f"module.module.{name}",
     "sharded": lambda name: f"_fsdp_wrapped_module.{name}",
+    "sharded by an older release": lambda name: f"_fsdp_wrapped_module._fpw_module.{name}",
+    "Lightning's": lambda name: f"_forward_module.{name}",
+    "compiled by Lightning": lambda name: f"_orig_mod._forward_module.{name}",
     "a list of parts": lambda name: behind_blocks(name, "_orig_mod"),
     "each part": lambda name: name.replace(".input.", ".input._orig_mod."),
     "outside and inside": lambda name: f"module.{behind_blocks(name, '_orig_mod')}",
@@ -88,13 +93,33 @@ def test_released_files_of_wrapped_models(tmp_path: Path, way: str, form: str) -
     assert same(codec.decoder, dict(parts["decoder"].state_dict()))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, AveragedModel])
 def test_what_torch_itself_writes(codec: DVAE, tmp_path: Path, wrap: Any) -> None:
-    """Names that are ours alone and not those of torch."""
+    """Names that are ours alone and not those of torch; an average's count, taken for a weight."""
     codec.save(tmp_path)
     weights = dict(codec.state_dict())
     save_file(dict(wrap(codec).state_dict()), tmp_path / "dvae.safetensors")
     assert same(dvae.load(tmp_path), weights)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_checkpoints_of_others(tmp_path: Path, key: str) -> None:
+    """A checkpoint of DeepSpeed's or of a training script, in which no tensors are found."""
+    torch.manual_seed(0)
+    parts = {"encoder": published.Encoder(8, 20), "decoder": published.Decoder(8, 20, 12)}
+    for name, part in parts.items():
+        weights = {f"module.{n}": w for n, w in part.state_dict().items()}
+        moments = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+        torch.save({"epoch": 3, "optimizer": moments, key: weights}, tmp_path / name)
+    codec = dvae.load_released(tmp_path / "encoder", tmp_path / "decoder")
+    assert same(codec.encoder, dict(parts["encoder"].state_dict()))
+
+
+def test_checkpoints_that_hold_more_say_what_to_save(tmp_path: Path) -> None:
+    """A refusal without a remedy, for a checkpoint that holds a script's arguments."""
+    torch.save({"state_dict": {}, "args": Namespace(lr=0.1)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"argparse\.Namespace.*save the state dictionary alone"):
+        read_tensors(tmp_path / "x.pt")
 
 
 class Nested(nn.Module):
@@ -251,6 +276,15 @@ def test_an_index_that_is_none(codec: DVAE, tmp_path: Path, content: str, messag
     with pytest.raises(ValueError, match=r"index\.json: .*" + message) as raised:
         dvae.load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_an_index_with_a_mark_in_front(codec: DVAE, tmp_path: Path) -> None:
+    """An index that an editor saved with U+FEFF, which config.json may have."""
+    codec.save(tmp_path)
+    divided(tmp_path, "dvae.safetensors", "dvae.safetensors.index.json")
+    path = tmp_path / "dvae.safetensors.index.json"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert same(dvae.load(tmp_path), dict(codec.state_dict()))
 
 
 def test_a_weight_in_two_shards(codec: DVAE, tmp_path: Path) -> None:
