@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dvae.calls import isolated
 from dvae.storage import expand_home
-from dvae.weights import COMMON, INDEX, read_safetensors, weights_file
+from dvae.weights import COMMON, INDEX, NOT_FETCHED, POINTER, read_safetensors, weights_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of a file of torch.save before 1.6
 LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the published have 100 kB
@@ -72,6 +72,8 @@ def read_tensors(
     try:
         with open(path, "rb") as file:
             start = file.read(8)
+            if start == POINTER:
+                raise pickle.UnpicklingError(NOT_FETCHED)
             file.seek(0)
             # Of safetensors, the length of the header stands in front.
             header = struct.unpack("<Q", start)[0] if len(start) == 8 else math.inf

@@ -24,6 +24,12 @@ INDEX = ".index.json"  # behind the name of the file that was divided
 COMMON = "model.safetensors"  # what Hugging Face's libraries call the weights of a folder
 LARGEST_HEADER = 16 * 2**20  # bytes; the paper's 12 billion weights need 100 kB
 LARGEST_INDEX = 64 * 2**20
+POINTER = b"version "  # how a file of Git LFS begins that stands for another
+NOT_FETCHED = "a pointer of Git LFS; fetch the file itself with `git lfs pull`"
+OTHERS = {  # as a length of a header, each would be longer than any may be
+    POINTER: NOT_FETCHED,
+    b"PK\x03\x04": "a file of torch.save; write its tensors with safetensors.torch.save_file",
+}
 # Modules that others put around a model or a part of it before they save: torch.compile,
 # data-parallel training, sharding, checkpointed activations.
 WRAPPERS = {
@@ -62,6 +68,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         with open(path, "rb") as file:
             start = file.read(8)
+        other = next((what for begin, what in OTHERS.items() if start.startswith(begin)), None)
+        if other is not None:
+            raise ValueError(f"{path}: expected safetensors, got {other}")
         if len(start) == 8 and struct.unpack("<Q", start)[0] > LARGEST_HEADER:
             raise ValueError(f"{path}: truncated or no safetensors: its header would be too long")
         tensors: dict[str, Tensor] = load_file(path)

@@ -343,3 +343,32 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
     """An IsADirectoryError, or a file of another name that is taken."""
     with pytest.raises(ValueError, match=r"model\.safetensors: No such file"):
         read_tensors(tmp_path)
+
+
+POINTED = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 67108864\n"
+
+
+def test_files_that_are_no_safetensors_say_what_to_do(codec: DVAE, tmp_path: Path) -> None:
+    """A repository cloned without Git LFS, or a renamed file of torch.save, called truncated."""
+    codec.save(tmp_path)
+    path = tmp_path / "dvae.safetensors"
+    path.write_text(POINTED)
+    with pytest.raises(ValueError, match=r"dvae\.safetensors: .*git lfs pull"):
+        dvae.load(tmp_path)
+    with pytest.raises(ValueError, match=r"dvae\.safetensors: .*git lfs pull"):
+        dvae.load_released(path, path)
+    torch.save(codec.state_dict(), path)
+    with pytest.raises(ValueError, match=r"dvae\.safetensors: .*safetensors\.torch\.save_file"):
+        dvae.load(tmp_path)
+
+
+def test_a_header_as_long_as_an_archive_begins(codec: DVAE, tmp_path: Path) -> None:
+    """Safetensors taken for a file of torch.save, since the header's length is spelled "PK"."""
+    codec.save(tmp_path)
+    path, length = tmp_path / "dvae.safetensors", 0x4B50
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + content[8 + size :])
+    assert path.read_bytes()[:2] == b"PK"
+    assert same(dvae.load(tmp_path), dict(codec.state_dict()))
