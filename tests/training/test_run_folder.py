@@ -27,6 +27,7 @@ from dalle1.training.config import RunConfig
 from dalle1.training.run_folder import LOCK, RunFolder
 from dalle1.training.trainer import Trainer
 from dvae.storage import save_part
+from tests.conftest import reads_otherwise
 from tests.forks import Forked
 
 from .conftest import run_until, tiny
@@ -306,15 +307,6 @@ def other_ranker(folder: Path) -> None:
     with torch.no_grad():
         ranker.logit_scale += 1
     save_part(registry.kind_of("ranker", ranker), ranker, folder / "ranker")
-
-
-def reads_otherwise(path: Path) -> None:
-    """Puts in a tokenizer of the same size whose ids mean other things."""
-    content = json.loads(path.read_text())
-    model = content["bpe"]["model"]
-    a, b = list(model["vocab"])[-2:]
-    model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
-    path.write_text(json.dumps(content))
 
 
 def ranker_reads_otherwise(folder: Path) -> None:
