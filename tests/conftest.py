@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +107,12 @@ def make_model(make_transformer: TransformerMaker, tokenizer: Tokenizer) -> Mode
 def model(make_model: ModelMaker) -> Model:
     """One whole random model with CLIP; tests must not change it."""
     return make_model()
+
+
+def reads_otherwise(path: Path) -> None:
+    """Puts in a tokenizer of the same size whose ids mean other things."""
+    content = json.loads(path.read_text())
+    model = content["bpe"]["model"]
+    a, b = list(model["vocab"])[-2:]
+    model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
+    path.write_text(json.dumps(content))

@@ -20,6 +20,7 @@ from dalle1.common.config import load_settings
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.run import FILES, prepare, run
 from dalle1.training.distributed import make_barrier
+from dalle1.training.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     settings = load_settings(RankSettings, options.config, options.overrides)
     rank, ranks = start_processes()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    page = run(prepare(settings, device), settings, rank, ranks, make_barrier())
+    folder = RunFolder(Path(settings.run))
+    folder.started()
+    try:
+        page = run(prepare(settings, device), settings, rank, ranks, make_barrier())
+    finally:
+        folder.release()
     if page:
         for name in FILES:
             print(f"  {page.parent / name}")

@@ -42,7 +42,7 @@ from dvae.calls import trusted
 # What a caption of the built-in data may claim, in the order of `CaptionCandidates.checks`.
 ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
 NOT_CLAIMED = -1
-# Two tokenizers that give these the same ids are taken for the same tokenizer.
+# What a tokenizer without a fingerprint is known by.
 PROBE_WORDS = ("quick", "brown", "fox", "lazy", "dog", "two", "red", "circles")
 
 
@@ -82,12 +82,14 @@ def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0)
     current: dict[str, Any] = {name: getattr(settings, name) for name in names}
     current["judged"] = settings.data == SHAPES
     current["model"] = model_fingerprint(model)
+    current["tokenizers"] = _tokenizers(model)
     path = folder / "settings.json"
     if not path.exists():
         if rank == 0:
             write_text(path, json.dumps(current, indent=2) + "\n")
         return
-    kept = json.loads(read_text(path))
+    # Earlier releases did not keep the tokenizers.
+    kept = {"tokenizers": current["tokenizers"], **json.loads(read_text(path))}
     for name, value in current.items():
         if kept.get(name) != value:
             raise ValueError(
@@ -178,6 +180,13 @@ def model_fingerprint(model: Model) -> str:
         ids = model.tokenizer.encode(PROBE_WORDS).tolist()
     parts = [fingerprint(p) for p in (model.prior, model.codec, model.ranker) if p is not None]
     return hashlib.sha256(json.dumps([ids, parts]).encode()).hexdigest()[:16]
+
+
+def _tokenizers(model: Model) -> list[str | None]:
+    """Fingerprints of what the prior and the ranker read captions by; None where there is none."""
+    readers = (model.tokenizer, getattr(model.ranker, "tokenizer", None))
+    made = [getattr(reader, "fingerprint", None) for reader in readers]
+    return [make() if make is not None else None for make in made]
 
 
 def _folder(settings: RankSettings) -> Path:

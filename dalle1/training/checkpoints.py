@@ -4,9 +4,10 @@
 
 Each rank writes its share of the tensors (`ema.assign_owners`), each of them unsharded. No process
 thus ever holds the full model, and a run can resume on any number of ranks at any ZeRO stage.
-`state.json` is written last and the folder is renamed after it. What has another name, such as a
-copy `step-0000500.bak`, or is a file, a link or a folder without `state.json`, is not ours: it does
-not count and is never removed. All ranks must see the same folder.
+`state.json` is written last and the folder is renamed after it. What has another name than the
+number of its updates, such as a copy `step-0000500.bak` or `step-0009999`, or is a file, a link or
+a folder without `state.json`, is not ours: it does not count and is never removed. All ranks must
+see the same folder.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def save(
     temporary = folder / (final.name + ".tmp")
 
     def prepare() -> None:
+        if os.path.lexists(temporary) and (temporary.is_symlink() or not temporary.is_dir()):
+            put_aside(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
         make_folder(temporary)
 
@@ -194,7 +197,13 @@ def _step(path: Path) -> int | None:
 
 def _is_ours(path: Path) -> bool:
     """Whether it is a finished checkpoint, damaged or not, under the name that it was given."""
-    return _step(path) is not None and not path.is_symlink() and (path / STATE).is_file()
+    step = _step(path)
+    if step is None or path.is_symlink() or not (path / STATE).is_file():
+        return False
+    try:
+        return bool(json.loads((path / STATE).read_text(encoding="utf-8"))["step"] == step)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # damaged
 
 
 def _finished(folder: Path) -> list[Path]:

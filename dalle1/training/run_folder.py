@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from dalle1.common.files import check_writable, make_folder, put_aside
+from dalle1.common.files import FULL, check_writable, make_folder, put_aside
 from dalle1.tokenizer import TOKENIZER
 from dalle1.training.config import RunConfig
 from dalle1.training.dataloader import INDEX
@@ -47,14 +47,14 @@ class RunFolder:
         """
         self.path = path
         self._lock: _Lock | None = None
-        failure: ValueError | None = None
+        failure: Exception | None = None
         if rank() == 0:
             self._keep_tokenizer = (path / TOKENIZER).exists()
             # Before the lock is there, which a run leaves that is killed as it starts.
             self._is_a_runs = any((path / name).exists() for name in (LOCK, CONFIG, INDEX))
             try:
                 self._lock = _lock(path, patience)
-            except ValueError as error:
+            except (OSError, ValueError) as error:  # an OSError of a full disk
                 failure = error
         if any_rank(failure is not None):
             raise failure or ValueError(f"run: the first rank cannot have the folder {path}")
@@ -146,7 +146,16 @@ def _lock(folder: Path, patience: float) -> _Lock:
         if held is not None and held.process == os.getpid():
             held.holders += 1
             return held
-        file = path.open("a+", encoding="utf-8")
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:  # somebody's folder, or the file of another user
+            if error.errno in FULL:
+                raise
+            raise ValueError(
+                f"run: expected a folder that no other run writes, got {str(folder)!r}, whose "
+                f"{LOCK} cannot be opened ({error.strerror}); remove it where no run writes there, "
+                "or give another folder (run=...)"
+            ) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, by the system

@@ -23,6 +23,7 @@ from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
 from dalle1.training.dataloader import TrainingData, with_built_in_data
 from dalle1.training.distributed import (
+    any_rank,
     broadcast,
     device,
     lost_ranks_reported,
@@ -49,6 +50,7 @@ from dalle1.training.supervisor import Heartbeat, attempt, restarted
 from dalle1.training.throughput import Throughput
 from dalle1.transformer.gradient_scale import load_scales, scales_state
 
+CHECKPOINTS = "checkpoints"  # their folder in the run's
 MODEL = "model."  # prefix of the names, among a stage's, of what is averaged and exported
 
 
@@ -63,7 +65,8 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         """resume: from the newest checkpoint, where there is one."""
         self._launched = read_launch().launched
-        check_writable(config.run, "run")
+        for path in (config.run, Path(config.run, CHECKPOINTS), Path(config.run, EXPORTED)):
+            check_writable(path, "run")
         self._heartbeat = Heartbeat()
         # Longer at each attempt: ranks at different attempts find each other at a later one's port.
         start_timeout = (attempt() + 1) * config.faults.start_timeout
@@ -83,7 +86,7 @@ class Trainer:
 
     def _start(self, config: RunConfig, resume: bool) -> None:
         """Makes all that is trained, new or from the newest checkpoint."""
-        latest = checkpoints.newest(self.folder / "checkpoints")
+        latest = checkpoints.newest(self.folder / CHECKPOINTS)
         if latest is not None and not resume:
             raise ValueError(
                 f"run: {config.run} already holds {latest.name}; resume it with --resume, or give "
@@ -115,6 +118,8 @@ class Trainer:
         self.loss_guard = LossGuard(config.faults)
         self._sheet_batch: Batch | None = None  # what contact sheets are drawn of
         self.step = 0  # updates done
+        self.unsaved: str | None = None  # "checkpoint" or "model": what the last save has failed at
+        self._resumed_from = latest
         if latest is not None:
             self._load(latest)
         if self.rank == 0:
@@ -159,6 +164,10 @@ class Trainer:
         throughput = Throughput(self.config, self.world_size, peak)
         with StopSignals(self._launched) as signals:
             self.stage.train()
+            if self._resumed_from is not None and self.step >= self.config.steps:
+                # Done before, or all but the export, such as on a disk that was full.
+                self._heartbeat.next_within(self.config.faults.save_timeout)
+                self._export(self._resumed_from)
             while self.step < self.config.steps:
                 self._heartbeat.next_within(self.config.faults.timeout)
                 with throughput.waiting_for_data():
@@ -170,9 +179,12 @@ class Trainer:
                 with throughput.paused():
                     self._validate_and_save(logger, stop)
                 if stop and self.step < self.config.steps:
+                    saved = "a checkpoint is saved"
+                    if self.unsaved == "checkpoint":
+                        saved = "it could not be saved"
                     raise Interrupted(
-                        f"stopped after update {self.step}; a checkpoint is saved. Resume with the "
-                        "same command and --resume",
+                        f"stopped after update {self.step}; {saved}. Resume with the same command "
+                        "and --resume",
                         stop,
                     )
 
@@ -314,24 +326,34 @@ class Trainer:
         tensors |= {f"average/{MODEL}{name}": value for name, value in self.ema.average.items()}
         compression = self.engine.exchange.state()
         tensors |= {f"compression/{name}": value for name, value in compression.items()}
-        folder, c = self.folder / "checkpoints", self.config
+        folder, c = self.folder / CHECKPOINTS, self.config
         path = checkpoints.save(
             folder, tensors, state, c.keep_checkpoints, c.keep_every, self._barrier
         )
+        if path is None:
+            self.unsaved = "checkpoint"
+        else:
+            self._export(path)
+
+    def _export(self, path: Path) -> None:
+        """Exports the model of a checkpoint; a failure to write is reported."""
+        failed = False
         if self.loss_guard.nothing_done(self.step):
             if self.rank == 0:
                 print(
                     f"warning: model not exported: none of {self.step} updates was done",
                     file=sys.stderr,
                 )
-        elif path is not None and self.rank == 0:
+        elif self.rank == 0:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
                 self.stage.export(self.stage.model_with(average), self.folder / EXPORTED)
             except (OSError, SafetensorError, ValueError) as error:
                 # A full disk raises one of the former, a file that cannot be read back the latter.
                 print(f"warning: model not exported: {error}", file=sys.stderr)
+                failed = True
         self._barrier()
+        self.unsaved = "model" if any_rank(failed) else None
 
     def _state(self) -> dict[str, Any]:
         """A checkpoint's state.json. Its keys are a file format, and stay as they are."""
@@ -381,7 +403,9 @@ def _versions() -> dict[str, str]:
 def train(config: RunConfig, resume: bool = False) -> None:
     """Trains one run from its beginning or its newest checkpoint to its end.
 
-    Raises ValueError where all of its updates were skipped: there is no model to go on with.
+    Raises:
+        ValueError: all of its updates were skipped: there is no model to go on with.
+        OSError: the last checkpoint, or the model of it, could not be written.
     """
     with lost_ranks_reported(lambda: "while starting"):
         trainer = Trainer(config, resume)
@@ -391,4 +415,9 @@ def train(config: RunConfig, resume: bool = False) -> None:
             "steps: expected an update that is done, got none: "
             f"{trainer.loss_guard.summary(trainer.step)}; change parallel.precision or lower "
             "optimizer.learning_rate, and resume with --resume and more steps"
+        )
+    if trainer.unsaved is not None:
+        raise OSError(
+            f"run: the last {trainer.unsaved} could not be written into {config.run}, as the "
+            "warning says; make room, and resume with the same command and --resume"
         )

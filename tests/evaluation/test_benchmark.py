@@ -34,6 +34,7 @@ from dalle1.evaluation.prompts import (
     true_images,
 )
 from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.training.run_folder import RunFolder
 from tests.conftest import CAPTIONS, ModelMaker
 from tests.evaluation.conftest import SettingsMaker
 from tests.forks import Forked
@@ -244,6 +245,19 @@ def test_two_ranks_and_one(model: Model, make_settings: SettingsMaker, tmp_path:
             (tmp_path / f"run-{world_size}" / "ranking.json").read_text()
         )
     assert results[1]["groups"] == results[2]["groups"]
+
+
+def test_second_benchmark_is_refused_while_the_first_lives(
+    make_settings: SettingsMaker, tmp_path: Path
+) -> None:
+    """The same command started twice, whose two processes draw into one folder."""
+    file, log = tmp_path / "rank.yaml", tmp_path / "log.txt"
+    file.write_text(yaml.safe_dump(make_settings().model_dump()))
+    folder = RunFolder(tmp_path / "run")
+    assert Forked(evaluate.main, [str(file)], log=log).wait() == 2
+    assert "error: run: expected a folder that no other run writes" in log.read_text()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+    folder.release()
 
 
 def test_launch_names_mistakes(tmp_path: Path) -> None:

@@ -122,6 +122,9 @@ FOREIGN: dict[str, Callable[[Path, str], object]] = {
     "step-0000005 (copy)": copied,
     "step-0000009.old": copied,
     "step-9": copied,
+    "step-0000009": copied,  # under the name of one that is still to come
+    "step-0000004": copied,
+    "step-9999999": copied,
     "step-00000009": copied,
     "step-0000009-good": copied,
     "step-٠٠٠٠٠٠٩": copied,
@@ -130,7 +133,7 @@ FOREIGN: dict[str, Callable[[Path, str], object]] = {
     "my step-0000009": copied,
     "step-0000002": lambda folder, name: (folder / name).write_text("notes"),
     "step-0000003": lambda folder, name: (folder / name).mkdir(),
-    "step-0000009": lambda folder, name: (folder / name).symlink_to(folder / "step-0000005"),
+    "step-0000007": lambda folder, name: (folder / name).symlink_to(folder / "step-0000005"),
     "step-0000008": lambda folder, name: (folder / name).symlink_to(folder / "nowhere"),
 }
 
@@ -181,6 +184,27 @@ def test_place_of_a_checkpoint_is_taken(
     assert checkpoints.load(tmp_path / "step-0000006").state["step"] == 6
     assert names(tmp_path) == {"step-0000005", "step-0000006", "step-0000006.old"}
     assert "step-0000006.old" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "occupy",
+    [
+        lambda path: path.write_text("notes"),
+        lambda path: path.symlink_to(path.with_name("step-0000005")),
+        lambda path: path.symlink_to("nowhere"),
+    ],
+    ids=["file", "link", "broken link"],
+)
+def test_place_of_the_temporary_folder_is_taken(
+    occupy: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """A checkpoint that is not saved, or becomes a link into another one."""
+    save(tmp_path, 5)
+    occupy(tmp_path / "step-0000006.tmp")
+    assert save(tmp_path, 6) == tmp_path / "step-0000006"
+    assert not (tmp_path / "step-0000006").is_symlink()
+    assert checkpoints.load(tmp_path / "step-0000005").state["step"] == 5
+    assert names(tmp_path) == {"step-0000005", "step-0000006", "step-0000006.tmp.old"}
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

@@ -27,6 +27,7 @@ from dalle1.training.config import RunConfig
 from dalle1.training.run_folder import LOCK, RunFolder
 from dalle1.training.trainer import Trainer
 from dvae.storage import save_part
+from tests.conftest import reads_otherwise
 from tests.forks import Forked
 
 from .conftest import run_until, tiny
@@ -164,6 +165,31 @@ def test_file_system_without_locks(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", [LOCK, "checkpoints", "model"])
+@pytest.mark.parametrize("what", ["file", "folder", "link"])
+def test_places_in_the_folder_that_are_taken(
+    name: str, what: str, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """A run to the end whose checkpoints and model cannot be written, since something else is in
+    their place; a lock that cannot be opened, of which the other ranks hear nothing."""
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    if what == "folder":
+        path.mkdir()
+        (path / "notes").touch()
+    elif what == "link":
+        path.symlink_to(tmp_path / "nowhere" / "disk")
+    else:
+        path.touch()
+    config = tiny("clip", shards, tmp_path / "run", parts, steps=2)
+    if (name, what) in [(LOCK, "file"), ("checkpoints", "folder")]:
+        Trainer(config).run()
+        return
+    with pytest.raises(ValueError, match=r"^run: expected a"):
+        Trainer(config)
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_folder_that_is_taken_as_the_lock_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,15 +307,6 @@ def other_ranker(folder: Path) -> None:
     with torch.no_grad():
         ranker.logit_scale += 1
     save_part(registry.kind_of("ranker", ranker), ranker, folder / "ranker")
-
-
-def reads_otherwise(path: Path) -> None:
-    """Puts in a tokenizer of the same size whose ids mean other things."""
-    content = json.loads(path.read_text())
-    model = content["bpe"]["model"]
-    a, b = list(model["vocab"])[-2:]
-    model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
-    path.write_text(json.dumps(content))
 
 
 def ranker_reads_otherwise(folder: Path) -> None:

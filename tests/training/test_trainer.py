@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,9 @@ import dvae
 from dalle1 import registry
 from dalle1.training import checkpoints
 from dalle1.training.metrics_logger import read_metrics
-from dalle1.training.trainer import Trainer
+from dalle1.training.signals import Interrupted
+from dalle1.training.trainer import Trainer, train
+from dvae import storage
 
 from .conftest import run_until, tiny
 
@@ -201,6 +204,57 @@ def test_checkpoint_that_cannot_be_read_back(
     Trainer(config).run()
     assert "model not exported" in capsys.readouterr().err
     assert registry.load("ranker", tmp_path / "run" / "model") is not None
+
+
+@pytest.mark.parametrize("failing", ["checkpoint", "model"])
+def test_end_that_cannot_be_written(
+    failing: str,
+    tmp_path: Path,
+    shards: str,
+    parts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run whose last save met a full disk: it counts as done, so that a script goes on without
+    the model, and no --resume exports it."""
+    run, real = tmp_path / "run", checkpoints.save_file
+
+    def full(content: object, path: Path, *rest: object) -> None:
+        if failing == "model" or "step-0000004" in str(path):
+            raise OSError(28, "No space left on device")
+        real(content, path, *rest)  # type: ignore[arg-type]
+
+    module = checkpoints if failing == "checkpoint" else storage
+    config = tiny("clip", shards, run, parts, steps=4, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        with pytest.raises(OSError, match=rf"^run: the last {failing} .* --resume"):
+            train(config)
+    assert "No space left" in capsys.readouterr().err
+    train(config, resume=True)
+    average = tensors(run, 4).under("average/model.")
+    exported = registry.load("ranker", run / "model").state_dict()
+    assert all(torch.equal(exported[key], average[key]) for key in exported)
+
+
+def test_stop_that_cannot_be_saved(
+    tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who is told that a checkpoint is saved, and whose updates are lost."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    trainer = Trainer(tiny("clip", shards, tmp_path / "run", parts, steps=4))
+    before = trainer.stage.replaces_weights
+    monkeypatch.setattr(
+        trainer.stage,
+        "replaces_weights",
+        lambda step: os.kill(os.getpid(), signal.SIGTERM) or before(step),
+    )
+    with pytest.raises(Interrupted, match="after update 1; it could not be saved"):
+        trainer.run()
 
 
 def test_refuses_to_overwrite_a_run(tmp_path: Path, shards: str, parts: Path) -> None:
