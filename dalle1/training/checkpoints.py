@@ -151,7 +151,10 @@ def newest(folder: Path) -> Path | None:
             print(f"warning: {reason}; resuming from {path.name}", file=sys.stderr)
         return path
     if reasons:
-        raise ValueError("; ".join(reasons))
+        raise ValueError(
+            f"run: expected an undamaged checkpoint in {folder}, got none: {'; '.join(reasons)}; "
+            "put a copy of one back, or begin a new run (run=...)"
+        )
     others = sorted(p.name for p in folder.glob("step-*") if (p / STATE).is_file())
     if others and rank() == 0:
         print(

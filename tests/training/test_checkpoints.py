@@ -70,14 +70,15 @@ def damage(path: Path) -> None:
 
 
 def test_damaged_file_is_named(tmp_path: Path) -> None:
-    """A truncated file that loads as something else; a lost one that nobody misses."""
+    """A truncated file that loads as something else; a lost one that nobody misses; a refusal that
+    does not say what to do."""
     path = save(tmp_path, 5)
     assert path is not None
     damage(path)
     with pytest.raises(ValueError, match="step-0000005"):
         checkpoints.load(path)
     next(path.glob("rank-*")).unlink()
-    with pytest.raises(ValueError, match=r"rank-00000-of-00001\.safetensors"):
+    with pytest.raises(ValueError, match=r"^run: .*rank-00000-of-00001\.safetensors; put a copy"):
         checkpoints.newest(tmp_path)
 
 
