@@ -9,6 +9,7 @@ Nothing in a folder is a pickle. Each file is written under a temporary name and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -144,7 +145,8 @@ class Model:
         caption = as_caption(caption)
         rows, columns = self.prior.grid
         image_tokens = _as_tokens(image_tokens)
-        if image_tokens.ndim not in (2, 3) or image_tokens.shape[-2:] != (rows, columns):
+        fits = image_tokens.ndim in (2, 3) and image_tokens.shape[-2:] == (rows, columns)
+        if not fits or not len(image_tokens):
             raise ValueError(
                 f"image_tokens: expected int64 [{rows}, {columns}] or [b, {rows}, {columns}], got "
                 f"{list(image_tokens.shape)}"
@@ -285,6 +287,8 @@ def load(folder: str | Path) -> Model:
 
     Raises ValueError that names the file when one is missing, truncated or does not fit.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"model: expected a folder, got {type(folder).__name__}")
     folder = Path(expand_home(folder))
     if not folder.is_dir():
         raise ValueError(f"model: {folder} is no folder; training writes one as RUN/model")

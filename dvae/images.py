@@ -31,6 +31,8 @@ def check_images(images: Tensor, channels: int = 3, name: str = "images") -> Non
     if not images.is_floating_point():
         remedy = "; divide by 255" if images.dtype == torch.uint8 else ""
         raise ValueError(f"{wanted} {images.dtype} {shape}{remedy}")
+    if images.layout != torch.strided:
+        raise ValueError(f"{wanted} {images.layout}; use images.to_dense()")
     if images.ndim != 4 or shape[1] != channels:
         raise ValueError(f"{name}: expected [b, {channels}, H, W], got {shape}")
     if is_trusted() or images.is_meta or not images.numel():

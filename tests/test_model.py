@@ -230,6 +230,9 @@ def test_folder_of_wrapped_parts(model: Model, tmp_path: Path, wrapped: Any) -> 
 
 def test_no_folder(tmp_path: Path) -> None:
     """A path that is no model folder, or a config that is no object, with a puzzling error."""
+    for wrong in (None, 3, b"x", torch.nn.Identity()):
+        with pytest.raises(ValueError, match="model: expected a folder, got"):
+            dalle1.load(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nowhere is no folder"):
         dalle1.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"config\.json is missing"):

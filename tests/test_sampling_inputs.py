@@ -177,7 +177,7 @@ def test_tokens_of_any_type(model: Model) -> None:
     expected = model.log_prob(CAPTION, torch.from_numpy(tokens))
     for found in (tokens, tokens.astype(np.uint8), torch.from_numpy(tokens).int(), tokens.tolist()):
         assert torch.equal(model.log_prob(np.str_(CAPTION), found), expected)
-    for wrong in (tokens > 2, tokens / 2, "abc", None, [[1], [1, 2]]):
+    for wrong in (tokens > 2, tokens / 2, "abc", None, [[1], [1, 2]], tokens[:0]):
         with pytest.raises(ValueError, match="image_tokens: expected"):
             model.log_prob(CAPTION, wrong)
     for caption in ([CAPTION], [CAPTION, CAPTION], None, 3):

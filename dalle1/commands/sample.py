@@ -20,7 +20,7 @@ from dalle1.commands.command_line import (
     make_parser,
     open_model,
 )
-from dalle1.common.files import check_writable
+from dalle1.common.files import check_writable_file
 from dalle1.common.hardware import DTYPES
 from dalle1.common.image_files import open_image
 from dalle1.sampling import sample
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    check_writable(options.out, "--out")
+    for name in ("sheet.png", "result.json"):
+        check_writable_file(options.out / name, "--out")
     result = sample(
         options.captions,
         model=open_model(options, DTYPES[options.dtype]),

@@ -37,6 +37,11 @@ def read_text(path: str | Path) -> str:
     return Path(path).read_text(encoding="utf-8-sig")
 
 
+def name_text(path: Path) -> str:
+    """The name of a file as text, the same in every locale."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "surrogateescape")
+
+
 def check_writable(folder: str | Path, name: str) -> None:
     """Raises ValueError where files cannot be written into a folder, which need not exist yet.
 

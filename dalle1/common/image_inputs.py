@@ -47,7 +47,9 @@ def read_images(
         images = images.tolist()
     if isinstance(images, Image.Image | str | os.PathLike | np.ndarray | Tensor):
         found = _read(images, name)
-    elif isinstance(images, Iterable) and not isinstance(images, bytes | Mapping | Set):
+    elif isinstance(images, Iterable) and not isinstance(
+        images, bytes | memoryview | Mapping | Set
+    ):
         found = [_read_one(image, f"{name}[{i}]") for i, image in enumerate(images)]
     else:
         raise _no_image(images, name)
@@ -68,9 +70,12 @@ def _read(images: object, name: str) -> list[Image.Image | Tensor]:
         if 0 in images.size:
             raise _no_image(images, name, f"{images.width}x{images.height} pixels")
         try:
-            return [to_rgb(images)]
+            floats = np.asarray(images) if images.mode == "F" else None
+            if floats is None or _are_8_bits(floats):
+                return [to_rgb(images)]
         except Exception as error:  # a file that was opened, and closed, or is cut short
             raise ValueError(f"{name}: cannot be read: {error}") from error
+        return _read_array(floats, name)
     if isinstance(images, str | os.PathLike):
         return [open_image(images)]
     if isinstance(images, np.ndarray):
@@ -78,6 +83,12 @@ def _read(images: object, name: str) -> list[Image.Image | Tensor]:
     if isinstance(images, Tensor):
         return list(_read_floats(images, name).unbind())
     raise _no_image(images, name)
+
+
+def _are_8_bits(floats: np.ndarray) -> bool:
+    """Whether PIL's floats are those of 8 bits, as its conversion makes them; not of [0, 1]."""
+    low, high = float(floats.min()), float(floats.max())
+    return low >= 0 and 1 < high <= 255
 
 
 def _read_array(images: np.ndarray, name: str) -> list[Image.Image | Tensor]:
@@ -95,7 +106,7 @@ def _read_array(images: np.ndarray, name: str) -> list[Image.Image | Tensor]:
     if not floats:
         squeezed = shaped[..., 0] if shaped.shape[-1] == 1 else shaped
         return [to_rgb(Image.fromarray(np.ascontiguousarray(image))) for image in squeezed]
-    pixels = torch.from_numpy(np.ascontiguousarray(shaped, np.float32))
+    pixels = torch.from_numpy(np.array(shaped, np.float32, order="C"))
     pixels = rearrange(pixels, "b h w c -> b c h w")
     check_images(pixels, pixels.shape[1], name)
     if pixels.shape[1] == 4:
@@ -113,6 +124,8 @@ def _read_floats(images: Tensor, name: str) -> Tensor:
         hint = "; in tensors the channels come first: use x.movedim(-1, -3)" if last else ""
         raise _no_image(images, name, f"a tensor {list(images.shape)}{hint}")
     check_images(shaped, shaped.shape[1], name)
+    if images.is_meta:
+        raise _no_image(images, name, "a tensor without values, on the meta device")
     return shaped.detach().float().expand(-1, 3, -1, -1)
 
 

@@ -95,7 +95,7 @@ def captions_of(sample: RawSample, caption_key: str, lines: bool = False) -> lis
     try:
         if caption_key == "txt":
             text = source.decode("utf-8-sig")  # without the mark that some editors put in front
-            found = text.splitlines() if lines else [text]
+            found = split_lines(text) if lines else [text]
         else:
             found = json.loads(source)[caption_key]
             found = found if isinstance(found, list) else [found]
@@ -105,16 +105,28 @@ def captions_of(sample: RawSample, caption_key: str, lines: bool = False) -> lis
         raise BadSample(NO_CAPTION) from error
     except (ValueError, RecursionError) as error:
         raise BadSample(INVALID_JSON) from error
-    captions = [cleaned for text in found if isinstance(text, str) and (cleaned := _cleaned(text))]
+    captions = [caption for text in found if isinstance(text, str) and (caption := cleaned(text))]
     if not captions:
         raise BadSample(EMPTY_CAPTION)
     return captions
 
 
-def _cleaned(text: str) -> str:
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, as editors show them.
+
+    `str.splitlines` also splits at U+2028, U+0085 and form feeds, which captions from web pages
+    hold.
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def cleaned(caption: str) -> str:
+    """A caption without what is none of its letters, in front of it and behind it."""
+    # Marks are also in front of a line where files were joined, and in values of tables and JSON.
     # Of a file that a crash left behind, only zeros may be there. And JSON's escapes can spell half
     # a surrogate pair, which no encoder takes.
-    return text.strip().strip("\0").strip().encode(errors="replace").decode()
+    kept = caption.strip().lstrip("\ufeff").strip().strip("\0").strip()
+    return kept.encode(errors="replace").decode()
 
 
 def caption_of(sample: RawSample, caption_key: str) -> str:

@@ -18,7 +18,7 @@ from dalle1.common.config import SHAPES
 from dalle1.common.files import read_text
 from dalle1.common.images import to_tensor
 from dalle1.data import shapes
-from dalle1.data.samples import BadSample, caption_of, image_of
+from dalle1.data.samples import BadSample, caption_of, cleaned, image_of, split_lines
 from dalle1.data.shards.index import TOKENS, find_shards, kind_of, raw_samples, read_captions
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
@@ -56,10 +56,14 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
         ]
     if _is_list(settings.data):
         try:
-            lines = read_text(settings.data).splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = split_lines(read_text(settings.data))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data: {settings.data} cannot be read: {error}; save it as UTF-8"
+            ) from error
+        except OSError as error:
             raise ValueError(f"data: {settings.data} cannot be read: {error}") from error
-        captions = [line.strip() for line in lines if line.strip()]
+        captions = [caption for line in lines if (caption := cleaned(line))]
     else:
         captions = list(_captions(settings))
     if not captions:

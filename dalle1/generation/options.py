@@ -101,6 +101,7 @@ def draw_token(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> tu
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         # A token is left out when likelier ones already have the mass; the likeliest always stays.
         surplus = ordered.cumsum(dim=-1) - ordered >= options.top_p
+        surplus[:, 0] = False  # a mass of 0 in 32 bits
         logits = logits.masked_fill(surplus.scatter(-1, order, surplus), -torch.inf)
     # The sums have thousands of terms, so they are in 64 bits where the device has them.
     wide = uniforms.dtype if uniforms.dtype == torch.float64 else largest_float(logits.device)

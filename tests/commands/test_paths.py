@@ -187,6 +187,18 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     assert file.read_text(encoding="utf-8") == "kept"
 
 
+@pytest.mark.parametrize("name", ["sheet.png", "result.json"])
+@pytest.mark.usefixtures("without_work")
+def test_a_file_of_the_images_that_is_in_the_way_is_refused_before_the_work(
+    name: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in the place of `result.json` that is found when all is drawn."""
+    (home / "images" / name).mkdir(parents=True)
+    assert start("sample", f"{home}/images", home) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: --out: expected a file") and f"{name}' (it is a folder)" in said
+
+
 @pytest.mark.parametrize(
     ("option", "arguments"),
     [

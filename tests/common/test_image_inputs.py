@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 TENSOR = to_tensor(PIXELS)
 GRAY = PIXELS[..., 0]
 OPAQUE = np.concatenate([PIXELS, np.full((5, 7, 1), 255, np.uint8)], axis=-1)
+READ_ONLY = (PIXELS / 255).astype(np.float32)
+READ_ONLY.flags.writeable = False
 
 
 def floats(images: Any) -> Tensor:
@@ -38,6 +41,7 @@ def floats(images: Any) -> Tensor:
         (PIXELS / 255).astype(np.float32),
         (PIXELS / 255).astype(">f4"),
         (OPAQUE / 255)[None],
+        READ_ONLY,
         TENSOR,
         TENSOR[None],
         (TENSOR,),
@@ -50,7 +54,9 @@ def floats(images: Any) -> Tensor:
 )
 def test_an_image_of_any_kind(image: Any) -> None:
     """An array, a tensor or a single image that raises AttributeError, or is turned around."""
-    found = floats(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's, of an array that cannot be written
+        found = floats(image)
     assert found.shape == (1, 3, 5, 7) and found.dtype == torch.float32
     torch.testing.assert_close(found[0], TENSOR)
     assert not found.requires_grad
@@ -58,10 +64,12 @@ def test_an_image_of_any_kind(image: Any) -> None:
 
 @pytest.mark.parametrize(
     "image", [GRAY, GRAY[..., None], GRAY[None, ..., None], GRAY / 255, TENSOR[0], TENSOR[:1],
-              TENSOR[None, :1], Image.fromarray(GRAY), [GRAY], [TENSOR[:1]]]
+              TENSOR[None, :1], Image.fromarray(GRAY), Image.fromarray(GRAY).convert("F"),
+              Image.fromarray((GRAY / 255).astype(np.float32)), [GRAY], [TENSOR[:1]]]
 )  # fmt: skip
 def test_gray_pixels(image: Any) -> None:
-    """Gray pixels that are refused, or become one of three channels."""
+    """Gray pixels that are refused, or become one of three channels; floats in [0, 1] that PIL
+    holds taken for black."""
     torch.testing.assert_close(floats(image)[0], TENSOR[:1].expand(3, -1, -1))
 
 
@@ -127,6 +135,12 @@ def test_files_and_many_images(tmp_path: Path) -> None:
         (PIXELS.astype(np.float32), r"from \[0, 255\]"),
         ([TENSOR, 9 * TENSOR], r"images\[1\]: expected floats"),
         (Image.new("RGB", (0, 5)), "got 0x5 pixels"),
+        (TENSOR.to_sparse(), r"images: expected floats .*got torch.sparse_coo"),
+        (TENSOR.to("meta"), "got a tensor without values"),
+        (memoryview(PIXELS), "got memoryview"),
+        (Image.fromarray((2 * PIXELS[..., 0] / 255 - 1).astype(np.float32)), r"from \[-1, 1\]"),
+        (Image.fromarray(np.full((5, 7), np.nan, np.float32)), "got NaN"),
+        (Image.fromarray(np.full((5, 7), 65535, np.float32)), r"got values in \[65535, 65535\]"),
     ],
 )
 def test_what_is_no_image_is_refused(found: Any, message: str) -> None:

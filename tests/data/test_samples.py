@@ -510,10 +510,13 @@ def test_half_surrogates() -> None:
 
 
 def test_lists_and_lines() -> None:
-    """The first of several captions alone, or empty ones and numbers among them."""
+    """The first of several captions alone, empty ones and numbers among them, or one caption split
+    at U+2028 as if it were several."""
     listed = {"json": json.dumps({"alt": ["a", " b ", "", 7, None, ["c"], "\0", "d"]}).encode()}
     assert captions_of(listed, "alt") == ["a", "b", "d"]
     assert caption_of(listed, "alt") == "a"
+    odd = {"txt": "\ufeffa\u2028b\x0cc\x85d\r\ufefftwo".encode()}
+    assert captions_of(odd, "txt", lines=True) == ["a\u2028b\x0cc\x85d", "two"]
     lines = {"txt": "\ufeffone\r\n\n  two  \n漢字\n".encode()}
     assert captions_of(lines, "txt", lines=True) == ["one", "two", "漢字"]
     assert captions_of(lines, "txt") == ["one\r\n\n  two  \n漢字"]

@@ -45,6 +45,7 @@ def codec() -> DVAE:
         (255 * IMAGES.half(), r"from \[0, 255\]"),
         ((255 * IMAGES).to(torch.uint8), r"got torch.uint8 .*; divide by 255"),
         ((255 * IMAGES).long(), "got torch.int64"),
+        (IMAGES.to_sparse(), r"got torch.sparse_coo; use images.to_dense\(\)"),
     ],
 )
 def test_images_of_another_range_are_refused(codec: DVAE, images: Tensor, message: str) -> None:

@@ -25,11 +25,20 @@ def test_a_list_of_captions(
     assert true_images(settings, 8) is None
 
 
+def test_odd_letters_of_a_list(make_settings: SettingsMaker, tmp_path: Path) -> None:
+    """A caption with U+2028, U+0085 or a form feed taken for several; U+FEFF in the middle of two
+    lists that were joined, or twice in front, as a part of a caption."""
+    text = "\ufeff\ufeffa\u2028b\x0cc\x85d\r\n\ufefftwo\rthree\n \ufeff \n"
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    prompts = read_prompts(make_settings(data=str(tmp_path / "list.txt")))
+    assert [p.caption for p in prompts] == ["a\u2028b\x0cc\x85d", "two", "three"]
+
+
 def test_a_list_that_is_not_utf8_is_named(make_settings: SettingsMaker, tmp_path: Path) -> None:
     """A traceback, or captions of other letters, for a list that an editor saved as UTF-16."""
     for encoding in ("utf-16", "latin-1"):
         (tmp_path / "list.TXT").write_text("a ü", encoding=encoding)
-        with pytest.raises(ValueError, match=r"^data: .*list\.TXT cannot be read"):
+        with pytest.raises(ValueError, match=r"^data: .*list\.TXT .*; save it as UTF-8"):
             read_prompts(make_settings(data=str(tmp_path / "list.TXT")))
 
 

@@ -248,7 +248,8 @@ def test_choose_by_hand() -> None:
     # 0.5, 0.15, 0.3 of 0.95: ends 0.526, 0.684, 1.
     assert chosen([0.0, 0.52, 0.53, 0.68, 0.69], top_p=0.81) == [1, 1, 2, 2, 3]
     assert chosen(points, top_p=1.0) == chosen(points)
-    assert chosen([0.0, 0.5, 0.999], top_p=1e-9) == [1, 1, 1]
+    for tiny in (1e-9, 1e-46, 5e-324):  # below 1e-45 it is 0 in 32 bits
+        assert chosen([0.0, 0.5, 0.999], top_p=tiny) == [1, 1, 1]
     # Temperature 1/2 squares: 0.0025, 0.25, 0.0225, 0.09 of 0.365: ends 0.0068, 0.6918, 0.7534.
     assert chosen([0.006, 0.007, 0.691, 0.692, 0.753, 0.754], temperature=0.5) == [
         0, 1, 1, 2, 2, 3,

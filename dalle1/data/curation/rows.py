@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dalle1.common.files import expand_home, name_text
 from dalle1.data.curation.tables import TABLES, TableRow, read_table
 from dalle1.data.samples import NO_CAPTION, NO_IMAGE
 from dalle1.data.shards.names import read_folder
@@ -53,10 +54,10 @@ def read_rows(source: Path, image_column: str, caption_column: str) -> Iterator[
 def _rows_of_folder(folder: Path) -> Iterator[Row]:
     found = read_folder(folder)
     for number, (image, text) in enumerate(found.images.items()):
-        name = image.relative_to(folder).as_posix()
+        name = name_text(image.relative_to(folder))
         yield Row(number, repr(name), image, text, {"path": name}, "" if text else NO_CAPTION)
     for number, caption in enumerate(found.lonely, len(found.images)):
-        name = caption.relative_to(folder).as_posix()
+        name = name_text(caption.relative_to(folder))
         yield Row(number, repr(name), None, caption, {}, NO_IMAGE)
 
 
@@ -68,6 +69,6 @@ def _rows_of_table(
         fault = row.fault
         if not fault and (not isinstance(path, str) or not path.strip()):
             fault = "no path"
-        image = None if fault else folder / str(path)
+        image = None if fault else folder / expand_home(str(path))
         name = f"row {number}, {row.detail or repr(path)[:SHOWN]}"
         yield Row(number, name, image, row.values.get(caption_column), row.values, fault)

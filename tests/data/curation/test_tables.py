@@ -252,3 +252,12 @@ def test_two_columns_of_one_name(folder: Path) -> None:
     for name in ("t.parquet", "t.csv"):
         with pytest.raises(ValueError, match=r"two columns of one name: \['caption'\]"):
             write_shards(folder / name, folder / "out")
+
+
+def test_paths_of_rows_know_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row lost as "missing file" whose path begins with `~`."""
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "below").mkdir()
+    (folder / "below" / "t.csv").write_text("path,caption\n~/1.png,a\n../2.png,b\n")
+    samples, written = packed(folder / "below" / "t.csv")
+    assert captions(samples) == ["a", "b"] and not written.skipped
