@@ -312,5 +312,7 @@ def _as_written(annotation: Any, value: Any, written: Any) -> Any:
         }
     if isinstance(value, list) and isinstance(written, list) and types.texts:
         return [_as_written(str, *pair) for pair in zip(value, written, strict=True)]
-    scalar = isinstance(value, (bool, int, float)) and isinstance(written, str)
-    return written if scalar and (types.text or written in types.words) else value
+    if not isinstance(value, (bool, int, float)) or not isinstance(written, str):
+        return value
+    # To YAML 1.1, 1:30 is the number 90, which nobody means.
+    return written if types.text or written in types.words or ":" in written else value

@@ -132,10 +132,13 @@ def check_drawn(drawn: Tensor, options: SamplingOptions, dtype: torch.dtype) -> 
     """
     if bool(drawn.all()):
         return
-    guidance = "" if options.guidance == 1 else f", or a smaller guidance than {options.guidance:g}"
+    narrow = dtype.itemsize < torch.float32.itemsize
+    remedies = ["use torch.bfloat16 or torch.float32" if narrow else "take an earlier checkpoint"]
+    if options.guidance != 1:
+        remedies.append(f"a smaller guidance than {options.guidance:g}")
     raise ValueError(
-        f"dtype: expected finite logits, got NaN or infinity: the activations are beyond what "
-        f"{dtype} holds; use torch.bfloat16 or torch.float32{guidance}"
+        "dtype: expected finite logits, got NaN or infinity: the activations are beyond what "
+        f"{dtype} holds; {', or '.join(remedies)}"
     )
 
 

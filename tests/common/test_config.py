@@ -210,6 +210,9 @@ def test_other_types_are_typed_as_yaml(tmp_path: Path) -> None:
     for wrong in ("either={shape: 1}", "texts=a", "texts=[a", "texts={a: b}", "count=2024-11-25"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             load_texts(tmp_path, "{}", wrong)
+    for minutes in ({"overrides": "count=1:30"}, {"file": "count: 1:30"}):  # 90 to YAML 1.1
+        with pytest.raises(ValueError, match=r"count: .*\(got '1:30'\)"):
+            load_texts(tmp_path, minutes.get("file", "{}"), *minutes.get("overrides", "").split())
 
 
 @pytest.mark.filterwarnings("ignore:setting 'former'")
