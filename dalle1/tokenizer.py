@@ -59,6 +59,7 @@ class Tokenizer:
         self._bpe = bpe
         model = json.loads(bpe.to_str())["model"]
         self._vocab: dict[str, int] = model["vocab"]
+        self._longest = max(map(len, self._vocab))  # bytes of a token
         self._ranks: dict[tuple[int, int], int] = {}  # of a merge, by the ids of its two parts
         self._merged: list[int] = []  # the id that a merge makes, by its rank
         for rank, (left, right) in enumerate(model["merges"]):
@@ -125,8 +126,10 @@ class Tokenizer:
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f"caption: expected text, got {caption!r}")
         caption, limit = caption.strip(), self.text_length - 1
-        if rng is not None:
-            caption = self._readable(caption)
+        # Tokens of more letters than these are beyond the limit, however long each of them is.
+        needed = self._longest * (limit + CUT_MARGIN)
+        more = "more than " if len(caption) > needed else ""
+        caption = caption[:needed] if rng is None else self._readable(caption)
         if rng is not None and self.dropout:
             ids = self._dropped_out(caption, rng)
         else:
@@ -134,7 +137,8 @@ class Tokenizer:
         if len(ids) > limit:
             if rng is None:  # with dropped merges a caption is longer by chance: no news
                 warnings.warn(
-                    f"caption has {len(ids)} tokens and is cut to {limit}: {caption[:60]!r}...",
+                    f"caption has {more}{len(ids)} tokens and is cut to {limit}: "
+                    f"{caption[:60]!r}...",
                     CaptionCut,
                     stacklevel=3,
                 )

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.common.files import expand_home
 from dalle1.data.curation.write_shards import write_shards
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
     parser = make_parser("shard", __doc__)
     parser.add_argument(
-        "source", type=as_path, help="folder of images and .txt, or .csv, .tsv, .parquet"
+        "source", type=expand_home, help="folder of images and .txt, or .csv, .tsv, .parquet"
     )
     parser.add_argument("out", type=as_path, help="folder for the shards; must not hold any")
     parser.add_argument("--shard-size", type=int, default=1000, help="samples of a shard at most")

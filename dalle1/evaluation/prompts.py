@@ -19,7 +19,15 @@ from dalle1.common.files import read_text
 from dalle1.common.images import to_tensor
 from dalle1.data import shapes
 from dalle1.data.samples import BadSample, caption_of, cleaned, image_of, split_lines
-from dalle1.data.shards.index import TOKENS, find_shards, kind_of, raw_samples, read_captions
+from dalle1.data.shards.index import (
+    TOKENS,
+    find_shards,
+    kind_of,
+    no_good,
+    raw_samples,
+    read_captions,
+)
+from dalle1.data.shards.tar import is_remote
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
 
@@ -73,7 +81,7 @@ def read_prompts(settings: RankSettings) -> list[Prompt]:
 
 def _is_list(data: str) -> bool:
     """Whether data are a file of captions, one a line, and not a folder that is called so."""
-    return data.lower().endswith(".txt") and not Path(data).is_dir()
+    return data.lower().endswith(".txt") and not is_remote(data) and not Path(data).is_dir()
 
 
 def _captions(settings: RankSettings) -> Iterator[str]:
@@ -94,10 +102,7 @@ def _captions(settings: RankSettings) -> Iterator[str]:
         if count == settings.captions:
             return
     if not count and bad:
-        raise ValueError(
-            f"data: no caption under the key {settings.caption_key!r} of {settings.data}: "
-            + ", ".join(f"{cause} ({n} times)" for cause, n in bad.most_common(3))
-        )
+        raise ValueError(no_good(settings.data, settings.caption_key, bad))
 
 
 def _are_tokens(data: str) -> bool:

@@ -360,3 +360,38 @@ def test_a_source_of_pairs_that_holds_shards(given: Given, tmp_path: Path) -> No
     for kind in ("a folder of tars", "a pipe", "a brace pattern of tars", "an http(s) address"):
         with pytest.raises(ValueError, match=r"^source: .*take them as `data`"):
             write_shards(given.kinds[kind], tmp_path / "out")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_no_data_is_not_the_working_folder(
+    tool: str,
+    given: Given,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A variable that is not set, by which all that lies in the working folder is read."""
+    monkeypatch.chdir(given.kinds["a folder of tars"])
+    assert TOOLS[tool]("", tmp_path / "out", given) == 2
+    assert re.search("got ('|an empty text)", capsys.readouterr().err)
+
+
+def test_a_source_that_is_an_address_is_named_as_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """http:/host for http://host, which is then said not to exist."""
+    for source in ("http://host/0.tar", "pipe:cat 0.tar"):
+        assert shard_command.main([source, str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert repr(source) in said and "take them as `data`" in said
+
+
+@pytest.mark.parametrize("name", ["part/0.tar", "0.tar.gz", "part/0.TGZ"])
+def test_shards_that_only_a_pattern_finds(name: str, given: Given, tmp_path: Path) -> None:
+    """A folder of shards said to hold none, without a word on how they are given."""
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    for read in (make_index, inspect):
+        with pytest.raises(ValueError, match=rf"{name}.*given by a pattern"):
+            read(str(tmp_path / "in"))

@@ -123,9 +123,10 @@ def write_shards(
             columns that are not there, an `out` that holds shards, or too little space for all.
         OSError: the disk is full after all; says how much is missing.
     """
-    if is_remote(os.fspath(source)):
-        raise ValueError(f"source: expected {SOURCES}, got {source!r}; {SHARDS}")
-    source, out = Path(expand_home(source)), Path(expand_home(out))
+    given = expand_home(source)
+    if is_remote(given) or not given:
+        raise ValueError(f"source: expected {SOURCES}, got {given!r}; {SHARDS}")
+    source, out = Path(given), Path(expand_home(out))
     _check_least(1, shard_size=shard_size, max_bytes=max_bytes, workers=workers)
     _check_least(0, seed=seed)
     check_writable(out, "out")

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from dalle1.data.shards.index import PAIRS, TAR_ENDING, TOKENS, find_shards, kind_of, no_images
+from dalle1.data.shards.index import PAIRS, TOKENS, find_shards, kind_of, no_images
+from dalle1.data.shards.names import TAR_ENDING
 from dalle1.data.shards.tar import Shard, TarSample, is_remote
 
 

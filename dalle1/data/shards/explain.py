@@ -11,7 +11,7 @@ from pathlib import Path
 from webdataset.tariterators import base_plus_ext
 
 from dalle1.data.samples import IMAGE_KEYS
-from dalle1.data.shards.names import read_folder
+from dalle1.data.shards.names import TAR_ENDING, read_folder
 from dalle1.data.shards.tar import Shard, is_remote
 
 CAPTION_KEYS = ("txt", "json")
@@ -62,6 +62,13 @@ def explain_folder(folder: str | Path) -> str:
     found = read_folder(folder)
     names = (base_plus_ext(path.name)[1] for path in found.files)
     endings = Counter(name.lower() for name in names if name)
+    shards = [p for p in found.files if TAR_ENDING.search(p.name)] if not found.images else []
+    if shards:
+        return (
+            f"; of the shards in it ({len(shards):,}), such as "
+            f"{str(shards[0].relative_to(folder))!r}, those in sub-folders and compressed ones are "
+            "given by a pattern such as 'path/{a,b}/{0000..0009}.tar.gz'"
+        )
     without = [image for image, caption in found.images.items() if caption is None]
     if not endings or (found.images and not without):
         return ""

@@ -36,12 +36,11 @@ from dalle1.data.samples import (
 )
 from dalle1.data.shards import token_shard as tokens
 from dalle1.data.shards.explain import explain_folder, explain_tars
-from dalle1.data.shards.names import TAR, caption_beside, read_folder, shards_in
+from dalle1.data.shards.names import TAR, TAR_ENDING, caption_beside, read_folder, shards_in
 from dalle1.data.shards.stats import counted_samples
 from dalle1.data.shards.tar import Shard, is_remote
 
 TARS, TOKENS, PAIRS = "tars", "token shards", "pairs"
-TAR_ENDING = re.compile(r"\.(tar(\.\w+)?|tgz)$", re.IGNORECASE)
 NAMES = re.compile(r"[^/\s'\"?=&|]+")  # of files, in an address
 
 
@@ -52,6 +51,8 @@ def find_shards(data: str) -> list[str]:
         ValueError: a shard is missing, a pattern is invalid, or a folder holds two kinds.
     """
     data = expand_home(data)
+    if not data.strip():  # of a variable that is not set; it would be the working folder
+        raise ValueError(f"data: expected shards or a folder, got {data!r}; '.' is the folder here")
     if not is_remote(data) and Path(data).is_dir():
         found = {ending: shards_in(data, ending) for ending in (TAR, tokens.END)}
         if all(found.values()):

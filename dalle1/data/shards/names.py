@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from dalle1.data.samples import IMAGE_KEYS
 
 TAR = ".tar"
+TAR_ENDING = re.compile(r"\.(tar(\.\w+)?|tgz)$", re.IGNORECASE)
 # What systems, file servers, backups and tools of versions keep: copies, previews, records.
 NO_FOLDERS = frozenset(
     {
@@ -22,10 +24,22 @@ NO_FOLDERS = frozenset(
         *(".trashes", ".trash", ".fseventsd", ".temporaryitems", ".documentrevisions-v100"),
         *("$recycle.bin", "system volume information", "lost+found", ".thumbnails", ".xvpics"),
         *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", ".snapshot", ".snapshots"),
-        *(".zfs", ".stversions", ".dropbox.cache", ".ipynb_checkpoints", ".git", ".svn", ".hg"),
+        *("~snapshot", ".zfs", ".stversions", ".sync", ".dropbox.cache", ".tmp.drivedownload"),
+        *(".ipynb_checkpoints", ".git", ".svn", "_svn", ".hg", "__pycache__"),
+        *("recycler", "network trash folder", "temporary items", ".mobilebackups"),
+        *(".@__thumb", ".thumbs", ".thumb", ".tmb", ".picasaoriginals", ".dtrash", ".comments"),
+        *(".rsync-partial", ".~tmp~", "paxheader", "paxheaders"),
     }
 )
-NO_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"})
+# With a number behind: of each user, or of each run of a tar that knew no pax headers.
+NO_FOLDERS_BEGIN = (".trash-", "paxheaders.", "paxheader.")
+NO_FILES = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
+        *("autorun.inf", "picasa.ini", "zbthumbnail.info", "pspbrwse.jbf", "descript.ion"),
+        *("ws_ftp.log", "sync.ffs_db", "@longlink", "cachedir.tag"),
+    }
+)
 STREAMS = (":zone.identifier", ":encryptable")  # of NTFS, where they became files
 # Of several captions the first of these counts: .txt, then the first in the order of a listing.
 CAPTION_ENDINGS = (".txt", ".TXT", ".TXt", ".TxT", ".Txt", ".tXT", ".tXt", ".txT")
@@ -47,7 +61,11 @@ def is_data(name: str) -> bool:
         return False
     if last in NO_FILES or last.endswith(STREAMS):
         return False
-    return not any(part in NO_FOLDERS or part.startswith(".trash-") for part in (*folders, last))
+    # What an office program or Emacs keeps beside a file that is open.
+    if last.startswith("~$") or (last.startswith("#") and last.endswith("#")):
+        return False
+    parts = (*folders, last)
+    return not any(part in NO_FOLDERS or part.startswith(NO_FOLDERS_BEGIN) for part in parts)
 
 
 def is_tar(address: str) -> bool:
@@ -59,7 +77,8 @@ def shards_in(folder: str | Path, ending: str) -> list[str]:
     """The paths of a folder's files with an ending, sorted; none where there is no folder."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     found = (name for name in names if name.lower().endswith(ending) and is_data(name))
-    return sorted(str(Path(folder) / name) for name in found)
+    paths = (Path(folder) / name for name in found)
+    return sorted(str(path) for path in paths if not path.is_dir())  # such as an unpacked 0.tar
 
 
 def count_skipped(folder: str | Path) -> int:

@@ -22,6 +22,10 @@ from dalle1.data.shards.names import caption_beside, is_data, read_folder, shard
         *("System Volume Information/x.txt", ".Trash-1000/files/0001.jpg", "__MACOSX", "__MACOSX/"),
         *(".AppleDouble/0001.jpg", ".ipynb_checkpoints/0001-checkpoint.jpg", ".git/x.txt", ".x/"),
         *("0001.jpg:Zone.Identifier", ".picasa.ini", ".0001.jpg.Ab12", "lost+found/1.jpg"),
+        *("RECYCLER/S-1-5/Dc1.jpg", "Network Trash Folder/1.jpg", "a/.@__thumb/0001.jpg"),
+        *(".picasaoriginals/0001.jpg", "a/.thumbs/0001.jpg", "~snapshot/daily/0001.jpg"),
+        *("PaxHeaders.123/0001.jpg", "a/PaxHeader/0001.jpg", "././@LongLink", ".sync/a/0001.jpg"),
+        *("~$0001.txt", "#0001.txt#", "AUTORUN.INF", "Picasa.ini", "ZbThumbnail.info"),
     ],
 )
 def test_what_is_no_data(name: str) -> None:
@@ -36,6 +40,7 @@ def test_what_is_no_data(name: str) -> None:
         *("thumbs.jpg", "a.Thumbs.db.jpg", "desktop.ini.txt", "MACOSX/1.jpg", "__MACOSX_/1.jpg"),
         *("d.o.t/e.png", "a._b.jpg", "~a.jpg", "Thumbs.db2", "home/me/.cache/set/0001.jpg", "a/"),
         *("__a__.txt", "Kätzchen 猫.png", "x.jpg/y.jpg", "trash-1/1.jpg", "icon.png", ""),
+        *("#1.jpg", "#1/2#.jpg", "~/$1.jpg", "PaxHeaders_/1.jpg", "recycled/1.jpg", "CVS/1.jpg"),
     ],
 )
 def test_what_is_data(name: str) -> None:
@@ -168,3 +173,12 @@ def test_shards_in_either_case(tmp_path: Path) -> None:
         "b.tar",
     ]
     assert shards_in(tmp_path / "nowhere", ".tar") == []
+
+
+def test_folders_that_are_called_like_shards(tmp_path: Path) -> None:
+    """An unpacked tar beside the others that is opened as one, which ends the whole run."""
+    touch(tmp_path / "0.tar" / "1.png", tmp_path / "1.tar", tmp_path / "there.tar")
+    (tmp_path / "2.tar").symlink_to(tmp_path / "0.tar")
+    (tmp_path / "3.tar").symlink_to("there.tar")
+    found = [Path(path).name for path in shards_in(tmp_path, ".tar")]
+    assert found == ["1.tar", "3.tar", "there.tar"]
