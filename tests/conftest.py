@@ -111,8 +111,8 @@ def model(make_model: ModelMaker) -> Model:
 
 def reads_otherwise(path: Path) -> None:
     """Puts in a tokenizer of the same size whose ids mean other things."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     model = content["bpe"]["model"]
     a, b = list(model["vocab"])[-2:]
     model["vocab"][a], model["vocab"][b] = model["vocab"][b], model["vocab"][a]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
