@@ -49,10 +49,11 @@ class RunFolder:
         self._lock: _Lock | None = None
         failure: Exception | None = None
         if rank() == 0:
-            self._keep_tokenizer = (path / TOKENIZER).exists()
-            # Before the lock is there, which a run leaves that is killed as it starts.
-            self._is_a_runs = any((path / name).exists() for name in (LOCK, CONFIG, INDEX))
             try:
+                check_writable(path, "run")
+                self._keep_tokenizer = (path / TOKENIZER).exists()
+                # Before the lock is there, which a run leaves that is killed as it starts.
+                self._is_a_runs = any((path / name).exists() for name in (LOCK, CONFIG, INDEX))
                 self._lock = _lock(path, patience)
             except (OSError, ValueError) as error:  # an OSError of a full disk
                 failure = error
@@ -136,8 +137,7 @@ _locks: dict[tuple[int, int], _Lock] = {}
 
 
 def _lock(folder: Path, patience: float) -> _Lock:
-    """Locks a folder; ValueError where another process has it or it cannot be written."""
-    check_writable(folder, "run")
+    """Locks a folder that can be written; ValueError where another process has it."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     path, deadline = folder / LOCK, time.monotonic() + patience
