@@ -151,6 +151,16 @@ class Prior(Protocol):
 
 
 @runtime_checkable
+class WindowPrior(Protocol):
+    """A prior whose steps of several positions cost less than as many steps of one."""
+
+    def best_window(self, rows: int) -> int:
+        """How many positions of a step pay for so many rows, those of empty captions included; 1
+        where none do."""
+        ...
+
+
+@runtime_checkable
 class TextPrior(Protocol):
     """A prior that models captions too."""
 

@@ -23,7 +23,8 @@ from dalle1.generation.options import (
     sample_token,
     uniforms_for,
 )
-from dalle1.protocols import Prior, TextPrior
+from dalle1.generation.windows import draw_windows
+from dalle1.protocols import Prior, TextPrior, WindowPrior
 from dalle1.tokenizer import END_OF_CAPTION
 from dvae.calls import isolated
 
@@ -45,7 +46,8 @@ class Generator:
         options: SamplingOptions | None = None,
         static: bool | None = None,
     ) -> None:
-        """Takes the memory of the caches and, on CUDA, captures the step.
+        """Takes the memory of the caches and, on CUDA, captures the step, unless windows of
+        positions are drawn in one pass (`SamplingOptions.window`).
 
         Args:
             captions: c.
@@ -57,17 +59,31 @@ class Generator:
         self.captions, self.candidates = captions, candidates
         self.device = device_of(prior)
         cuda = self.device.type == "cuda"
-        self.static = cuda if static is None else static
         # With guidance, the captions and then as many empty ones.
         self.passes = 1 if self.options.guidance == 1 else 2
-        self.state = prior.start(self.passes * captions, candidates, self.static)
         rows, length = captions * candidates, prior.grid[0] * prior.grid[1]
+        self.window = self._choose_window(static)
+        self.static = self.window == 1 and (cuda if static is None else static)
+        self.state = prior.start(self.passes * captions, candidates, self.static)
         self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=self.device)
         self.uniforms = uniforms_for(self.device, torch.zeros(rows, length))
         self.last_tokens = torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.drawn = torch.ones(1, dtype=torch.bool, device=self.device)  # whether all tokens were
         self.graph = self._capture() if cuda and self.static else None
+
+    def _choose_window(self, static: bool | None) -> int:
+        """Positions of a pass: as told, else what the prior says pays for so many rows."""
+        told = self.options.window
+        if static and told is not None and told > 1:
+            raise ValueError(
+                f"window: expected 1 or None for a static step, which has one position, got {told}"
+            )
+        if told is not None:
+            return told
+        if static or self.device.type == "cuda" or not isinstance(self.prior, WindowPrior):
+            return 1
+        return self.prior.best_window(self.passes * self.captions * self.candidates)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Makes the model's device the current one, which events and graphs belong to."""
@@ -120,7 +136,37 @@ class Generator:
             self.last_tokens.fill_(prefix[-1])
         self.state.prefill(text_tokens, prefix)
         with self._on_device():
+            if self.window > 1:
+                return self._all_windows(given, on_step)
             return self._all_positions(given, on_step)
+
+    def _all_windows(self, given: int, on_step: Callable[[int, Tensor], None] | None) -> Tensor:
+        """As `_all_positions`, several positions at a time; rows of the grid are told when they are
+        done in all images."""
+        shaped = rearrange(self.tokens, "(c b) m -> c b m", c=self.captions)
+        columns, told = self.prior.grid[1], given // self.prior.grid[1]
+
+        def on_pass(done: int, drawn: Tensor) -> None:
+            nonlocal told
+            self.drawn &= drawn.all()
+            self._check_drawn()
+            for row in range(told + 1, done // columns + 1):
+                if on_step:
+                    on_step(row * columns, shaped)
+            told = max(told, done // columns)
+
+        draw_windows(
+            self._logits,
+            self.tokens,
+            self.uniforms,
+            self.options,
+            given,
+            self.window,
+            columns,
+            self.prior.image_vocab,
+            on_pass,
+        )
+        return shaped.cpu()
 
     def _all_positions(self, given: int, on_step: Callable[[int, Tensor], None] | None) -> Tensor:
         """Draws the positions after the given ones: int64 [c, b, m]."""
@@ -153,12 +199,18 @@ class Generator:
         dtype = next((w.dtype for w in weights), torch.float32)
         check_drawn(self.drawn, self.options, dtype)
 
+    def _logits(self, tokens: Tensor, position: int | Tensor) -> Tensor:
+        """Guided logits [n, k, v] of a step; see `protocols.DecodingState`."""
+        if self.passes == 1:
+            return self.state.step(tokens, position)
+        if isinstance(position, Tensor) and len(position) > 1:
+            position = position.repeat(2)
+        conditional, unconditional = self.state.step(tokens.repeat(2, 1), position).chunk(2)
+        return unconditional + self.options.guidance * (conditional - unconditional)
+
     def _step(self, position: int | Tensor) -> None:
         """Draws the token of one position for every row."""
-        logits = self.state.step(self.last_tokens.repeat(self.passes, 1), position)[:, 0]
-        if self.passes == 2:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + self.options.guidance * (conditional - unconditional)
+        logits = self._logits(self.last_tokens, position)[:, 0]
         if isinstance(position, int):
             tokens, drawn = draw_token(logits, self.uniforms[:, position], self.options)
             self.tokens[:, position] = tokens

@@ -34,18 +34,22 @@ class SamplingOptions:
         top_p: keeps the smallest set of tokens of total probability >= p; None keeps all.
         guidance: classifier-free guidance, logits = unconditional + guidance * (conditional -
             unconditional); 1 is none.
+        window: positions that are drawn in one pass of the prior, which changes the time alone and
+            not the tokens; 1 draws one after the other, None takes what pays for so many images.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     guidance: float = 1.0
+    window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("temperature", "guidance"):
             self._set(name, as_float(getattr(self, name), name))
-        if self.top_k is not None:
-            self._set("top_k", as_int(self.top_k, "top_k"))
+        for name in ("top_k", "window"):
+            if getattr(self, name) is not None:
+                self._set(name, as_int(getattr(self, name), name))
         if self.top_p is not None:
             self._set("top_p", as_float(self.top_p, "top_p"))
         if not (0 <= self.temperature < float("inf")):
@@ -56,6 +60,8 @@ class SamplingOptions:
             raise ValueError(f"top_p: expected a number in (0, 1] or None, got {self.top_p}")
         if not (0 <= self.guidance < float("inf")):
             raise ValueError(f"guidance: expected a number >= 0, got {self.guidance}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window: expected at least 1 or None, got {self.window}")
 
     def _set(self, name: str, value: float) -> None:
         object.__setattr__(self, name, value)  # Python's own type, in a frozen class

@@ -283,6 +283,8 @@ class KVCache:
     See `model.TransformerState` for the tokens.
     """
 
+    window = 1  # positions of a step
+
     def __init__(
         self,
         layers: Iterable[nn.Module],

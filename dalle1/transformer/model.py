@@ -23,8 +23,13 @@ from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
 from dalle1.transformer.sequence import layer_pattern
+from dalle1.transformer.window_cache import WindowCache
 from dvae.calls import isolated
 from dvae.storage import Kind
+
+# Up to so many rows a step of a window costs little more than one of a position on CPUs, which read
+# the weights for it (docs/benchmarks).
+WINDOW, WINDOW_ROWS = 16, 4
 
 
 @dataclass
@@ -135,6 +140,10 @@ class Transformer(nn.Module):
         shared = cache_bytes(c, 0, dtype)
         return shared, cache_bytes(c, 1, dtype) - shared + working_bytes(c, dtype)
 
+    def best_window(self, rows: int) -> int:
+        """Positions of a step that pay for so many rows; see `protocols.WindowPrior`."""
+        return WINDOW if rows <= WINDOW_ROWS else 1
+
     @isolated()
     @torch.no_grad()
     def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
@@ -176,8 +185,8 @@ class Transformer(nn.Module):
         return x
 
     def embed_image_inputs(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, w], without positions, of int64 [n]; image_vocab is the start."""
-        is_start = (tokens == self.config.image_vocab)[:, None]
+        """Embeddings [..., w], without positions, of int64 [...]; image_vocab is the start."""
+        is_start = (tokens == self.config.image_vocab)[..., None]
         embedded = self.image_embedding(tokens.clamp(max=self.config.image_vocab - 1))
         return torch.where(is_start, self.start_of_image, embedded)
 
@@ -286,9 +295,11 @@ class Transformer(nn.Module):
 class TransformerState:
     """What the transformer remembers while it draws: a `protocols.DecodingState`.
 
-    A step of several positions is so many steps of one. Positions that are fed again are written
-    over; where a row goes back by more than one, its caches, which hold only what the patterns
-    still read, are filled anew from the tokens that it was fed.
+    Whether the first step behind `prefill` has one position or several decides which caches there
+    are: those of many rows, where a step of several positions is so many steps of one, or those of
+    windows, where it is one pass. Positions that are fed again are written over; where a row goes
+    back further than its caches allow, which hold only what the patterns still read, they are
+    filled anew from the tokens that it was fed.
     """
 
     @torch.no_grad()
@@ -299,14 +310,17 @@ class TransformerState:
         self.transformer, self.candidates, self.static = transformer, candidates, static
         c, rows = transformer.config, captions * candidates
         self.captions, self.rows = captions, rows
-        self.cache = KVCache(transformer.layers, c, captions, candidates, static)
-        self._head: nn.Module = prepacked(transformer.image_head, rows)
+        self._active: KVCache | WindowCache | None = None
+        self._kept: dict[type, KVCache | WindowCache] = {}  # one of each kind, to be filled again
+        self._prefilled: Tensor | None = None  # states that the caches are to be filled with
         self._positions = transformer.grid_positions()
         # For rows that go back: the text, the image inputs fed, and how many positions were fed.
         device = self._positions.device
         self._text = torch.empty(0, device=device)
         self._inputs = torch.zeros(rows, c.sequence.image_length, dtype=torch.int64, device=device)
         self._fed = torch.zeros(rows, dtype=torch.int64)
+        if static:  # all memory is taken before the step is recorded
+            self._begin(1)
 
     @torch.no_grad()
     def prefill(self, text: Tensor, prefix: Tensor | None = None) -> None:
@@ -326,7 +340,36 @@ class TransformerState:
             self._inputs[:, 0] = c.image_vocab
             self._inputs[:, 1:given] = prefix[:-1]
         self._fed.fill_(given)
-        self.cache.prefill(x)
+        self._prefilled = x
+        if self.static:
+            self._begin(1)
+
+    @property
+    def cache(self) -> KVCache | WindowCache:
+        """The caches in use; before the first step, those of single positions."""
+        if self._active is None:
+            self._begin(1)
+        assert self._active is not None
+        return self._active
+
+    def _begin(self, count: int) -> None:
+        """Fills the caches for steps of so many positions with what `prefill` was given."""
+        t, c = self.transformer, self.transformer.config
+        kind = KVCache if count == 1 else WindowCache
+        active = self._kept.get(kind)
+        if isinstance(active, WindowCache) and active.window < count:
+            active = None
+        if active is None:
+            if kind is KVCache:
+                active = KVCache(t.layers, c, self.captions, self.candidates, self.static)
+            else:
+                active = WindowCache(t.layers, c, self.captions, self.candidates, count)
+            self._kept[kind] = active
+            self._head: nn.Module = prepacked(t.image_head, self.rows * count)
+        self._active = active
+        if self._prefilled is not None:
+            active.prefill(self._prefilled)
+            self._prefilled = None
 
     @torch.no_grad()
     def step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
@@ -334,23 +377,36 @@ class TransformerState:
         if isinstance(position, Tensor) and self.static:
             return self._step(tokens[:, 0], position)[:, None]
         first = self._first(position, tokens.shape[1])
+        if self._active is None or self._prefilled is not None:
+            self._begin(tokens.shape[1])
         self._go_back(first)
-        uniform = bool((first == first[0]).all())
+        at_once = self._active.window if isinstance(self._active, WindowCache) else 1
         logits = []
-        for i in range(tokens.shape[1]):
-            here = int(first[0]) + i if uniform else (first + i).to(tokens.device)
-            if isinstance(here, int):
-                self._inputs[:, here] = tokens[:, i]
-            else:
-                self._inputs.scatter_(1, here[:, None], tokens[:, i : i + 1])
-            logits.append(self._step(tokens[:, i], here))
-        self._fed = first + tokens.shape[1]
-        return torch.stack(logits, dim=1)
+        for part in tokens.split(at_once, dim=1):
+            logits.append(self._steps(part, first))
+            first = first + part.shape[1]
+        self._fed = first
+        return torch.cat(logits, dim=1)
+
+    def _steps(self, tokens: Tensor, first: Tensor) -> Tensor:
+        """Logits [n, k, image_vocab] of tokens [n, k] that are fed at once, from positions [n] on,
+        on the CPU."""
+        positions = (first[:, None] + torch.arange(tokens.shape[1])).to(tokens.device)
+        self._inputs.scatter_(1, positions, tokens)
+        if not isinstance(self._active, WindowCache):
+            uniform = bool((first == first[0]).all())
+            here = int(first[0]) if uniform else positions[:, 0]
+            return self._step(tokens[:, 0], here)[:, None]
+        x = self.transformer.embed_image_inputs(tokens) + self._positions[positions]
+        x = self._active.step(x, positions)
+        logits: Tensor = self._head(self.transformer.norm(x))
+        return logits.float()
 
     def _step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
         """Logits [n, image_vocab] of tokens [n] fed at a position; see `SlotBuffer`."""
+        assert isinstance(self._active, KVCache)
         x = self.transformer.embed_image_inputs(tokens) + self._positions[position]
-        x = self.cache.step(x, position)
+        x = self._active.step(x, position)
         logits: Tensor = self._head(self.transformer.norm(x))
         return logits.float()
 
@@ -374,9 +430,10 @@ class TransformerState:
         return first
 
     def _go_back(self, first: Tensor) -> None:
-        """Fills the caches anew of rows that go back further than to the last position fed: slots
-        of what they read may hold later positions."""
-        behind = first < self._fed - 1
+        """Fills the caches anew of rows that go back further than the caches remember: slots of
+        what they read may hold later positions."""
+        assert self._active is not None
+        behind = first < self._fed - self._active.window
         for position in first[behind].unique().tolist():
             rows = (behind & (first == position)).nonzero()[:, 0].to(self._inputs.device)
             if not position:
@@ -384,7 +441,7 @@ class TransformerState:
             x = self.transformer.embed_text(self._text[rows // self.candidates])
             before = self._inputs[rows, 1:position]  # without the start
             image = self.transformer.embed_image(before, position)
-            self.cache.prefill(torch.cat([x, image], dim=1), rows)
+            self._active.prefill(torch.cat([x, image], dim=1), rows)
 
 
 KIND: Kind = Kind(

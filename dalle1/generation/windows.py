@@ -1,0 +1,88 @@
+"""Exact parallel decoding: windows of image tokens in one pass of a prior.
+
+A token is a function of its logits and of a uniform number that belongs to its position. So an
+image is the fixed point of z = F(z), where F draws every position from the tokens before it (Jacobi
+iteration; Santilli et al. 2023, Teng et al. 2024). A pass runs a window of drafted tokens. Each
+position draws its token with its own number, and those up to the first draft that was wrong are
+final: their logits came from final tokens. What is drawn behind it is the next pass's draft. The
+result is the sequential image, token for token; nothing is accepted or rejected at random.
+
+Dimensions: n rows, k positions of a window, m image positions, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dalle1.generation.options import SamplingOptions, draw_token
+
+
+def draw_windows(
+    logits_of: Callable[[Tensor, Tensor], Tensor],
+    tokens: Tensor,
+    uniforms: Tensor,
+    options: SamplingOptions,
+    given: int,
+    window: int,
+    columns: int,
+    start: int,
+    on_pass: Callable[[int, Tensor], None],
+) -> None:
+    """Draws the tokens of all rows, each of which advances at its own speed.
+
+    Args:
+        logits_of: what a prior's `step` gives: tokens [n, k] that stand before positions
+            first ... first + k - 1, and first, int64 [n] -> logits [n, k, v].
+        tokens: int64 [n, m], of which the first `given` are given; the others are written.
+        uniforms: [n, m] in [0, 1).
+        options: how a token is drawn.
+        given: positions that are not drawn.
+        window: k.
+        columns: of the token grid.
+        start: what stands before the first position.
+        on_pass: called after each pass with the number of positions that are final in all rows,
+            and with whether these were drawn, bool [n]; see `draw_token`.
+    """
+    rows, length = tokens.shape
+    window = min(window, length - given)
+    offsets = torch.arange(window, device=tokens.device)
+    final = torch.full((rows,), given, device=tokens.device)  # positions, of each row
+    drafted = final  # positions that hold a token, final or not
+    drawn = torch.ones(rows, dtype=torch.bool, device=tokens.device)
+    done = given
+    while done < length:
+        first = final.clamp(max=length - window)
+        index = first[:, None] + offsets
+        is_open = index >= final[:, None]
+        drafts = _drafts(tokens, index, drafted, columns)
+        tokens.scatter_(1, index, drafts)
+        before = tokens.gather(1, (index - 1).clamp(min=0)).masked_fill(index == 0, start)
+        logits = logits_of(before, first)
+        numbers = uniforms.gather(1, index)
+        picked, possible = (
+            x.view(rows, window)
+            for x in draw_token(logits.flatten(0, 1), numbers.flatten(), options)
+        )
+        picked = torch.where(is_open, picked, drafts)
+        # A position is final where all drafts before it in the window were right.
+        right = (picked == drafts).cumprod(dim=1)
+        is_final = torch.cat([torch.ones_like(right[:, :1]), right[:, :-1]], dim=1)
+        drawn &= (possible | (is_final == 0)).all(dim=1)
+        tokens.scatter_(1, index, picked)
+        final = first + is_final.sum(dim=1)
+        drafted = torch.maximum(drafted, first + window)
+        done = int(final.min())
+        on_pass(done, drawn)
+
+
+def _drafts(tokens: Tensor, index: Tensor, drafted: Tensor, columns: int) -> Tensor:
+    """The tokens at positions [n, k]; where there is none yet, the nearest above that there is, in
+    the first row of the grid the last one."""
+    end = drafted[:, None]
+    rows_up = (index - end).div(columns, rounding_mode="floor") + 1
+    above = index - columns * rows_up.clamp(min=0)
+    source = torch.where(above >= 0, above, (end - 1).clamp(min=0))
+    return tokens.gather(1, source).masked_fill(end == 0, 0)
