@@ -159,6 +159,10 @@ class WindowPrior(Protocol):
         where none do."""
         ...
 
+    def window_bytes(self, window: int) -> int:
+        """Bytes that a state holds and works with for each row, for steps of so many positions."""
+        ...
+
 
 @runtime_checkable
 class TextPrior(Protocol):

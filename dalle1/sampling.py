@@ -112,6 +112,7 @@ def sample(
     progress: bool = True,
     on_step: Callable[[Preview], None] | None = None,
     preview_rows: int = 4,
+    window: int | None = None,
 ) -> Result:
     """Draws candidates for each caption and returns the best by the ranker (section 2.6).
 
@@ -139,12 +140,13 @@ def sample(
         on_step: called with a `Preview` whenever another `preview_rows` token rows of a batch are
             drawn.
         preview_rows: token rows between two previews.
+        window: see `SamplingOptions`; it changes the time alone.
 
     Raises:
         ValueError: an argument does not fit. It is raised before anything is drawn.
     """
     captions, _ = as_captions(captions)
-    options = SamplingOptions(temperature, top_k, top_p, guidance)
+    options = SamplingOptions(temperature, top_k, top_p, guidance, window)
     request = _Request(
         as_int(candidates, "candidates"),
         as_int(keep, "keep"),

@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=0, help="token rows of --image to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
     parser.add_argument("--batch-size", type=int, help="candidates drawn at once")
+    parser.add_argument(
+        "--window", type=int, help="tokens drawn in one pass; 1: one by one (default: what pays)"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the prior")
     add_model(parser)
     options = parser.parse_args(arguments)
@@ -63,6 +66,7 @@ def _sample(options: argparse.Namespace) -> int:
         rows=options.rows,
         seed=options.seed,
         batch_size=options.batch_size,
+        window=options.window,
     )
     folder = result.save(options.out)
     for caption, scores in zip(result.captions, result.scores.tolist(), strict=True):

@@ -17,7 +17,7 @@ from dalle1.common.weights import device_of
 from dalle1.generation.generator import Generator
 from dalle1.generation.images import decode, decoding_images_bytes
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
-from dalle1.protocols import TokenModel
+from dalle1.protocols import TokenModel, WindowPrior
 from dalle1.transformer.prepacked_linear import prepacked_bytes
 
 # Candidates drawn at once at most. On CPUs larger batches are slower: they leave the processor's
@@ -202,6 +202,8 @@ def fitting_batch(
     passes = 1 if options.guidance == 1 else 2
     # Bytes of a caption, shared by its candidates, and of each candidate.
     shared, each = (passes * count for count in prior.decoding_bytes())
+    if options.window not in (None, 1) and isinstance(prior, WindowPrior):
+        shared, each = 0, passes * prior.window_bytes(options.window)
     if candidates <= largest and free >= shared + candidates * each:  # all of a caption
         fitting = free // (shared + candidates * each) * candidates
         return min(largest, captions * candidates, fitting)

@@ -13,11 +13,16 @@ Dimensions: n rows, k positions of a window, m image positions, v vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, log2
 
 import torch
 from torch import Tensor
 
 from dalle1.generation.options import SamplingOptions, draw_token
+
+MEAN_SHARE = 0.2  # of the newest pass in the running mean of positions that a row advances by
+MARGIN = 2.0  # a window is so many times that mean, as a power of two
+SMALLEST = 2
 
 
 def draw_windows(
@@ -40,7 +45,7 @@ def draw_windows(
         uniforms: [n, m] in [0, 1).
         options: how a token is drawn.
         given: positions that are not drawn.
-        window: k.
+        window: largest k; it shrinks while few of the drafts are right, and grows again.
         columns: of the token grid.
         start: what stands before the first position.
         on_pass: called after each pass with the number of positions that are final in all rows,
@@ -48,14 +53,14 @@ def draw_windows(
     """
     rows, length = tokens.shape
     window = min(window, length - given)
-    offsets = torch.arange(window, device=tokens.device)
+    size, mean_advance = window, window / 2
     final = torch.full((rows,), given, device=tokens.device)  # positions, of each row
     drafted = final  # positions that hold a token, final or not
     drawn = torch.ones(rows, dtype=torch.bool, device=tokens.device)
     done = given
     while done < length:
-        first = final.clamp(max=length - window)
-        index = first[:, None] + offsets
+        first = final.clamp(max=length - size)
+        index = first[:, None] + torch.arange(size, device=tokens.device)
         is_open = index >= final[:, None]
         drafts = _drafts(tokens, index, drafted, columns)
         tokens.scatter_(1, index, drafts)
@@ -63,8 +68,7 @@ def draw_windows(
         logits = logits_of(before, first)
         numbers = uniforms.gather(1, index)
         picked, possible = (
-            x.view(rows, window)
-            for x in draw_token(logits.flatten(0, 1), numbers.flatten(), options)
+            x.view(rows, size) for x in draw_token(logits.flatten(0, 1), numbers.flatten(), options)
         )
         picked = torch.where(is_open, picked, drafts)
         # A position is final where all drafts before it in the window were right.
@@ -72,10 +76,14 @@ def draw_windows(
         is_final = torch.cat([torch.ones_like(right[:, :1]), right[:, :-1]], dim=1)
         drawn &= (possible | (is_final == 0)).all(dim=1)
         tokens.scatter_(1, index, picked)
-        final = first + is_final.sum(dim=1)
-        drafted = torch.maximum(drafted, first + window)
-        done = int(final.min())
+        reached = first + is_final.sum(dim=1)
+        drafted = torch.maximum(drafted, first + size)
+        advance = float((reached - final)[final < length].float().mean())
+        final, done = reached, int(reached.min())
         on_pass(done, drawn)
+        # Where drafts are often wrong, long windows are work for nothing.
+        mean_advance += MEAN_SHARE * (advance - mean_advance)
+        size = min(window, max(SMALLEST, 2 ** ceil(log2(MARGIN * mean_advance))))
 
 
 def _drafts(tokens: Tensor, index: Tensor, drafted: Tensor, columns: int) -> Tensor:

@@ -23,7 +23,7 @@ from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
 from dalle1.transformer.sequence import layer_pattern
-from dalle1.transformer.window_cache import WindowCache
+from dalle1.transformer.window_cache import WindowCache, window_bytes
 from dvae.calls import isolated
 from dvae.storage import Kind
 
@@ -143,6 +143,11 @@ class Transformer(nn.Module):
     def best_window(self, rows: int) -> int:
         """Positions of a step that pay for so many rows; see `protocols.WindowPrior`."""
         return WINDOW if rows <= WINDOW_ROWS else 1
+
+    def window_bytes(self, window: int) -> int:
+        """Bytes that decoding holds and works with for each row; see `protocols.WindowPrior`."""
+        c, dtype = self.config, self.start_of_image.dtype
+        return window_bytes(c, window, dtype) + window * working_bytes(c, dtype)
 
     @isolated()
     @torch.no_grad()
