@@ -23,6 +23,7 @@ from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
 from dalle1.transformer.sequence import layer_pattern
+from dalle1.transformer.tokens import check_tokens, text_targets
 from dalle1.transformer.window_cache import WindowCache, window_bytes
 from dvae.calls import isolated
 from dvae.storage import Kind
@@ -214,7 +215,7 @@ class Transformer(nn.Module):
 
     def states(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What the two heads read, [b, text_length, w] and [b, max(m, 1), w]; as `forward`."""
-        self.check_tokens(text_tokens, image_tokens)
+        check_tokens(self.config, text_tokens, image_tokens)
         x = torch.cat(
             [
                 self.embed_text(text_tokens),
@@ -253,48 +254,6 @@ class Transformer(nn.Module):
         )
         weight = self.config.text_loss_weight
         return Losses(weight * text + (1 - weight) * image, text, image)
-
-    def check_tokens(self, text_tokens: Tensor, image_tokens: Tensor) -> None:
-        """Raises ValueError when the tokens do not fit the stream or the vocabularies."""
-        c = self.config
-        for name, tokens in (("text_tokens", text_tokens), ("image_tokens", image_tokens)):
-            if tokens.ndim != 2 or tokens.dtype != torch.int64:
-                raise ValueError(
-                    f"{name}: expected int64 [batch, positions], got {tokens.dtype} "
-                    f"{list(tokens.shape)}"
-                )
-        if text_tokens.shape[1] != c.text_length:
-            raise ValueError(
-                f"text_tokens: expected {c.text_length} positions (Tokenizer.encode pads to "
-                f"them), got {text_tokens.shape[1]}"
-            )
-        if image_tokens.shape[1] > c.sequence.image_length:
-            raise ValueError(
-                f"image_tokens: expected at most {c.sequence.image_length} positions, got "
-                f"{image_tokens.shape[1]}"
-            )
-        if text_tokens.shape[0] != image_tokens.shape[0]:
-            raise ValueError(
-                f"text_tokens and image_tokens differ in batch: {text_tokens.shape[0]} and "
-                f"{image_tokens.shape[0]}"
-            )
-        if text_tokens.device.type != "cpu":
-            return  # reading values would stall the device; its embedding look-up asserts there
-        if image_tokens.numel() and not (
-            int(image_tokens.min()) >= 0 and int(image_tokens.max()) < c.image_vocab
-        ):
-            raise ValueError(
-                f"image_tokens: expected values in [0, {c.image_vocab - 1}], got "
-                f"[{int(image_tokens.min())}, {int(image_tokens.max())}]"
-            )
-        padding = c.text_vocab + torch.arange(c.text_length, device="cpu")
-        fits = ((text_tokens >= 0) & (text_tokens < c.text_vocab)) | (text_tokens == padding)
-        if not bool(fits.all()):
-            wrong = int(text_tokens[~fits][0])
-            raise ValueError(
-                f"text_tokens: expected tokens in [0, {c.text_vocab - 1}] or, at position p, the "
-                f"padding {c.text_vocab} + p; got {wrong}"
-            )
 
 
 class TransformerState:
@@ -452,19 +411,3 @@ class TransformerState:
 KIND: Kind = Kind(
     "prior", "sparse_transformer", TransformerConfig, Transformer, "transformer.safetensors"
 )
-
-
-def text_targets(text_tokens: Tensor, text_vocab: int) -> Tensor:
-    """Targets of the text positions: int64 [b, t] -> int64 [b, t].
-
-    Tokens stay, the first padding becomes END_OF_CAPTION, later padding is IGNORED.
-    """
-    padded = text_tokens >= text_vocab
-    first = padded & (padded.cumsum(dim=1) == 1)
-    targets = text_tokens.masked_fill(padded, IGNORED)
-    return targets.masked_fill(first, END_OF_CAPTION)
-
-
-def count_text_targets(text_tokens: Tensor, text_vocab: int) -> int:
-    """Positions of int64 [b, t] that the text loss counts."""
-    return int((text_targets(text_tokens, text_vocab) != IGNORED).sum())

@@ -13,8 +13,8 @@ from torch import Tensor
 from dalle1 import Transformer, TransformerConfig
 from dalle1.transformer.config import Execution
 from dalle1.transformer.masks import allowed
-from dalle1.transformer.model import text_targets
 from dalle1.transformer.sequence import layer_pattern
+from dalle1.transformer.tokens import text_targets
 from tests.conftest import TransformerMaker
 
 # The fixture's shape: 11 text tokens at 6 positions, 9 image tokens on a 4 x 4 grid.

@@ -36,7 +36,8 @@ from dalle1.training.stages.base import (
 )
 from dalle1.training.stages.text_tokenizer import run_tokenizer
 from dalle1.transformer.layers import Layer
-from dalle1.transformer.model import Transformer, count_text_targets
+from dalle1.transformer.model import Transformer
+from dalle1.transformer.tokens import count_text_targets
 from dvae.calls import trusted
 from dvae.codec import Codec
 
