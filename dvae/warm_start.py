@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from dvae.model import DVAE, Conv2d
 from dvae.objective import map_pixels
 
+CHUNK = 2**20  # distances at a time, which stay in a CPU's cache
+
 
 class ContinuousBottleneck(nn.Module):
     """The linear maps that stand in for the relaxation: features -> d -> decoder's first map."""
@@ -118,9 +120,9 @@ def k_means(
         weights = distance + 1e-12
         picked = torch.multinomial(weights, count, generator=generator)
         centers = torch.cat([centers, samples[picked]])
-        distance = torch.minimum(distance, torch.cdist(samples, samples[picked]).square().amin(1))
+        distance = torch.minimum(distance, _nearest(samples, samples[picked])[0].square())
     for _ in range(iterations):
-        gap, nearest = torch.cdist(samples, centers).min(1)
+        gap, nearest = _nearest(samples, centers)
         ones = samples.new_ones(n)
         members = samples.new_zeros(k).index_add_(0, nearest, ones)  # [k]
         total = torch.zeros_like(centers).index_add_(0, nearest, samples)
@@ -130,3 +132,10 @@ def k_means(
         if len(empty):
             centers[empty] = samples[gap.topk(len(empty)).indices]
     return centers
+
+
+def _nearest(samples: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance of each sample to the nearest center, and which that is: [n] and int64 [n]."""
+    rows = max(1, CHUNK // len(centers))
+    parts = [torch.cdist(part, centers).min(1) for part in samples.split(rows)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

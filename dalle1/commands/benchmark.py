@@ -3,6 +3,7 @@
     dalle1 benchmark attention [CONFIG] [--batch 8] [--dtype bfloat16]
     dalle1 benchmark train CONFIG [--batch 2] [key=value ...]
     dalle1 benchmark sample CONFIG [--candidates 1,8,64,512] [key=value ...]
+    dalle1 benchmark windows MODEL CAPTION ... [--candidates 1,4] [--windows 4,16,64]
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
     dalle1 benchmark dropout [--repeats 5]
@@ -12,6 +13,7 @@
 `attention` runs one attention call of each pattern, forward and backward. `train` runs full
 training steps: loss, gradients, clipping, AdamW. `sample` draws images of one caption with random
 weights. They print the median and the extremes of the repeats; `sample`, those of the grid's rows.
+`windows` draws images of a trained model, with windows of tokens in one pass and without.
 `half` trains a deep narrow model in float16 on the CPU, with one loss scale and with one for each
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
 encodes the photographs, and trains a few steps on both. `dropout` makes tokens of captions in five
@@ -37,6 +39,7 @@ from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.loading import report_loading
 from dalle1.benchmarks.training import report_attention, report_training
+from dalle1.benchmarks.windows import report_windows
 from dalle1.commands.command_line import as_path, exit_status, make_parser
 from dalle1.common.files import check_writable_file, write_text
 from dalle1.common.hardware import DTYPES, default_device, device_name
@@ -51,12 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped."""
     parser = make_parser("benchmark", __doc__)
     parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
-    parser.add_argument("config", nargs="?", help="a YAML file with a transformer")
-    parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
+    parser.add_argument("config", nargs="?", help="a YAML file with a transformer, or a model")
+    parser.add_argument(
+        "overrides", nargs="*", help="settings as key=value, after the file's, or captions"
+    )
     parser.add_argument("--batch", type=int, default=2, help="samples of a call or step")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of products")
     parser.add_argument("--repeats", type=int, default=5, help="that are measured")
-    parser.add_argument("--candidates", type=_integers, default="1,8,64,512", help="of sample")
+    parser.add_argument("--candidates", type=_integers, default="1,8,64,512", help="of a caption")
+    parser.add_argument("--windows", type=_integers, default="4,16,64", help="of windows")
     parser.add_argument("--layers", type=int, default=64, help="of half")
     parser.add_argument("--width", type=int, default=32, help="of half")
     parser.add_argument("--updates", type=int, default=240, help="of half")
@@ -73,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
-    if min(options.batch, options.repeats, *options.candidates) < 1:
-        raise ValueError("--batch, --repeats and --candidates must be 1 or more")
+    if min(options.batch, options.repeats, *options.candidates, *options.windows) < 1:
+        raise ValueError("--batch, --repeats, --candidates and --windows must be 1 or more")
     for name in ("out", "figure") if options.what == "half" else ("out",):
         if path := getattr(options, name):
             check_writable_file(path, f"--{name}")
@@ -104,6 +110,20 @@ def _sample(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_sample(c, options.dtype, device, options.candidates)
 
 
+def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
+    if not options.overrides:
+        raise ValueError("windows needs a model's folder and captions that it was trained on")
+    return report_windows(
+        options.config,
+        options.overrides,
+        DTYPES[options.dtype],
+        device,
+        options.candidates,
+        options.windows,
+        options.repeats,
+    )
+
+
 def _half(options: argparse.Namespace, device: torch.device) -> Figures:
     _refuse_config(options)
     return report_float16(
@@ -130,6 +150,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
     "sample": _sample,
+    "windows": _windows,
     "half": _half,
     "data": _data,
     "dropout": _dropout,

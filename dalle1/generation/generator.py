@@ -71,6 +71,7 @@ class Generator:
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.drawn = torch.ones(1, dtype=torch.bool, device=self.device)  # whether all tokens were
         self.graph = self._capture() if cuda and self.static else None
+        self.steps = 0  # of the prior, that the last image took
 
     def _choose_window(self, static: bool | None) -> int:
         """Positions of a pass: as told, else what the prior says pays for so many rows."""
@@ -130,6 +131,7 @@ class Generator:
         self.last_tokens.fill_(self.prior.image_vocab)  # the start
         self.position.fill_(given)
         self.drawn.fill_(True)
+        self.steps = 0
         if prefix is not None and given:
             prefix = prefix.to(self.device)
             self.tokens[:, :given] = prefix
@@ -148,6 +150,7 @@ class Generator:
 
         def on_pass(done: int, drawn: Tensor) -> None:
             nonlocal told
+            self.steps += 1
             self.drawn &= drawn.all()
             self._check_drawn()
             for row in range(told + 1, done // columns + 1):
@@ -177,6 +180,7 @@ class Generator:
                 self.graph.replay()
             else:
                 self._step(self.position if self.static else p)
+            self.steps += 1
             if (p + 1) % self.prior.grid[1]:
                 continue
             if self.device.type == "cuda":

@@ -4,8 +4,8 @@ A token is a function of its logits and of a uniform number that belongs to its 
 image is the fixed point of z = F(z), where F draws every position from the tokens before it (Jacobi
 iteration; Santilli et al. 2023, Teng et al. 2024). A pass runs a window of drafted tokens. Each
 position draws its token with its own number, and those up to the first draft that was wrong are
-final: their logits came from final tokens. What is drawn behind it is the next pass's draft. The
-result is the sequential image, token for token; nothing is accepted or rejected at random.
+final: their logits came from final tokens. What is drawn behind it, up to a row of the grid, is the
+next pass's draft; still further back are the tokens above copied anew. The result is the sequential image, token for token; nothing is accepted or rejected at random.
 
 Dimensions: n rows, k positions of a window, m image positions, v vocabulary.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from dalle1.generation.options import SamplingOptions, draw_token
 
 MEAN_SHARE = 0.2  # of the newest pass in the running mean of positions that a row advances by
-MARGIN = 2.0  # a window is so many times that mean, as a power of two
+MARGIN = 4.0  # a window is so many times that mean, as a power of two
 SMALLEST = 2
 
 
@@ -55,7 +55,7 @@ def draw_windows(
     window = min(window, length - given)
     size, mean_advance = window, window / 2
     final = torch.full((rows,), given, device=tokens.device)  # positions, of each row
-    drafted = final  # positions that hold a token, final or not
+    drafted = final  # positions that hold a token that is final or was drawn for a draft
     drawn = torch.ones(rows, dtype=torch.bool, device=tokens.device)
     done = given
     while done < length:
@@ -77,7 +77,8 @@ def draw_windows(
         drawn &= (possible | (is_final == 0)).all(dim=1)
         tokens.scatter_(1, index, picked)
         reached = first + is_final.sum(dim=1)
-        drafted = torch.maximum(drafted, first + size)
+        # What was drawn more than a row behind the wrong draft followed a wrong context.
+        drafted = torch.minimum(torch.maximum(drafted, first + size), reached + columns)
         advance = float((reached - final)[final < length].float().mean())
         final, done = reached, int(reached.min())
         on_pass(done, drawn)

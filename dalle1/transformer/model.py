@@ -28,9 +28,9 @@ from dalle1.transformer.window_cache import WindowCache, window_bytes
 from dvae.calls import isolated
 from dvae.storage import Kind
 
-# Up to so many rows a step of a window costs little more than one of a position on CPUs, which read
-# the weights for it (docs/benchmarks).
-WINDOW, WINDOW_ROWS = 16, 4
+# Steps of several positions pay for a few rows on CPUs, which read the weights for them: the largest
+# number of positions by the largest number of rows (docs/benchmarks).
+WINDOWS = {2: 16, 4: 8}
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
 
     def best_window(self, rows: int) -> int:
         """Positions of a step that pay for so many rows; see `protocols.WindowPrior`."""
-        return WINDOW if rows <= WINDOW_ROWS else 1
+        return next((window for most, window in WINDOWS.items() if rows <= most), 1)
 
     def window_bytes(self, window: int) -> int:
         """Bytes that decoding holds and works with for each row; see `protocols.WindowPrior`."""
