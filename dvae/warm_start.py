@@ -109,11 +109,12 @@ def k_means(
 
     Starting centers are drawn with probability proportional to the squared distance from those
     already drawn, in a few batches: drawn uniformly, most would be background.
+    generator: of the samples' device.
     """
     n = samples.shape[0]
     if n < k:
         raise ValueError(f"k_means: {n} samples are fewer than k = {k} centers")
-    centers = samples[torch.randint(n, (1,), generator=generator)]
+    centers = samples[torch.randint(n, (1,), generator=generator, device=samples.device)]
     distance = (samples - centers).square().sum(1)
     while len(centers) < k:
         count = min(k - len(centers), max(1, len(centers) // 2))

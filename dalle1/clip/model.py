@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -234,8 +235,10 @@ class CLIP(nn.Module):
                 raise ValueError("images: expected a list of at least one image, or a tensor")
             pixels = torch.cat([self._fitted(x) for x in read_images(images)])
             pixels = pixels.to(weight.device)
-        mean = pixels.new_tensor(self.config.mean)[:, None, None]
-        std = pixels.new_tensor(self.config.std)[:, None, None]
+        mean, std = (
+            _by_channel(values, str(pixels.device), pixels.dtype)
+            for values in (self.config.mean, self.config.std)
+        )
         return ((pixels - mean) / std).to(weight.dtype)
 
     def _fitted(self, image: Tensor | Image.Image) -> Tensor:
@@ -400,6 +403,13 @@ class CLIP(nn.Module):
             of_texts = self.scale() * text @ gather(image).t()
             target = torch.arange(first, first + len(image), device=image.device)
             return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
+
+
+@lru_cache(maxsize=32)
+@isolated()  # kept on the device: a copy at every call would wait for it
+def _by_channel(values: tuple[float, ...], device: str, dtype: torch.dtype) -> Tensor:
+    """Numbers of the channels, [c, 1, 1]."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def _resized(height: int, width: int, size: int) -> tuple[int, int]:

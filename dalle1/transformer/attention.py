@@ -45,7 +45,9 @@ def sparse_pays(x: Tensor, head_size: int) -> bool:
     """
     if x.shape[1] < SPARSE_FROM or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
-    return not x.is_cuda or (head_size >= SMALLEST_HEAD and has_triton())
+    if x.is_cuda:
+        return head_size >= SMALLEST_HEAD and has_triton()
+    return x.device.type == "cpu"
 
 
 def sparse_attention(
@@ -78,6 +80,11 @@ def banded_attention(
             )
         blocks = _block_mask(pattern, text_length, grid, kernel, str(q.device))
         return _on_cuda(q, k, v, pattern, blocks)
+    if q.device.type != "cpu":
+        raise ValueError(
+            f"sparse attention: expected a device cpu or cuda, got {q.device.type}: set "
+            "execution.attention to dense"
+        )
     # The kernel called below takes it for granted that a head's numbers lie side by side.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)

@@ -119,7 +119,8 @@ class DVAEStage(Stage):
         with autocast(self.settings, device):
             elb = relaxed_elb(self.model, images, temperature, kl_weight, generators)
         if self.training:
-            self._used[elb.tokens.flatten().cpu()] = True
+            self._used = self._used.to(device)  # where marking them keeps no one waiting
+            self._used.index_fill_(0, elb.tokens.flatten(), True)
         loss = elb.loss + zero_loss_of(self.bottleneck) if self.warm_start_steps else elb.loss
         return loss, {
             "reconstruction": elb.reconstruction.detach(),
@@ -134,8 +135,8 @@ class DVAEStage(Stage):
     def replacement_weights(
         self, weights: Weights, read: Callable[[int], Tensor]
     ) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(self.settings.seed)
         device = device_of(self.model)
+        generator = torch.Generator(device).manual_seed(self.settings.seed)
         images = read(self.objective.warm_start_images).float() / 255
         images = images.to(device, memory_format=torch.channels_last)
         model = self.empty_model().to_empty(device=device)
