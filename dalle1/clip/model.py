@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dalle1.clip.tokenizer import CLIP_TOKENIZER, load_clip_tokenizer
 from dalle1.common.arguments import as_captions
+from dalle1.common.attention import attend_widened
 from dalle1.common.image_inputs import ImageLike, read_images
 from dalle1.common.images import to_tensor
 from dalle1.protocols import TextTokenizer
@@ -87,7 +88,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the published models' activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702  # x sigmoid(1.702 x), by a function that torch has whole
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -118,9 +119,12 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = rearrange(qkv, "b n (three s d) -> three b s n d", three=3, s=self.heads)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        y = attend_widened(self._attend, q, k, v)
         out: Tensor = self.out_proj(rearrange(y, "b s n d -> b n (s d)"))
         return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
 
 
 class ResidualAttentionBlock(nn.Module):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,19 +18,24 @@ from pathlib import Path
 import torch
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser, require_deepspeed
+from dalle1.commands.jobs import Job, run_together
 from dalle1.common.config import load_settings
 from dalle1.common.files import check_writable, read_text, write_text
-from dalle1.common.hardware import peak_memory
+from dalle1.common.hardware import cpu_count, default_device, peak_memory
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.prompts import HELDOUT, UNSEEN
-from dalle1.evaluation.run import prepare, run
+from dalle1.evaluation.prompts import HELDOUT, UNSEEN, read_prompts
+from dalle1.model import load
 from dalle1.training.config import load_config
+from dalle1.training.dataloader import with_built_in_data
 from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics
 
 STAGES = ("dvae", "clip", "dalle")
+# The dVAE and CLIP need nothing of each other, and neither is large enough for several cores.
+TOGETHER = (("dvae", "clip"), ("dalle",))
+MAX_RANKS = 4  # processes that draw for the ranking; each holds the model
 QUICK = {
     "dvae": ["steps=60", "dvae_training.warm_start_steps=30", "dvae.codebook_size=64"],
     "clip": ["steps=10"],
@@ -67,17 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> int:
     require_deepspeed("demo")
     check_writable(options.runs, "--runs")
+    config = load_config(
+        "configs/shapes/dvae.yaml", _overrides("dvae", options.runs, options.quick)
+    )
+    with_built_in_data(config, barrier=lambda: None)  # two stages would write it at once
     seconds: dict[str, float] = {}
-    for stage in STAGES:
-        start = time.monotonic()
-        if status := _train_stage(stage, _overrides(stage, options.runs, options.quick)):
+    for stages in TOGETHER:
+        jobs = [
+            Job(stage, _train_command(stage, options, len(stages)), options.runs / f"{stage}.log")
+            for stage in stages
+        ]
+        if status := run_together(jobs, seconds):
             return status
-        seconds[stage] = time.monotonic() - start
     start = time.monotonic()
     torch.manual_seed(0)
     sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
-    dvae_overrides = _overrides("dvae", options.runs, options.quick)
-    summary = write_report(options.runs, dvae_overrides, *sizes)
+    rank_overrides = _rank_overrides(options.runs, config.reader.shapes_count, *sizes[:2])
+    if status := run_together(_rank_jobs(options.runs, rank_overrides), {}):
+        return status
+    summary = write_report(options.runs, rank_overrides, *sizes)
     seconds["report"] = time.monotonic() - start
     peak = peak_memory(torch.device("cpu"), children=True)
     summary |= {"seconds": seconds, "peak_memory_gb": peak / 1e9}
@@ -103,23 +115,59 @@ def _overrides(stage: str, runs: Path, quick: bool) -> list[str]:
     return overrides
 
 
-def _train_stage(stage: str, overrides: list[str]) -> int:
-    """Trains one stage, or what is left of it; the exit status."""
-    # A port of its own: the launcher's default collides with any other run on the machine.
-    command = ["deepspeed", "--num_accelerators", "1", "--master_port", str(free_port())]
-    command += ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
-    print("\n$ " + " ".join(command), flush=True)
-    return subprocess.run(command).returncode
+def _train_command(stage: str, options: argparse.Namespace, at_once: int) -> list[str]:
+    """Trains one stage, or what is left of it; at_once: stages that share the processor.
+
+    One process needs no launcher, which would take longer to start than the process itself.
+    """
+    overrides = _overrides(stage, options.runs, options.quick)
+    if at_once > 1 and default_device().type == "cpu":
+        overrides.append(f"threads={max(1, cpu_count() // at_once)}")
+    return ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
+
+
+def _rank_overrides(runs: Path, training_captions: int, count: int, candidates: int) -> list[str]:
+    """The settings of the ranking that differ from its config: of so many unseen captions, and
+    half as many with held-out pairs of attributes."""
+    return [
+        f"model={runs / 'dalle' / 'model'}",
+        f"run={runs / 'ranking'}",
+        f"captions={count}",
+        f"heldout_captions={count // 2}",
+        f"candidates={candidates}",
+        f"training_captions={training_captions}",
+    ]
+
+
+def _rank_jobs(runs: Path, overrides: list[str]) -> list[Job]:
+    """The ranks of the ranking, each of which draws its share of the captions."""
+    ranks = 1 if default_device().type == "cuda" else min(MAX_RANKS, cpu_count())
+    command = ["launch/rank.py", "configs/shapes/rank.yaml", *overrides]
+    if ranks == 1:
+        return [Job("rank", command)]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    threads = str(max(1, cpu_count() // ranks))
+    return [
+        Job(
+            "rank",
+            command,
+            runs / f"rank-{i}.log",
+            meeting
+            | {"RANK": str(i), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(i)}
+            | {"OMP_NUM_THREADS": threads},
+        )
+        for i in range(ranks)
+    ]
 
 
 def write_report(
-    runs: Path, dvae_overrides: list[str], count: int, candidates: int, drawn: int, keep: int
+    runs: Path, rank_overrides: list[str], count: int, candidates: int, drawn: int, keep: int
 ) -> dict[str, object]:
-    """Reports on `count` unseen captions and half as many with held-out pairs of attributes.
+    """Reports on what was ranked, with a contact sheet.
 
     Args:
         runs: folder of the runs.
-        dvae_overrides: the settings of the dVAE's run that differ from its config.
+        rank_overrides: the settings of the ranking that differ from its config.
         count: unseen captions.
         candidates: drawn for each of them.
         drawn: candidates of each caption on the contact sheet.
@@ -130,22 +178,8 @@ def write_report(
     """
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    reader = load_config("configs/shapes/dvae.yaml", dvae_overrides).reader
-    settings = load_settings(
-        RankSettings,
-        "configs/shapes/rank.yaml",
-        [
-            f"model={runs / 'dalle' / 'model'}",
-            f"run={runs / 'ranking'}",
-            f"captions={count}",
-            f"heldout_captions={count // 2}",
-            f"candidates={candidates}",
-            f"training_captions={reader.shapes_count}",
-        ],
-    )
-    prepared = prepare(settings)
-    model, prompts = prepared.model, prepared.prompts
-    run(prepared, settings)
+    settings = load_settings(RankSettings, "configs/shapes/rank.yaml", rank_overrides)
+    model, prompts = load(settings.model), read_prompts(settings)
     groups = json.loads(read_text(runs / "ranking" / RESULT))["groups"]
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
     for split, name in (("test", UNSEEN), ("heldout", HELDOUT)):

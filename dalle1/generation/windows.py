@@ -4,8 +4,9 @@ A token is a function of its logits and of a uniform number that belongs to its 
 image is the fixed point of z = F(z), where F draws every position from the tokens before it (Jacobi
 iteration; Santilli et al. 2023, Teng et al. 2024). A pass runs a window of drafted tokens. Each
 position draws its token with its own number, and those up to the first draft that was wrong are
-final: their logits came from final tokens. What is drawn behind it, up to a row of the grid, is the
-next pass's draft; still further back are the tokens above copied anew. The result is the sequential image, token for token; nothing is accepted or rejected at random.
+final: their logits came from final tokens. Of what is drawn behind it, a row of the grid is the
+next draft; further back, the tokens above are copied anew. The result is the sequential image,
+token for token; nothing is accepted or rejected at random.
 
 Dimensions: n rows, k positions of a window, m image positions, v vocabulary.
 """

@@ -176,9 +176,10 @@ class ParallelSettings(Section):
     offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="what is kept in the CPU's memory: moments, or weights too (ZeRO 3)"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
-        description="of matrix products and activations; weights, moments and logits are fp32",
+        description="of matrix products and activations; weights, moments and logits are fp32. "
+        "auto is bf16 where the devices of all ranks multiply it in hardware, else fp32",
     )
 
     @field_validator("offload", mode="before")
@@ -403,3 +404,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if former != "null" and not any(key.partition(".")[0] == "tokenizer" for key in given):
         overrides = [*overrides, f"tokenizer={former}"]
     return load_settings(RunConfig, path, overrides)
+
+
+def with_precision(config: RunConfig, bfloat16: bool) -> RunConfig:
+    """The config with `parallel.precision: auto` replaced by what it stands for.
+
+    bfloat16: whether all ranks multiply it in hardware.
+    """
+    if config.parallel.precision != "auto":
+        return config
+    chosen = {"precision": "bf16" if bfloat16 else "fp32"}
+    parallel = config.parallel.model_copy(update=chosen)
+    return config.model_copy(update={"parallel": parallel})

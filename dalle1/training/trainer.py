@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dalle1.common.config import save_settings
 from dalle1.common.files import check_writable
-from dalle1.common.hardware import known_peak
+from dalle1.common.hardware import has_bfloat16, known_peak
 from dalle1.data.shards.loader import Batch
 from dalle1.protocols import cuts_untold
 from dalle1.training import checkpoints
-from dalle1.training.config import RunConfig
+from dalle1.training.config import RunConfig, with_precision
 from dalle1.training.dataloader import TrainingData, with_built_in_data
 from dalle1.training.distributed import (
     any_rank,
@@ -94,7 +94,8 @@ class Trainer:
             )
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        config = with_initial_parts(config)
+        lacks_bfloat16 = max_over_ranks([float(not has_bfloat16(device()))])[0]
+        config = with_precision(with_initial_parts(config), not lacks_bfloat16)
         self.config = config = with_built_in_data(config, self._barrier)
         self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
         if latest is None:

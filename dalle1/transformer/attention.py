@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils._triton import has_triton
 
+from dalle1.common.attention import attend_widened
 from dalle1.transformer.masks import allowed, sequence_allowed
 from dalle1.transformer.sequence import Pattern
 from dvae.calls import isolated
@@ -85,11 +86,15 @@ def banded_attention(
             f"sparse attention: expected a device cpu or cuda, got {q.device.type}: set "
             "execution.attention to dense"
         )
-    # The kernel called below takes it for granted that a head's numbers lie side by side.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)
-    y: Tensor = _Chunked.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
-    return y
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # The kernel called below takes it for granted that a head's numbers lie side by side.
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        chunks = _chunks(pattern, text_length, grid, kernel, q.dtype)
+        y: Tensor = _Chunked.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
+        return y
+
+    return attend_widened(attend, q, k, v)
 
 
 def by_column(x: Tensor, text_length: int, grid: int) -> Tensor:
@@ -242,4 +247,4 @@ def dense_attention(
     """
     n = q.shape[2]
     mask = _mask(pattern, text_length, grid, kernel, str(q.device))[:n, :n]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attend_widened(partial(F.scaled_dot_product_attention, attn_mask=mask), q, k, v)

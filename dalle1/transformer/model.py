@@ -28,8 +28,8 @@ from dalle1.transformer.window_cache import WindowCache, window_bytes
 from dvae.calls import isolated
 from dvae.storage import Kind
 
-# Steps of several positions pay for a few rows on CPUs, which read the weights for them: the largest
-# number of positions by the largest number of rows (docs/benchmarks).
+# Steps of several positions pay for a few rows on CPUs, which read the weights for them: how many
+# positions, by the largest number of rows (docs/benchmarks).
 WINDOWS = {2: 16, 4: 8}
 
 

@@ -16,6 +16,7 @@ positions, l slots of the image, m = grid^2 image positions, s heads, d head siz
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -23,6 +24,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle1.common.attention import attend_widened
 from dalle1.transformer.attention import dense_attention
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.layers import Layer
@@ -133,7 +135,8 @@ class _LayerWindow:
         for held, new in zip(self.held, kv, strict=True):
             held.scatter_(2, index, new)
         keys, values = self.held
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)
+        attend = partial(F.scaled_dot_product_attention, attn_mask=allowed)
+        y = attend_widened(attend, q, keys, values)
         x = x + self.out(rearrange(y, "n s k d -> n k (s d)"))
         z: Tensor = x + self.mlp(x)
         return z

@@ -69,6 +69,7 @@ def test_batch_fits_the_memory(
 ) -> None:
     """A batch whose caches exceed the free memory, guidance's second pass included."""
     config = model.transformer.config
+    largest = batching._largest_cpu_batch(model.prior)
     monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
     monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 0)
     found = []
@@ -78,16 +79,16 @@ def test_batch_fits_the_memory(
             batch = fitting_batch(model, candidates, 40, SamplingOptions(guidance=guidance))
             c, b = batching._part_shape(40, candidates, batch)
             taken = c * (1 if guidance == 1 else 2) * cache_bytes(config, b)
-            assert 1 <= c * b <= batch <= batching.LARGEST_CPU_BATCH
+            assert 1 <= c * b <= batch <= largest
             assert taken <= free / 2 or batch == 1
             # Nor less than fits: one caption more would not.
             step = candidates * working_bytes(config, torch.float32)
             one = (1 if guidance == 1 else 2) * (cache_bytes(config, candidates) + step)
-            if 1 < batch < min(40 * candidates, batching.LARGEST_CPU_BATCH) and one < free / 2:
+            if 1 < batch < min(40 * candidates, largest) and one < free / 2:
                 assert (batch // candidates + 1) * one > free / 2
             found.append(batch)
     assert found[::2] == sorted(found[::2]) and found[1::2] == sorted(found[1::2])
-    assert found[0] == 1 and found[-1] == min(40 * candidates, batching.LARGEST_CPU_BATCH)
+    assert found[0] == 1 and found[-1] == min(40 * candidates, largest)
 
 
 def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

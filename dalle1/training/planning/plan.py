@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from dalle1.clip.model import CLIP
-from dalle1.training.config import RunConfig
+from dalle1.training.config import RunConfig, with_precision
 from dalle1.training.parallel import ParallelDims
 from dalle1.training.planning.flops import FLOAT_BYTES, build_module, parameter_count, step_cost
 from dalle1.training.planning.memory import Memory, cpu_memory, gpu_memory
@@ -101,6 +101,7 @@ def plan(config: RunConfig, cluster: ClusterSettings) -> Plan:
 
     Raises ValueError when batch, micro-batch and shard groups do not divide over the GPUs.
     """
+    config = with_precision(config, bfloat16=True)  # as every GPU of the last years has
     world_size = cluster.gpus
     dims = ParallelDims(config.batch_size, config.parallel, world_size)
     module = build_module(config)
