@@ -106,6 +106,7 @@ def relaxed_elb(
     maps = codec.decoder(relaxed)
     log_prob = logit_laplace_log_prob(map_pixels(images), maps)
     reconstruction = -log_prob.mean()
-    kl = kl_to_uniform(logits).mean() / subpixels
+    with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight != 0):  # else it is told only
+        kl = kl_to_uniform(logits).mean() / subpixels
     loss = reconstruction + kl_weight * kl
     return ELB(loss, reconstruction, kl, logits.detach().argmax(dim=1))

@@ -1,4 +1,4 @@
-"""Attention calls and training steps: boolean masks against ours.
+"""Attention calls and training steps: boolean masks against ours, and 16 bits against 32.
 
 On CPUs the variants of a training step are separate processes that take turns, step by step, so
 that noise hits both and each one's peak memory is its own. On CUDA they run one after the other.
@@ -6,7 +6,6 @@ that noise hits both and each one's peak memory is its own. On CUDA they run one
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,21 +16,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.benchmarks.timing import Measured, timed
+from dalle1.benchmarks.timing import Measured, matmul_rate, timed
 from dalle1.common.hardware import DTYPES, known_peak, peak_memory
 from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.attention import dense_attention, sparse_attention
 from dalle1.transformer.config import Execution, TransformerConfig
+from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer
 from dalle1.transformer.sequence import Pattern
 
-CAUSAL, DENSE, OURS = "causal", "dense mask", "ours"
+CAUSAL, DENSE, OURS, OURS_FP32 = "causal", "dense mask", "ours", "ours, fp32"
 PATTERNS: tuple[Pattern, ...] = ("row", "column", "conv")
 WARM_UP = 2  # turns that are not measured
 MFU = (
     "MFU = FLOPs of the model a step / seconds / peak of the device; FLOPs a sample = 6 (12 w^2 n L"
     " + w (t V_text + m V_image)) + 12 w sum over layers of allowed (query, key) pairs: forward and"
-    " backward, nothing counted for recomputation or for keys that the masks forbid"
+    " backward, nothing counted for recomputation or for keys that the masks forbid; roofline ="
+    " FLOPs a step / seconds / measured rate of a large matrix product of the type"
 )
 
 
@@ -98,30 +99,36 @@ def measure_attention(
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One way to run a training step."""
+
+    execution: Execution
+    dtype: str  # of the blocks, as `parallel.precision` sets it
+
+
+@dataclass(frozen=True)
 class TrainingBenchmark:
     """What all variants of a training step have in common."""
 
     config: TransformerConfig
     batch: int
-    dtype: str
     device: torch.device
 
-    def training_step(self, execution: Execution) -> Callable[[], None]:
+    def training_step(self, variant: Variant) -> Callable[[], None]:
         """A step of a new model on random tokens: loss, gradients, clipping, AdamW."""
-        c, dtype, kind = self.config, self.dtype, self.device.type
+        c = self.config
         with self.device:
-            transformer = Transformer(c, execution)
+            transformer = Transformer(c, variant.execution)
             text = torch.randint(1, c.text_vocab, (self.batch, c.text_length))
             image = torch.randint(c.image_vocab, (self.batch, c.sequence.image_length))
+        if variant.dtype != "float32":
+            for layer in transformer.layers:
+                assert isinstance(layer, Layer)
+                layer.narrow = DTYPES[variant.dtype]
         optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-4, fused=True)
-        autocast = (
-            contextlib.nullcontext() if dtype == "float32" else torch.autocast(kind, DTYPES[dtype])
-        )
 
         def step() -> None:
-            with autocast:
-                loss = transformer.loss(text, image).loss
-            loss.backward()
+            transformer.loss(text, image).loss.backward()
             torch.nn.utils.clip_grad_norm_(transformer.parameters(), 4.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -129,7 +136,7 @@ class TrainingBenchmark:
         return step
 
 
-def _serve_steps(benchmark: TrainingBenchmark, execution: Execution, pipe: Connection) -> None:
+def _serve_steps(benchmark: TrainingBenchmark, variant: Variant, pipe: Connection) -> None:
     """The process of one variant: answers each "step" with its seconds, "end" with its memory.
 
     A step that does not fit into the GPU's memory is answered with None, and is the last.
@@ -137,7 +144,7 @@ def _serve_steps(benchmark: TrainingBenchmark, execution: Execution, pipe: Conne
     device = benchmark.device
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA, where the logits stay in 32 bits
-    step = benchmark.training_step(execution)
+    step = benchmark.training_step(variant)
     turns = 0
     while pipe.recv() == "step":
         if turns == WARM_UP and device.type == "cuda":
@@ -151,15 +158,15 @@ def _serve_steps(benchmark: TrainingBenchmark, execution: Execution, pipe: Conne
     pipe.send(peak_memory(device))
 
 
-class _Variant:
-    """A process that runs training steps when it is asked to."""
+class _Steps:
+    """A process that runs training steps of a variant when it is asked to."""
 
-    def __init__(self, name: str, benchmark: TrainingBenchmark, execution: Execution) -> None:
+    def __init__(self, name: str, benchmark: TrainingBenchmark, variant: Variant) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.name, self.seconds = name, list[float]()
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(
-            target=_serve_steps, args=(benchmark, execution, theirs), daemon=True
+            target=_serve_steps, args=(benchmark, variant, theirs), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -183,14 +190,14 @@ class _Variant:
 
 
 def measure_training(
-    benchmark: TrainingBenchmark, variants: dict[str, Execution], repeats: int
+    benchmark: TrainingBenchmark, variants: dict[str, Variant], repeats: int
 ) -> dict[str, Measured]:
     """Full training steps of each variant; one that runs out of memory is left out."""
     together = benchmark.device.type != "cuda"
     groups = [list(variants)] if together else [[name] for name in variants]
     results: dict[str, Measured] = {}
     for names in groups:
-        started = [_Variant(name, benchmark, variants[name]) for name in names]
+        started = [_Steps(name, benchmark, variants[name]) for name in names]
         running = started
         for turn in range(WARM_UP + repeats):
             fitted = [(v, v.step(measured=turn >= WARM_UP)) for v in running]
@@ -237,29 +244,39 @@ def report_training(
         f"{c.sequence.length} positions, {dtype}, "
         f"checkpointing {execution.checkpointing}, compile {execution.compile}"
     )
-    benchmark = TrainingBenchmark(c, batch, dtype, device)
+    benchmark = TrainingBenchmark(c, batch, device)
+    ours = execution.model_copy(update={"attention": "auto"})
     variants = {
-        DENSE: execution.model_copy(update={"attention": "dense"}),
-        OURS: execution.model_copy(update={"attention": "auto"}),
+        DENSE: Variant(execution.model_copy(update={"attention": "dense"}), dtype),
+        OURS: Variant(ours, dtype),
     }
+    if dtype != "float32":
+        variants[OURS_FP32] = Variant(ours, "float32")
     results = measure_training(benchmark, variants, repeats)
+    rates = {d: matmul_rate(device, DTYPES[d]) for d in {v.dtype for v in variants.values()}}
     report = {name: _figures(benchmark, measured) for name, measured in results.items()}
     # The table of peaks is of 16-bit products.
-    peak = None if dtype == "float32" else known_peak(device)
+    peak = known_peak(device)
     for name, figures in report.items():
-        flops = figures["flops_per_second"]
+        flops, own = figures["flops_per_second"], variants[name].dtype
+        figures["roofline"] = flops / rates[own]
         speed = f"{figures['tokens_per_second']:10,.0f} tokens/s  {flops / 1e12:.3f} TFLOP/s"
-        speed += f"  {flops / peak:.1%} MFU" if peak else ""
+        speed += f"  {figures['roofline']:.0%} of the roofline"
+        speed += f"  {flops / peak:.1%} MFU" if peak and own != "float32" else ""
         print(f"  {name:11} {results[name].text()}  {speed}")
-    if len(results) == 2:
-        dense, ours = results[DENSE], results[OURS]
-        assert dense.memory and ours.memory
-        print(
-            f"  ours takes {ours.spread()[1] / dense.spread()[1]:.2f} of the time and "
-            f"{ours.memory / dense.memory:.2f} of the memory"
-        )
+    for other in (DENSE, OURS_FP32):
+        if other in results and OURS in results:
+            _compare(results[OURS], results[other], other)
     print(f"  {MFU}")
     return report
+
+
+def _compare(ours: Measured, others: Measured, name: str) -> None:
+    assert ours.memory and others.memory
+    print(
+        f"  ours takes {ours.spread()[1] / others.spread()[1]:.2f} of the time and "
+        f"{ours.memory / others.memory:.2f} of the memory of {name!r}"
+    )
 
 
 def _figures(benchmark: TrainingBenchmark, measured: Measured) -> dict[str, Any]:

@@ -33,9 +33,7 @@ from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics
 
 STAGES = ("dvae", "clip", "dalle")
-# The dVAE and CLIP need nothing of each other, and neither is large enough for several cores.
-TOGETHER = (("dvae", "clip"), ("dalle",))
-MAX_RANKS = 4  # processes that draw for the ranking; each holds the model
+MAX_RANKS = 4  # processes that encode or draw; each holds the model
 QUICK = {
     "dvae": ["steps=60", "dvae_training.warm_start_steps=30", "dvae.codebook_size=64"],
     "clip": ["steps=10"],
@@ -74,21 +72,22 @@ def _demo(options: argparse.Namespace) -> int:
     config = load_config(
         "configs/shapes/dvae.yaml", _overrides("dvae", options.runs, options.quick)
     )
-    with_built_in_data(config, barrier=lambda: None)  # two stages would write it at once
     seconds: dict[str, float] = {}
-    for stages in TOGETHER:
-        jobs = [
-            Job(stage, _train_command(stage, options, len(stages)), options.runs / f"{stage}.log")
-            for stage in stages
-        ]
+    # Before the stages, two of which would write it at once.
+    images = str(with_built_in_data(config, barrier=lambda: None).data)
+    sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
+    rank_overrides = _rank_overrides(options.runs, config.reader.shapes_count, *sizes[:2])
+    tokens_overrides = _tokens_overrides(options.runs, images)
+    for jobs in (
+        [_train_job(stage, options, at_once=2) for stage in ("dvae", "clip")],
+        _ranks("tokens", "launch/tokenize.py", tokens_overrides, options.runs),
+        [_train_job("dalle", options)],
+        _ranks("rank", "launch/rank.py", rank_overrides, options.runs),
+    ):
         if status := run_together(jobs, seconds):
             return status
     start = time.monotonic()
     torch.manual_seed(0)
-    sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
-    rank_overrides = _rank_overrides(options.runs, config.reader.shapes_count, *sizes[:2])
-    if status := run_together(_rank_jobs(options.runs, rank_overrides), {}):
-        return status
     summary = write_report(options.runs, rank_overrides, *sizes)
     seconds["report"] = time.monotonic() - start
     peak = peak_memory(torch.device("cpu"), children=True)
@@ -107,6 +106,7 @@ def _overrides(stage: str, runs: Path, quick: bool) -> list[str]:
             f"codec={runs / 'dvae' / 'model'}",
             f"ranker={runs / 'clip' / 'model'}",
             f"tokenizer={runs / 'clip'}",
+            f"data={runs / 'tokens'}",
         ]
     if quick:
         overrides += [*QUICK[stage], "reader.shapes_count=500"]
@@ -115,15 +115,22 @@ def _overrides(stage: str, runs: Path, quick: bool) -> list[str]:
     return overrides
 
 
-def _train_command(stage: str, options: argparse.Namespace, at_once: int) -> list[str]:
+def _train_job(stage: str, options: argparse.Namespace, at_once: int = 1) -> Job:
     """Trains one stage, or what is left of it; at_once: stages that share the processor.
 
-    One process needs no launcher, which would take longer to start than the process itself.
+    The dVAE and CLIP need nothing of each other, and neither is large enough for several cores. One
+    process needs no launcher, which would take longer to start than the process itself.
     """
     overrides = _overrides(stage, options.runs, options.quick)
     if at_once > 1 and default_device().type == "cpu":
         overrides.append(f"threads={max(1, cpu_count() // at_once)}")
-    return ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
+    command = ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
+    return Job(stage, command, options.runs / f"{stage}.log")
+
+
+def _tokens_overrides(runs: Path, images: str) -> list[str]:
+    """The settings of the token shards that differ from their config."""
+    return [f"data={images}", f"out={runs / 'tokens'}", f"codec={runs / 'dvae' / 'model'}"]
 
 
 def _rank_overrides(runs: Path, training_captions: int, count: int, candidates: int) -> list[str]:
@@ -139,22 +146,21 @@ def _rank_overrides(runs: Path, training_captions: int, count: int, candidates: 
     ]
 
 
-def _rank_jobs(runs: Path, overrides: list[str]) -> list[Job]:
-    """The ranks of the ranking, each of which draws its share of the captions."""
+def _ranks(name: str, script: str, overrides: list[str], runs: Path) -> list[Job]:
+    """The ranks of a command, each of which does its share."""
     ranks = 1 if default_device().type == "cuda" else min(MAX_RANKS, cpu_count())
-    command = ["launch/rank.py", "configs/shapes/rank.yaml", *overrides]
+    command = [script, f"configs/shapes/{name}.yaml", *overrides]
     if ranks == 1:
-        return [Job("rank", command)]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    threads = str(max(1, cpu_count() // ranks))
+        return [Job(name, command)]
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": str(max(1, cpu_count() // ranks)),
+    }
     return [
         Job(
-            "rank",
-            command,
-            runs / f"rank-{i}.log",
-            meeting
-            | {"RANK": str(i), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(i)}
-            | {"OMP_NUM_THREADS": threads},
+            name, command, runs / f"{name}-{i}.log", shared | {"RANK": str(i), "LOCAL_RANK": str(i)}
         )
         for i in range(ranks)
     ]

@@ -244,7 +244,7 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             loss, metrics = self._engine(micro_batch, step)
-            with self._engine.no_sync() if self.exchange.replaces_deepspeed else nullcontext():
+            with self._engine.no_sync() if self._exchanges_nothing else nullcontext():
                 self._engine.backward(loss)
             _add_share(sums, {"loss": loss.detach(), **metrics}, len(micro_batches))
             if i < len(micro_batches) - 1:
@@ -262,6 +262,12 @@ class Engine:
             _add_share(sums, {"loss": loss, **metrics}, len(micro_batches))
         self._stage.train()
         return distributed.mean_over_ranks({name: float(v) for name, v in sums.items()})
+
+    @property
+    def _exchanges_nothing(self) -> bool:
+        """Whether DeepSpeed leaves the gradients as they are: a rank alone has none to average."""
+        alone = distributed.world_size() == 1 and self.parallel.zero_stage == 0
+        return alone or self.exchange.replaces_deepspeed
 
     def _gradients(self) -> dict[str, Tensor]:
         """This rank's gradients or shards of them, after the backward passes: views to change.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle1 import TransformerConfig
+from dalle1 import Model, TransformerConfig
 from dalle1.benchmarks import dataloading as data
 from dalle1.benchmarks import dropout, float16
 from dalle1.benchmarks import generation as sampling
@@ -24,6 +24,7 @@ from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import layer_pattern
 from dvae import DVAEConfig
+from tests.conftest import CAPTIONS
 
 CONFIG = TransformerConfig(
     width=16, heads=2, head_size=8, layers=2, grid=6, text_length=8, text_vocab=50,
@@ -129,6 +130,29 @@ def test_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         names = {unicodedata.name(c).split()[0].lower() for c in text if c.isalpha()}
         assert len(text) == 60 and names == {"cjk" if script == "Chinese" else script.lower()}
     assert benchmark.main(["dropout", "configs/shapes/dalle.yaml"]) == 2
+
+
+def test_windows(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Passes that are not those of the way, tokens that differ, a caption that is left out."""
+    model.save(tmp_path / "model")
+    out = tmp_path / "windows.json"
+    folder = str(tmp_path / "model")
+    options = ["--candidates", "1,2", "--windows", "3", "--repeats", "2", "--out", str(out)]
+    assert benchmark.main(["windows", folder, *CAPTIONS[:2], *options]) == 0
+    found = json.loads(out.read_text())["results"]
+    length = model.prior.grid[0] * model.prior.grid[1]
+    for count in ("1", "2"):
+        ways = found[count]
+        assert set(ways) == {"one by one", "window 3", "chosen"}
+        assert ways["one by one"]["passes"] == [length, length]
+        assert ways["one by one"]["times as fast"] == 1
+        for way in ways.values():
+            assert way["equal"] == 1 and len(way["passes"]) == 2 and max(way["passes"]) <= length
+            assert [len(seconds) for seconds in way["seconds"]] == [2, 2]
+            assert way["roofline"] > 0
+    assert "of the tokens equal" in capsys.readouterr().out
+    assert benchmark.main(["windows", folder]) == 2
+    assert benchmark.main(["windows", folder, "x", "--windows", "0"]) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process' memory")

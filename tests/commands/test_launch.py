@@ -12,20 +12,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from dalle1 import Model
-from dalle1.commands import benchmark, demo, train
+from dalle1.commands import benchmark, demo, evaluate, tokenize, train
 from dalle1.commands import main as cli
+from dalle1.commands.jobs import Job
 from dalle1.evaluation.run import FILES
+from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics
 from tests.forks import Forked
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+MAINS = {
+    "launch/train.py": train.main,
+    "launch/tokenize.py": tokenize.main,
+    "launch/rank.py": evaluate.main,
+}
 
 
 def launch(*command: str) -> subprocess.CompletedProcess[str]:
@@ -42,18 +50,25 @@ def test_demo_from_shards_to_report(
 
     DeepSpeed's launcher itself, which takes longer to start than to train, runs the first stage.
     """
-    launch_all = subprocess.run
-
-    def launch_first(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        if command[0] != "deepspeed" or "configs/shapes/dvae.yaml" in command:
-            return launch_all(command, **options)
-        first = command.index("launch/train.py") + 1
-        code = Forked(train.main, command[first:], log=log, environment=ENVIRONMENT).wait()
-        return subprocess.CompletedProcess(command, code)
-
     log = tmp_path / "log.txt"
+
+    def run_forked(jobs: list[Job], seconds: dict[str, float]) -> int:
+        forks = []
+        for job in jobs:
+            script, *arguments = job.command
+            seconds[job.name] = 1.0
+            if "configs/shapes/dvae.yaml" in arguments:
+                options = ["--num_accelerators", "1", "--master_port", str(free_port())]
+                command = ["deepspeed", *options, script, *arguments]
+                assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
+                continue
+            main = MAINS[script]
+            environment = ENVIRONMENT | job.environment
+            forks.append(Forked(main, arguments, log=log, environment=environment))
+        return max((fork.wait() for fork in forks), default=0)
+
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(subprocess, "run", launch_first)
+    monkeypatch.setattr(demo, "run_together", run_forked)
     status = demo.main(["--quick", "--runs", str(tmp_path / "runs")])
     printed, errors = capfd.readouterr()
     assert status == 0, printed[-2000:] + errors[-4000:] + log.read_text()[-4000:]

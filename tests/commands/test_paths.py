@@ -159,7 +159,8 @@ def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dalle1.data.precompute.encode._encoded", no_work)
     monkeypatch.setattr("dalle1.data.curation.write_shards._in_threads", no_work)
     monkeypatch.setattr("dalle1.data.curation.filter_shards._filter_all", no_work)
-    monkeypatch.setattr(demo, "_train_stage", no_work)
+    monkeypatch.setattr(demo, "run_together", no_work)
+    monkeypatch.setattr(demo, "with_built_in_data", no_work)
     monkeypatch.setattr(inspect, "inspect", no_work)
     monkeypatch.setattr(benchmark, "BENCHMARKS", dict.fromkeys(benchmark.BENCHMARKS, no_work))
 

@@ -49,6 +49,32 @@ def test_peak_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_memory(CPU) >= largest and peak_memory(CPU) < used
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "avx512_f": True}, False),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True}, False),
+    ],
+)
+def test_bfloat16_in_hardware(
+    capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 where torch emulates it, slower than float32; or none where there is an instruction
+    for it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert hardware.has_bfloat16(CPU) is expected
+    assert hardware.has_bfloat16(torch.device("meta")) is False
+
+
+def test_cores_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads for all cores of a machine of which a container has a few."""
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert hardware.cpu_count() == 3
+
+
 def test_peak_memory_of_children() -> None:
     """A demo whose stages, processes of their own, are left out of its memory."""
     code = (

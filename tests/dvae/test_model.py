@@ -158,6 +158,21 @@ def test_encoder_window() -> None:
         codec.encode(torch.rand(1, 3, 12, 8))
 
 
+def test_equal_windows_have_the_tokens_of_their_logits() -> None:
+    """Windows that are encoded once and put back in another's place."""
+    torch.manual_seed(0)
+    codec = DVAE(DVAEConfig(**TINY, residual_gain=0.5, init_gain=2.0, encoder_window=2))
+    parts = torch.rand(5, 3, 8, 8)
+    which = torch.randint(5, (3, 2, 4))
+    images = torch.stack(
+        [torch.cat([torch.cat([*parts[row]], dim=2) for row in image], dim=1) for image in which]
+    )
+    tokens = codec.encode(images)
+    assert tokens.shape == (3, 4, 8) and len(tokens.unique()) > 2
+    assert torch.equal(tokens, codec.logits(images).argmax(dim=1))
+    assert torch.equal(tokens, torch.cat([codec.encode(image[None]) for image in images]))
+
+
 def test_encode_is_argmax(codec: DVAE) -> None:
     """Noise in encode, an argmax over another dimension, rows and columns exchanged."""
     images = torch.rand(2, 3, 8, 12)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dalle1.commands import demo, evaluate, tokenize, train
 from dalle1.training import distributed, trainer
@@ -290,27 +291,26 @@ def test_free_ports_are_free_and_differ(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_our_own_launches_choose_a_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two demos side by side at DeepSpeed's default port; a new call that forgets the port; a page
-    that does not say what a user's own call needs."""
-    commands: list[list[str]] = []
-
-    def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", note)
-    for stage in ("dvae", "clip"):
-        assert demo._train_stage(stage, [f"run={tmp_path}"]) == 0
-    ports = [command[command.index("--master_port") + 1] for command in commands]
-    assert len(set(ports)) == 2 and "29500" not in ports
-    for command in commands:  # an option of the launcher, not of the script
-        assert command.index("--master_port") < command.index("launch/train.py")
+    """Two demos side by side at one port; a new call that forgets the port; a page that does not
+    say what a user's own call needs."""
+    monkeypatch.setattr(demo, "cpu_count", lambda: 6)
+    monkeypatch.setattr(demo, "default_device", lambda: torch.device("cpu"))
+    started = [demo._ranks("rank", "launch/rank.py", [], tmp_path) for _ in range(2)]
+    demos = [[job.environment for job in jobs] for jobs in started]
+    for ranks in demos:
+        assert [rank["RANK"] for rank in ranks] == [rank["LOCAL_RANK"] for rank in ranks]
+        assert [int(rank["RANK"]) for rank in ranks] == list(range(demo.MAX_RANKS))
+        assert {rank["WORLD_SIZE"] for rank in ranks} == {str(demo.MAX_RANKS)}
+        assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {"1"}
+    ports = [{rank["MASTER_PORT"] for rank in ranks} for ranks in demos]
+    assert [len(port) for port in ports] == [1, 1] and ports[0] != ports[1]
+    assert {"29500"} not in ports
     calls = re.compile(r"\[f?\"[^\" ]*\bdeepspeed\", ")
     sources = [
         path for folder in ("dalle1", "tests", "launch") for path in (ROOT / folder).rglob("*.py")
     ]
     calling = [path for path in sources if calls.search(path.read_text(encoding="utf-8"))]
-    assert ROOT / "dalle1/commands/demo.py" in calling
+    assert ROOT / "tests/commands/test_launch.py" in calling
     for path in calling:
         assert "--master_port" in path.read_text(encoding="utf-8"), path
     for page in ("docs/training.md", "launch/cluster/hostfile"):

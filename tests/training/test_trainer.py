@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import dalle1
 import dvae
 from dalle1 import registry
 from dalle1.training import checkpoints
+from dalle1.training.config import load_config
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.signals import Interrupted
 from dalle1.training.trainer import Trainer, train
@@ -60,6 +62,41 @@ def losses(run: Path) -> list[float]:
 
 def tensors(run: Path, step: int) -> checkpoints.Tensors:
     return checkpoints.load(run / "checkpoints" / f"step-{step:07d}").tensors
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_on_cpus(stage: str, tmp_path: Path, shards: str, parts: Path) -> None:
+    """`precision: bf16` that a stage does not read on CPUs, that rounds the weights or moments, or
+    that does not resume to the bit."""
+    narrow: dict[str, Any] = {"parallel": {"precision": "bf16"}}
+    Trainer(tiny(stage, shards, tmp_path / "fp32", parts)).run()
+    Trainer(tiny(stage, shards, tmp_path / "bf16", parts, **narrow)).run()
+    config = tiny(stage, shards, tmp_path / "parts", parts, **narrow)
+    run_until(config, 10)
+    Trainer(config, resume=True).run()
+    full, half = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    assert full != half  # it is read
+    assert max(abs(a - b) for a, b in zip(full[:6], half[:6], strict=True)) < 0.05
+    assert losses(tmp_path / "parts") == half
+    one, two = (tensors(tmp_path / run, 20) for run in ("bf16", "parts"))
+    assert {x.dtype for x in one.values()} <= {torch.float32, torch.int64, torch.bool}
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_that_is_chosen(
+    has: bool, tmp_path: Path, shards: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose settings do not tell what it computed in, or bfloat16 that is emulated."""
+    monkeypatch.setattr("dalle1.training.trainer.has_bfloat16", lambda _: has)
+    name = "bf16" if has else "fp32"
+    for precision in ("auto", name):
+        parallel = {"precision": precision}
+        config = tiny("clip", shards, tmp_path / precision, parts, steps=3, parallel=parallel)
+        Trainer(config).run()
+    assert losses(tmp_path / "auto") == losses(tmp_path / name)
+    written = load_config(tmp_path / "auto" / "config.yaml")
+    assert written.parallel.precision == name
 
 
 @pytest.mark.parametrize("stage", STAGES)
