@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 Generators = torch.Generator | Sequence[torch.Generator]
 EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infinite (A.3)
+NEGLIGIBLE = 60.0  # nats below the likeliest: a share of e^-60 = 9e-27
 
 
 def map_pixels(x: Tensor) -> Tensor:
@@ -63,7 +64,12 @@ def gumbel_softmax(
         for part, own in zip(noise, generator, strict=True):
             part.exponential_(generator=own)
     # -ln(Exponential) is Gumbel; the exponential sampler never returns 0.
-    return F.softmax((logits.float() - noise.log()) / temperature, dim=1)
+    scores = (logits.float() - noise.log()) / temperature
+    if scores.device.type == "cpu":
+        # Shares that no sum in 32 bits notices would be denormal numbers, with which a product on
+        # CPUs takes ten times as long, backward most of all.
+        scores = scores.clamp(min=scores.detach().amax(dim=1, keepdim=True) - NEGLIGIBLE)
+    return F.softmax(scores, dim=1)
 
 
 @dataclass

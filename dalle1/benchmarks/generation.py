@@ -1,10 +1,14 @@
 """Whole images of one caption, with random weights: our generator, a plain cache, no cache.
 
+Random weights are sure of no token, so that windows of tokens are at their worst here; see
+`dalle1.benchmarks.windows` for a trained model.
+
 Dimensions: b candidates, t text positions, m image positions, s heads, d head size.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -102,11 +106,17 @@ class _Rows:
         return Run(Measured(steps, memory), whole, peak_memory(self.device), tokens)
 
 
-def draw_ours(transformer: Transformer, text: Tensor, uniforms: Tensor, batch: int) -> Run:
+def draw_ours(
+    transformer: Transformer,
+    text: Tensor,
+    uniforms: Tensor,
+    batch: int,
+    window: int | None = 1,
+) -> Run:
     """By `Generator`, `batch` candidates at a time; what is done once for many images, such as
-    packing and recording, is not counted."""
+    packing and recording, is not counted. window: see `SamplingOptions`."""
     device, grid = transformer.start_of_image.device, transformer.config.grid
-    generator = Generator(transformer, 1, batch)
+    generator = Generator(transformer, 1, batch, SamplingOptions(window=window))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -221,6 +231,11 @@ def report_sample(
             read_bytes(c, batch, DTYPES[dtype]) / copying, decoding_flops(c, batch) / rate
         )
         runs = {"ours": ours}
+        if device.type == "cpu" and transformer.best_window(batch) > 1:
+            runs["windows"] = draw_ours(transformer, text, uniforms, batch, None)
+        if dtype != "float32":
+            wide = copy.deepcopy(transformer).float()
+            runs["ours, fp32"] = draw_ours(wide, text, uniforms, batch)
         at_once = "" if batch == b else f", {batch} at once"
         print(f"  {b} candidates{at_once}")
         needed = math.prod(DenseCache.shape(c, b)) * DTYPES[dtype].itemsize
@@ -250,6 +265,8 @@ def report_sample(
             "recomputed, extrapolated": slow,
             "roofline": share,
         }
+        if wide_run := runs.get("ours, fp32"):
+            print(f"    ours is {wide_run.whole / ours.whole:.2f} times as fast as in float32")
         if plain := runs.get("plain cache"):
             assert plain.steps.memory and ours.steps.memory
             agree = float((ours.tokens == plain.tokens).float().mean())

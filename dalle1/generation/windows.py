@@ -22,7 +22,7 @@ from torch import Tensor
 from dalle1.generation.options import SamplingOptions, draw_token
 
 MEAN_SHARE = 0.2  # of the newest pass in the running mean of positions that a row advances by
-MARGIN = 4.0  # a window is so many times that mean, as a power of two
+MARGIN = 8.0  # a window is so many times what that mean gains on one token, as a power of two
 SMALLEST = 2
 
 
@@ -85,7 +85,13 @@ def draw_windows(
         on_pass(done, drawn)
         # Where drafts are often wrong, long windows are work for nothing.
         mean_advance += MEAN_SHARE * (advance - mean_advance)
-        size = min(window, max(SMALLEST, 2 ** ceil(log2(MARGIN * mean_advance))))
+        size = min(window, _size(mean_advance))
+
+
+def _size(mean_advance: float) -> int:
+    """Positions of the next window, where rows advanced by so many in a pass."""
+    wanted = MARGIN * (mean_advance - 1)
+    return max(SMALLEST, int(2 ** ceil(log2(wanted)))) if wanted > 1 else SMALLEST
 
 
 def _drafts(tokens: Tensor, index: Tensor, drafted: Tensor, columns: int) -> Tensor:
