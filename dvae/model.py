@@ -64,8 +64,7 @@ class DVAEConfig(BaseModel):
 def _for_convolutions(x: Tensor) -> Tensor:
     """Maps [b, c, h, w] in the layout that convolutions read fastest: on CPUs a position's channels
     side by side, a fifth faster at the paper's size and half as fast again at 32 pixels."""
-    on_cpu = x.device.type == "cpu"
-    return x.contiguous(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Conv2d(nn.Module):
@@ -274,7 +273,9 @@ class DVAE(nn.Module):
         # A 1x1 convolution of a one-hot map is a row of its weights: look it up instead.
         rows = F.embedding(tokens, first.w[:, :, 0, 0].t())
         x = rows.float() + first.b.float()  # [b, h, w, bottleneck]
-        x = self.decoder.blocks[1:](_for_convolutions(x.movedim(-1, 1)))  # [b, 2c, H, W]
+        x = x.movedim(-1, 1)
+        x = _for_convolutions(x) if x.device.type == "cpu" else x.contiguous()
+        x = self.decoder.blocks[1:](x)  # [b, 2c, H, W]
         mean = x[:, : self.config.channels]
         return unmap_pixels(torch.sigmoid(mean.float()))
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from dvae.model import DVAE, Conv2d
 from dvae.objective import map_pixels
 
-CHUNK = 2**20  # distances at a time, which stay in a CPU's cache
+CHUNK = {"cpu": 2**20}  # distances at a time, which stay in a CPU's cache
+LARGE_CHUNK = 2**26  # on other devices
 
 
 class ContinuousBottleneck(nn.Module):
@@ -137,6 +138,6 @@ def k_means(
 
 def _nearest(samples: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """The distance of each sample to the nearest center, and which that is: [n] and int64 [n]."""
-    rows = max(1, CHUNK // len(centers))
+    rows = max(1, CHUNK.get(samples.device.type, LARGE_CHUNK) // len(centers))
     parts = [torch.cdist(part, centers).min(1) for part in samples.split(rows)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

@@ -186,7 +186,7 @@ def pretended(kind: str) -> Iterator[PretendedDevice]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", DeviceGenerator)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "device", _Current)
         patch.setattr(torch.cuda, "Event", _Event)

@@ -422,7 +422,7 @@ def test_generator(
     """Tokens, random numbers or what is told of them on the CPU; a wait in a step that a graph is
     captured of. The tokens must be those of the CPU."""
     transformer = make(make_transformer, grid=3)
-    options = SamplingOptions(window=4 if mode == "windows" else None, **settings)
+    options = SamplingOptions(window=4 if mode == "windows" else 1, **settings)
     uniforms = torch.stack([candidate_uniforms(1, str(i), 0, 2, 9) for i in range(2)])
     shown: list[int] = []
 

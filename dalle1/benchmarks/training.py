@@ -27,6 +27,7 @@ from dalle1.transformer.sequence import Pattern
 
 CAUSAL, DENSE, OURS, OURS_FP32 = "causal", "dense mask", "ours", "ours, fp32"
 PATTERNS: tuple[Pattern, ...] = ("row", "column", "conv")
+FLOAT32_PRODUCTS = "high"  # TF32 on CUDA, where the logits stay in 32 bits
 WARM_UP = 2  # turns that are not measured
 MFU = (
     "MFU = FLOPs of the model a step / seconds / peak of the device; FLOPs a sample = 6 (12 w^2 n L"
@@ -143,7 +144,7 @@ def _serve_steps(benchmark: TrainingBenchmark, variant: Variant, pipe: Connectio
     """
     device = benchmark.device
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA, where the logits stay in 32 bits
+    torch.set_float32_matmul_precision(FLOAT32_PRODUCTS)
     step = benchmark.training_step(variant)
     turns = 0
     while pipe.recv() == "step":
@@ -253,7 +254,7 @@ def report_training(
     if dtype != "float32":
         variants[OURS_FP32] = Variant(ours, "float32")
     results = measure_training(benchmark, variants, repeats)
-    rates = {d: matmul_rate(device, DTYPES[d]) for d in {v.dtype for v in variants.values()}}
+    rates = {d: _matmul_rate(device, d) for d in {v.dtype for v in variants.values()}}
     report = {name: _figures(benchmark, measured) for name, measured in results.items()}
     # The table of peaks is of 16-bit products.
     peak = known_peak(device)
@@ -269,6 +270,16 @@ def report_training(
             _compare(results[OURS], results[other], other)
     print(f"  {MFU}")
     return report
+
+
+def _matmul_rate(device: torch.device, dtype: str) -> float:
+    """FLOP/s of a large product, in TF32 where the steps of float32 are."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(FLOAT32_PRODUCTS)
+    try:
+        return matmul_rate(device, DTYPES[dtype])
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _compare(ours: Measured, others: Measured, name: str) -> None:

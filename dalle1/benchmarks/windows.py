@@ -47,7 +47,10 @@ def report_windows(
     model = load(folder).to(device)
     prior = model.prior
     if not isinstance(prior, Transformer):
-        raise ValueError(f"windows: expected a model whose prior is a transformer, in {folder}")
+        raise ValueError(
+            f"windows: expected a model whose prior is our transformer, got a "
+            f"{type(prior).__name__} in {folder}"
+        )
     prior.to(dtype)
     m = prior.config.sequence.image_length
     copying, rate = bandwidth(device), matmul_rate(device, dtype)

@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=2, help="samples of a call or step")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of products")
     parser.add_argument("--repeats", type=int, default=5, help="that are measured")
-    parser.add_argument("--candidates", type=_integers, default="1,8,64,512", help="of a caption")
+    parser.add_argument(
+        "--candidates", type=_integers, help="of a caption: 1,8,64,512, of windows 1,4"
+    )
     parser.add_argument("--windows", type=_integers, default="4,16,64", help="of windows")
     parser.add_argument("--layers", type=int, default=64, help="of half")
     parser.add_argument("--width", type=int, default=32, help="of half")
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
+    if options.candidates is None:
+        options.candidates = [1, 4] if options.what == "windows" else [1, 8, 64, 512]
     if min(options.batch, options.repeats, *options.candidates, *options.windows) < 1:
         raise ValueError("--batch, --repeats, --candidates and --windows must be 1 or more")
     for name in ("out", "figure") if options.what == "half" else ("out",):
@@ -112,7 +116,10 @@ def _sample(options: argparse.Namespace, device: torch.device) -> Figures:
 
 def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
     if not options.overrides:
-        raise ValueError("windows needs a model's folder and captions that it was trained on")
+        got = repr(options.config) if options.config else "nothing"
+        raise ValueError(
+            f"windows: expected a model's folder and captions such as it was trained on, got {got}"
+        )
     return report_windows(
         options.config,
         options.overrides,

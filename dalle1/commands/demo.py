@@ -84,13 +84,16 @@ def _demo(options: argparse.Namespace) -> int:
         [_train_job("dalle", options)],
         _ranks("rank", "launch/rank.py", rank_overrides, options.runs),
     ):
-        if status := run_together(jobs, seconds):
+        status = run_together(jobs, seconds)
+        if not status and any(_is_unfinished(job.name, options) for job in jobs):
+            raise KeyboardInterrupt  # a stage that SIGTERM stops has saved and is content
+        if status:
             return status
     start = time.monotonic()
     torch.manual_seed(0)
     summary = write_report(options.runs, rank_overrides, *sizes)
     seconds["report"] = time.monotonic() - start
-    peak = peak_memory(torch.device("cpu"), children=True)
+    peak = peak_memory(torch.device("cpu"), children=True)  # of the largest process
     summary |= {"seconds": seconds, "peak_memory_gb": peak / 1e9}
     path = options.runs / "report" / "report.json"
     write_text(path, json.dumps(summary, indent=2) + "\n")
@@ -118,14 +121,24 @@ def _overrides(stage: str, runs: Path, quick: bool) -> list[str]:
 def _train_job(stage: str, options: argparse.Namespace, at_once: int = 1) -> Job:
     """Trains one stage, or what is left of it; at_once: stages that share the processor.
 
-    The dVAE and CLIP need nothing of each other, and neither is large enough for several cores. One
-    process needs no launcher, which would take longer to start than the process itself.
+    The dVAE and CLIP need nothing of each other, and both are so small that they gain little from
+    twice the cores. One process needs no launcher, which takes longer to start than the process.
     """
     overrides = _overrides(stage, options.runs, options.quick)
     if at_once > 1 and default_device().type == "cpu":
         overrides.append(f"threads={max(1, cpu_count() // at_once)}")
     command = ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
     return Job(stage, command, options.runs / f"{stage}.log")
+
+
+def _is_unfinished(name: str, options: argparse.Namespace) -> bool:
+    """Whether a job is a stage that has updates left."""
+    if name not in STAGES:
+        return False
+    overrides = _overrides(name, options.runs, options.quick)
+    steps = load_config(f"configs/shapes/{name}.yaml", overrides).steps
+    done = [line["step"] for line in read_metrics(options.runs / name) if "step" in line]
+    return not done or done[-1] < steps
 
 
 def _tokens_overrides(runs: Path, images: str) -> list[str]:

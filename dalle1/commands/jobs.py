@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from dalle1.common.files import read_text
+from types import FrameType
 
 POLL = 0.1  # seconds
 LAST_LINES = 20  # of a log, shown when its job fails
@@ -22,62 +24,94 @@ class Job:
 
     name: str
     command: list[str]  # a script and its arguments
-    log: Path | None = None  # where its output goes when other jobs run beside it
+    log: Path | None = None  # where its output goes; the first job's is shown
     environment: dict[str, str] = field(default_factory=dict)  # what it has besides ours
 
 
 def run_together(jobs: list[Job], seconds: dict[str, float]) -> int:
     """Runs jobs at once, the first one's output here; the exit status of the first that failed.
 
-    When one fails, the others are told to stop. Ctrl-C reaches all of them, and all are waited
-    for, so that what they save is saved.
+    When one fails, the others are told to stop. Ctrl-C and SIGTERM reach all of them. However this
+    ends, all are waited for, so that what they save is saved.
 
     Args:
         jobs: at least one.
-        seconds: gets how long each took, by its name.
+        seconds: gets how long the last job of each name took.
     """
     start = time.monotonic()
-    with ExitStack() as files:
-        running: dict[subprocess.Popen[bytes], Job] = {}
-        for i, job in enumerate(jobs):
-            output = None
-            print("\n$ python " + " ".join(job.command), end="", flush=True)
-            if i and job.log is not None:
-                job.log.parent.mkdir(parents=True, exist_ok=True)
-                output = files.enter_context(job.log.open("wb"))
-                print(f" > {job.log}", end="", flush=True)
-            process = subprocess.Popen(
-                [sys.executable, *job.command],
-                env=os.environ | job.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT if output else None,
-            )
-            running[process] = job
-        print(flush=True)
-        return _wait(running, start, seconds)
-
-
-def _wait(
-    running: dict[subprocess.Popen[bytes], Job], start: float, seconds: dict[str, float]
-) -> int:
-    """See `run_together`."""
+    running: dict[subprocess.Popen[bytes], Job] = {}
     status = 0
-    first = next(iter(running))
-    try:
-        while running:
-            time.sleep(POLL)
-            for process in [p for p in running if p.poll() is not None]:
-                job = running.pop(process)
-                seconds[job.name] = time.monotonic() - start
-                if process.returncode and not status:
-                    status = process.returncode
-                    if process is not first and job.log is not None:
-                        lines = read_text(job.log).replace("\r", "\n").splitlines()
-                        print("\n".join(lines[-LAST_LINES:]), file=sys.stderr, flush=True)
-                    for other in running:
-                        other.terminate()
-    except KeyboardInterrupt:
-        for process in running:
-            process.wait()
-        raise
+    with _terminated_by_signal(running):
+        try:
+            for job in jobs:
+                running[_start(job, job.log if running else None)] = job
+            while running:
+                time.sleep(POLL)
+                for process in [p for p in running if p.poll() is not None]:
+                    job = running.pop(process)
+                    seconds[job.name] = time.monotonic() - start
+                    if process.returncode and not status:
+                        status = _failed(process.returncode, job, shown=job is jobs[0])
+                        _terminate(running)
+        except KeyboardInterrupt:
+            raise  # it has reached them too
+        except BaseException:
+            _terminate(running)
+            raise
+        finally:
+            _wait(running)
     return status
+
+
+def _start(job: Job, log: Path | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, *job.command]
+    to_log = f" > {shlex.quote(str(log))}" if log else ""
+    print(f"\n$ python {shlex.join(job.command)}{to_log}", flush=True)
+    environment = os.environ | job.environment
+    if log is None:
+        return subprocess.Popen(command, env=environment)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:  # the process keeps its own
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _failed(returncode: int, job: Job, shown: bool) -> int:
+    """The exit status of a job that failed, with the end of its output where it was not shown."""
+    if not shown and job.log is not None:
+        text = job.log.read_text(encoding="utf-8", errors="replace")
+        lines = text.replace("\r", "\n").splitlines()
+        print("\n".join(lines[-LAST_LINES:]), file=sys.stderr, flush=True)
+    if returncode > 0:
+        return returncode
+    name = signal.Signals(-returncode).name  # such as of the kernel, when memory is short
+    print(f"error: {job.name} was ended by {name}", file=sys.stderr, flush=True)
+    return 128 - returncode
+
+
+def _terminate(running: dict[subprocess.Popen[bytes], Job]) -> None:
+    for process in running:
+        process.terminate()
+
+
+def _wait(running: dict[subprocess.Popen[bytes], Job]) -> None:
+    """Until all have ended; a second Ctrl-C does not cut short what they save."""
+    while running:
+        try:
+            next(iter(running)).wait()
+            running.pop(next(iter(running)))
+        except KeyboardInterrupt:
+            continue
+
+
+@contextmanager
+def _terminated_by_signal(running: dict[subprocess.Popen[bytes], Job]) -> Iterator[None]:
+    """In this block SIGTERM is handed on to the jobs, which save and end."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        _terminate(running)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

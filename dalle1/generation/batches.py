@@ -96,6 +96,10 @@ def draw_parts(
                 generator = Generator(prior, c, b, options)
             tokens = generator.draw(text[padded], torch.stack(uniforms), prefix, report)
         except (RuntimeError, MemoryError) as error:
+            chosen = options.window is None and generator is not None and generator.window > 1
+            if chosen and _out_of_memory(error):  # a step of one position takes the least
+                generator, options = None, replace(options, window=1)
+                continue
             if batch_size is not None or c * b == 1 or not _out_of_memory(error):
                 raise
             generator = None  # frees its memory before the next one takes some
@@ -204,7 +208,8 @@ def fitting_batch(
     # Bytes of a caption, shared by its candidates, and of each candidate.
     shared, each = (passes * count for count in prior.decoding_bytes())
     if options.window not in (None, 1) and isinstance(prior, WindowPrior):
-        shared, each = 0, passes * prior.window_bytes(options.window)
+        window = min(options.window, prior.grid[0] * prior.grid[1])
+        shared, each = 0, passes * prior.window_bytes(window)
     if candidates <= largest and free >= shared + candidates * each:  # all of a caption
         fitting = free // (shared + candidates * each) * candidates
         return min(largest, captions * candidates, fitting)

@@ -46,7 +46,7 @@ class Generator:
         options: SamplingOptions | None = None,
         static: bool | None = None,
     ) -> None:
-        """Takes the memory of the caches and, on CUDA, captures the step, unless windows of
+        """On CUDA, takes the memory of the caches and captures the step, unless windows of
         positions are drawn in one pass (`SamplingOptions.window`).
 
         Args:
@@ -80,9 +80,15 @@ class Generator:
             raise ValueError(
                 f"window: expected 1 or None for a static step, which has one position, got {told}"
             )
+        several = isinstance(self.prior, WindowPrior)
         if told is not None:
-            return told
-        if static or self.device.type == "cuda" or not isinstance(self.prior, WindowPrior):
+            if told > 1 and not several:
+                raise ValueError(
+                    f"window: expected 1 or None for {type(self.prior).__name__}, which has no "
+                    f"steps of several positions (dalle1.protocols.WindowPrior), got {told}"
+                )
+            return min(told, self.prior.grid[0] * self.prior.grid[1])
+        if static or self.device.type != "cpu" or not isinstance(self.prior, WindowPrior):
             return 1
         return self.prior.best_window(self.passes * self.captions * self.candidates)
 

@@ -34,8 +34,9 @@ class SamplingOptions:
         top_p: keeps the smallest set of tokens of total probability >= p; None keeps all.
         guidance: classifier-free guidance, logits = unconditional + guidance * (conditional -
             unconditional); 1 is none.
-        window: positions that are drawn in one pass of the prior, which changes the time alone and
-            not the tokens; 1 draws one after the other, None takes what pays for so many images.
+        window: positions that are drawn in one pass of the prior. It changes the time and not the
+            tokens, up to the rounding of matrix products; 1 draws one after the other, None takes
+            what pays for so many images.
     """
 
     temperature: float = 1.0

@@ -22,7 +22,7 @@ from torch import Tensor
 from dalle1.generation.options import SamplingOptions, draw_token
 
 MEAN_SHARE = 0.2  # of the newest pass in the running mean of positions that a row advances by
-MARGIN = 8.0  # a window is so many times what that mean gains on one token, as a power of two
+MARGIN = 8.0  # the window is MARGIN x (that mean - 1), rounded up to a power of two
 SMALLEST = 2
 
 

@@ -244,7 +244,9 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for i, micro_batch in enumerate(micro_batches):
             loss, metrics = self._engine(micro_batch, step)
-            with self._engine.no_sync() if self._exchanges_nothing else nullcontext():
+            alone = self._exchanges_nothing and len(micro_batches) == 1
+            no_sync = alone or self.exchange.replaces_deepspeed
+            with self._engine.no_sync() if no_sync else nullcontext():
                 self._engine.backward(loss)
             _add_share(sums, {"loss": loss.detach(), **metrics}, len(micro_batches))
             if i < len(micro_batches) - 1:
@@ -265,9 +267,8 @@ class Engine:
 
     @property
     def _exchanges_nothing(self) -> bool:
-        """Whether DeepSpeed leaves the gradients as they are: a rank alone has none to average."""
-        alone = distributed.world_size() == 1 and self.parallel.zero_stage == 0
-        return alone or self.exchange.replaces_deepspeed
+        """Whether DeepSpeed may leave the gradients as they are: a rank alone averages none."""
+        return distributed.world_size() == 1 and self.parallel.zero_stage == 0
 
     def _gradients(self) -> dict[str, Tensor]:
         """This rank's gradients or shards of them, after the backward passes: views to change.

@@ -95,6 +95,7 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         lacks_bfloat16 = max_over_ranks([float(not has_bfloat16(device()))])[0]
+        self._chosen = config.parallel.precision == "auto"
         config = with_precision(with_initial_parts(config), not lacks_bfloat16)
         self.config = config = with_built_in_data(config, self._barrier)
         self.data = TrainingData(config, self.folder, latest is not None, self._barrier)
@@ -161,6 +162,8 @@ class Trainer:
         batches = self.data.batches()
         if logger:
             logger.message(self.data.describe())
+            if self._chosen:
+                logger.message(f"parallel.precision: auto is {self.config.parallel.precision} here")
         peak = None if self.config.parallel.precision == "fp32" else known_peak(device())
         throughput = Throughput(self.config, self.world_size, peak)
         with StopSignals(self._launched) as signals:

@@ -283,6 +283,7 @@ class TransformerState:
         self._text = torch.empty(0, device=device)
         self._inputs = torch.zeros(rows, c.sequence.image_length, dtype=torch.int64, device=device)
         self._fed = torch.zeros(rows, dtype=torch.int64)
+        self._furthest = self._fed  # end of what was fed since the caches were filled
         if static:  # all memory is taken before the step is recorded
             self._begin(1)
 
@@ -303,7 +304,8 @@ class TransformerState:
             x = torch.cat([x, image], dim=1)
             self._inputs[:, 0] = c.image_vocab
             self._inputs[:, 1:given] = prefix[:-1]
-        self._fed.fill_(given)
+        self._fed = torch.full_like(self._fed, given)
+        self._furthest = self._fed
         self._prefilled = x
         if self.static:
             self._begin(1)
@@ -350,6 +352,7 @@ class TransformerState:
             logits.append(self._steps(part, first))
             first = first + part.shape[1]
         self._fed = first
+        self._furthest = torch.maximum(self._furthest, first)
         return torch.cat(logits, dim=1)
 
     def _steps(self, tokens: Tensor, first: Tensor) -> Tensor:
@@ -397,7 +400,8 @@ class TransformerState:
         """Fills the caches anew of rows that go back further than the caches remember: slots of
         what they read may hold later positions."""
         assert self._active is not None
-        behind = first < self._fed - self._active.window
+        behind = first < self._furthest - self._active.window
+        self._furthest = torch.where(behind, first, self._furthest)
         for position in first[behind].unique().tolist():
             rows = (behind & (first == position)).nonzero()[:, 0].to(self._inputs.device)
             if not position:

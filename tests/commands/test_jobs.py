@@ -81,9 +81,30 @@ def test_a_failure_stops_the_others(
         Job("patient", [scripts["patient"], on, str(off), "0"]),
         Job("failing", [scripts["failing"], on], tmp_path / "failing.log"),
     ]
-    assert run_together(jobs, {}) == 3
+    seconds: dict[str, float] = {}
+    assert run_together(jobs, seconds) == 3
+    assert set(seconds) == {"failing"} or seconds["failing"] < seconds["patient"]
     assert off.read_text(encoding="utf-8") == "saved"
     assert "why it failed" in capfd.readouterr().err
+
+
+def test_a_job_that_is_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A status that no shell knows, and no word of a job that the kernel ended for its memory."""
+    script = tmp_path / "killed.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", encoding="utf-8")
+    assert run_together([Job("large", [str(script)])], {}) == 137
+    assert "error: large was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_a_job_that_cannot_start_stops_the_others(tmp_path: Path, scripts: dict[str, str]) -> None:
+    """A stage that is left running, whose folder the next demo finds in use."""
+    (tmp_path / "log").mkdir()  # a folder in the place of the second log
+    on, off = tmp_path / "on", tmp_path / "off"
+    first = Job("patient", [scripts["patient"], str(on), str(off), "0"])
+    with pytest.raises(OSError):
+        run_together([first, Job("second", [scripts["failing"], str(on)], tmp_path / "log")], {})
+    # It may be ended before it has told how it wants to be.
+    assert not on.exists() or off.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C reaches a group of processes on Unix")

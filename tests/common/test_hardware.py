@@ -67,10 +67,12 @@ def test_bfloat16_in_hardware(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert hardware.has_bfloat16(CPU) is expected
     assert hardware.has_bfloat16(torch.device("meta")) is False
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert hardware.has_bfloat16(torch.device("cuda")) is False
 
 
 def test_cores_that_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads for all cores of a machine of which a container has a few."""
+    """Threads for all cores of a machine, of which this process may use a few (`taskset`)."""
     monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     assert hardware.cpu_count() == 3
 

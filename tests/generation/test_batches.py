@@ -91,6 +91,49 @@ def test_batch_fits_the_memory(
     assert found[0] == 1 and found[-1] == min(40 * candidates, largest)
 
 
+@pytest.mark.parametrize(("held", "expected"), [(10**4, 512), (2**21, 256), (6 * 10**6, 128)])
+def test_small_models_draw_more_at_once_on_cpus(
+    model: Model, monkeypatch: pytest.MonkeyPatch, held: int, expected: int
+) -> None:
+    """Steps of the demo's model, which are shorter than what starts them, or rows of a large model
+    that leave the processor's cache."""
+    monkeypatch.setattr(type(model.prior), "decoding_bytes", lambda _: (10**6, held))
+    assert batching._largest_cpu_batch(model.prior) == expected
+
+
+def test_windows_take_their_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows whose caches exceed the free memory, or a window longer than the image that is
+    counted as if it were not cut."""
+    monkeypatch.setattr(batching, "decoding_images_bytes", lambda *_: 0)
+    monkeypatch.setattr(batching, "prepacked_bytes", lambda _: 0)
+    each = model.prior.window_bytes(16)  # the grid has 16 positions
+    monkeypatch.setattr(batching, "available_memory", lambda: 2 * 10 * each)
+    for window in (16, 10**6):
+        assert fitting_batch(model, 100, 1, SamplingOptions(window=window)) == 10
+
+
+def test_windows_that_do_not_fit_are_left_out(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image that fits by steps of one position, and is given up since a window does not."""
+    expected = alone(model, CAPTIONS[0], 1)
+    windows: list[int] = []
+    draw = batching.Generator.draw
+
+    def short_of_memory(self: Any, *arguments: Any) -> Any:
+        windows.append(self.window)
+        if self.window > 1:
+            raise MemoryError
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(batching.Generator, "draw", short_of_memory)
+    (part,) = batching.draw_parts(model, CAPTIONS[:1], 1, 3)
+    assert windows[0] > 1 and windows[1:] == [1]
+    assert torch.equal(part.tokens[0], expected)
+    with pytest.raises(MemoryError):
+        list(batching.draw_parts(model, CAPTIONS[:1], 1, 3, options=SamplingOptions(window=4)))
+
+
 def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches that leave no room to decode the images."""
     monkeypatch.setattr(batching, "available_memory", lambda: 8 * 10**5)
@@ -106,7 +149,8 @@ def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that dies of a batch too large, draws other images, or halves the user's own size."""
+    """A run that dies of a batch too large, draws other images, or halves the user's own size. A few
+    images are tried again by steps of one position first."""
     plain, sizes = Generator.draw, []
     expected = [alone(model, caption, 7) for caption in CAPTIONS[:2]]
 
@@ -119,12 +163,12 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Generator, "draw", narrow)
     (found,) = draw_captions(model, CAPTIONS[:1], 7, 3)
     assert torch.equal(found.tokens, expected[0])
-    assert sizes == [(1, 7), (1, 3), *[(1, 1)] * 7]
+    assert sizes == [(1, 7), (1, 3), (1, 3), *[(1, 1)] * 7]
     sizes.clear()
     both = draw_captions(model, CAPTIONS[:2], 2, 3)
     for seven, found in zip(expected, both, strict=True):
         assert torch.equal(found.tokens, seven[:2])
-    assert sizes == [(2, 2), (1, 2), (1, 2)]
+    assert sizes == [(2, 2), (2, 2), (1, 2), (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         list(draw_parts(model, CAPTIONS[:1], 7, batch_size=7))
 

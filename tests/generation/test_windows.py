@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle1 import Transformer
 from dalle1.generation.generator import Generator
@@ -127,3 +129,47 @@ def test_a_static_step_has_no_window(make_transformer: TransformerMaker) -> None
     """A window that is asked for and silently left out."""
     with pytest.raises(ValueError, match=r"window: expected 1 or None for a static step"):
         Generator(make_transformer(), 1, 1, SamplingOptions(window=4), static=True)
+
+
+class OneByOne(nn.Module):
+    """A prior of somebody else's, without `WindowPrior`."""
+
+    def __init__(self, inner: Transformer) -> None:
+        super().__init__()
+        self.inner = inner
+        self.grid, self.image_vocab = inner.grid, inner.image_vocab
+        self.start, self.empty_caption = inner.start, inner.empty_caption
+
+
+def test_a_prior_without_steps_of_several_positions(make_transformer: TransformerMaker) -> None:
+    """A window that a prior of somebody else's takes for one position."""
+    prior: Any = OneByOne(make_transformer())
+    assert Generator(prior, 1, 1).window == 1
+    with pytest.raises(ValueError, match=r"window: expected 1 or None for OneByOne.*got 4"):
+        Generator(prior, 1, 1, SamplingOptions(window=4))
+
+
+@pytest.mark.parametrize("largest", [1, 3, 12])
+def test_steps_in_any_order(make_transformer: TransformerMaker, largest: int) -> None:
+    """A ring that forgets how far it was written once a row went back: what is behind reads keys
+    of later positions as its own."""
+    transformer = make_transformer(layers=5, grid=6)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(9, (2, 36), generator=generator)
+    state = transformer.start(1, 2)
+    state.prefill(TEXT[:1])
+    known = torch.zeros(2, 0, dtype=torch.int64)  # what was fed, without the start
+    for turn in range(60):
+        # One step of the largest window first, which decides what is held.
+        count = largest if not turn else int(torch.randint(1, largest + 1, (), generator=generator))
+        length = known.shape[1] + bool(turn)
+        first = int(torch.randint(0, min(length, 36 - count) + 1, (), generator=generator))
+        new = tokens[:, torch.randperm(36, generator=generator)][:, :count]
+        fed = new.clone()
+        if first == 0:
+            fed[:, 0] = 9  # the start
+        known = torch.cat([known[:, : max(0, first - 1)], fed if first else fed[:, 1:]], dim=1)
+        logits = state.step(fed, first)
+        image = torch.cat([known, torch.zeros(2, 1, dtype=torch.int64)], dim=1)
+        _, expected = transformer(TEXT[:1].expand(2, -1), image[:, :36])
+        torch.testing.assert_close(logits, expected[:, first : first + count], rtol=1e-4, atol=1e-4)

@@ -304,7 +304,6 @@ def test_our_own_launches_choose_a_port(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {"1"}
     ports = [{rank["MASTER_PORT"] for rank in ranks} for ranks in demos]
     assert [len(port) for port in ports] == [1, 1] and ports[0] != ports[1]
-    assert {"29500"} not in ports
     calls = re.compile(r"\[f?\"[^\" ]*\bdeepspeed\", ")
     sources = [
         path for folder in ("dalle1", "tests", "launch") for path in (ROOT / folder).rglob("*.py")
