@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
             check_writable_file(path, f"--{name}")
     device = torch.device("cpu") if options.what in ON_CPU else default_device()
     print(f"{device_name(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"$ dalle1 benchmark {' '.join(given)}")
+    print(f"$ dalle1 benchmark {shlex.join(given)}")
     results = BENCHMARKS[options.what](options, device)
     if options.out:
         content = {"device": device_name(device), "results": results}
