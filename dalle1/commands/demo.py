@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser, require_deepspeed
-from dalle1.commands.jobs import Job, run_together
 from dalle1.common.config import load_settings
 from dalle1.common.files import check_writable, read_text, write_text
 from dalle1.common.hardware import cpu_count, default_device, peak_memory
+from dalle1.common.jobs import Job, run_together
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings

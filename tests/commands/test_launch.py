@@ -19,7 +19,7 @@ from PIL import Image
 from dalle1 import Model
 from dalle1.commands import benchmark, demo, evaluate, tokenize, train
 from dalle1.commands import main as cli
-from dalle1.commands.jobs import Job
+from dalle1.common.jobs import Job
 from dalle1.evaluation.run import FILES
 from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics

@@ -149,8 +149,10 @@ def test_images_take_their_share(model: Model, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that dies of a batch too large, draws other images, or halves the user's own size. A few
-    images are tried again by steps of one position first."""
+    """A run that dies of a batch too large, draws other images, or halves the user's own size.
+
+    A few images are tried again by steps of one position first.
+    """
     plain, sizes = Generator.draw, []
     expected = [alone(model, caption, 7) for caption in CAPTIONS[:2]]
 

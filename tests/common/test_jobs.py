@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle1.commands.jobs import Job, run_together
+from dalle1.common.jobs import Job, run_together
 
 # Runs until it is told to stop, and then saves.
 PATIENT = """
@@ -33,7 +33,7 @@ sys.exit(3)
 """
 PARENT = """
 import pathlib, sys
-from dalle1.commands.jobs import Job, run_together
+from dalle1.common.jobs import Job, run_together
 folder = pathlib.Path(sys.argv[1])
 def job(name):
     files = [str(folder / f"{name}.{what}") for what in ("on", "off")]
