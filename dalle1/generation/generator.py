@@ -74,23 +74,22 @@ class Generator:
         self.steps = 0  # of the prior, that the last image took
 
     def _choose_window(self, static: bool | None) -> int:
-        """Positions of a pass: as told, else what the prior says pays for so many rows."""
-        told = self.options.window
-        if static and told is not None and told > 1:
+        """Positions of a pass: as asked for, else what the prior says pays for so many rows."""
+        asked = self.options.window
+        if asked is None:
+            if static or self.device.type != "cpu" or not isinstance(self.prior, WindowPrior):
+                return 1
+            return self.prior.best_window(self.passes * self.captions * self.candidates)
+        if asked > 1 and static:
             raise ValueError(
-                f"window: expected 1 or None for a static step, which has one position, got {told}"
+                f"window: expected 1 or None for a static step, which has one position, got {asked}"
             )
-        several = isinstance(self.prior, WindowPrior)
-        if told is not None:
-            if told > 1 and not several:
-                raise ValueError(
-                    f"window: expected 1 or None for {type(self.prior).__name__}, which has no "
-                    f"steps of several positions (dalle1.protocols.WindowPrior), got {told}"
-                )
-            return min(told, self.prior.grid[0] * self.prior.grid[1])
-        if static or self.device.type != "cpu" or not isinstance(self.prior, WindowPrior):
-            return 1
-        return self.prior.best_window(self.passes * self.captions * self.candidates)
+        if asked > 1 and not isinstance(self.prior, WindowPrior):
+            raise ValueError(
+                f"window: expected 1 or None for {type(self.prior).__name__}, which has no steps "
+                f"of several positions (dalle1.protocols.WindowPrior), got {asked}"
+            )
+        return min(asked, self.prior.grid[0] * self.prior.grid[1])
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Makes the model's device the current one, which events and graphs belong to."""
