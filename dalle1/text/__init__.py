@@ -1,0 +1,1 @@
+"""Text tokenizers of other people's models; ours is `dalle1.tokenizer`."""
