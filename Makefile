@@ -1,6 +1,8 @@
 # `make demo` and `make test` set themselves up: Python >= 3.10, pip, a C++ compiler, make.
 PYTHON ?= python3
 VENV := .venv
+# Modules are compiled when they are first imported: most of torch's never are.
+export PIP_NO_COMPILE := 1
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 Generators = torch.Generator | Sequence[torch.Generator]
 EPSILON = 0.1  # keeps mapped pixels away from 0 and 1, where the logit is infinite (A.3)
+LEAST_UNIFORM = 2.0**-25  # keeps uniform numbers, multiples of 2^-24, away from 0
 NEGLIGIBLE = 60.0  # nats below the likeliest: a share of e^-60 = 9e-27
 
 
@@ -55,16 +56,20 @@ def gumbel_softmax(
 
     logits [b, k, h, w], temperature tau > 0; as tau falls to 0 the draw becomes categorical.
     generator: one for all, or one of each image, whose draw then depends on it alone.
+
+    The noise is made of uniform numbers of 24 bits, so that none exceeds 16.6; of true Gumbel noise
+    one number in 2^24 does.
     """
     # In one memory format, so that an image's draw does not depend on the logits' either.
-    noise = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    uniform = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     if generator is None or isinstance(generator, torch.Generator):
-        noise.exponential_(generator=generator)
+        uniform.uniform_(LEAST_UNIFORM, 1, generator=generator)
     else:
-        for part, own in zip(noise, generator, strict=True):
-            part.exponential_(generator=own)
-    # -ln(Exponential) is Gumbel; the exponential sampler never returns 0.
-    scores = (logits.float() - noise.log()) / temperature
+        for part, own in zip(uniform, generator, strict=True):
+            part.uniform_(LEAST_UNIFORM, 1, generator=own)
+    # -ln(-ln u) is Gumbel. On CPUs torch's sampler of exponentials takes four times as long.
+    gumbel = uniform.log_().neg_().log_().neg_()
+    scores = (logits.float() + gumbel) / temperature
     if scores.device.type == "cpu":
         # Shares that no sum in 32 bits notices would be denormal numbers, with which a product on
         # CPUs takes ten times as long, backward most of all.

@@ -75,7 +75,7 @@ def _demo(options: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     # Before the stages, two of which would write it at once.
     images = str(with_built_in_data(config, barrier=lambda: None).data)
-    sizes = (8, 4, 8, 2) if options.quick else (128, 64, 512, 8)
+    sizes = (8, 4, 8, 2) if options.quick else (128, 64, 128, 8)
     rank_overrides = _rank_overrides(options.runs, config.reader.shapes_count, *sizes[:2])
     tokens_overrides = _tokens_overrides(options.runs, images)
     for jobs in (
