@@ -25,6 +25,8 @@ from torch import Tensor
 
 from dalle1.common.files import expand_home, read_text, write_text
 from dalle1.protocols import CaptionCut
+from dalle1.text.base import PublishedTokenizer, kind_in
+from dalle1.text.kinds import TOKENIZERS
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 
 WORD_END = "</w>"
@@ -135,7 +137,9 @@ def _byte_signs() -> list[str]:
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
 
 
-def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokenizer | None:
+def load_clip_tokenizer(
+    folder: Path, vocab_size: int
+) -> CLIPTokenizer | Tokenizer | PublishedTokenizer | None:
     """What the CLIP of a model folder reads captions by; None where the folder says nothing.
 
     Folders of format 1 hold a file of its own only where the vocabulary is a published one; other
@@ -143,10 +147,19 @@ def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokeni
     """
     path = folder / CLIP_TOKENIZER
     if not path.exists():
-        shared = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+        shared = _load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
         return shared if shared is not None and shared.vocab_size == vocab_size else None
     try:
-        ours = "bpe" in json.loads(read_text(path))
+        published = "bpe" not in json.loads(read_text(path)) and kind_in(path) is None
     except ValueError as error:
         raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error
-    return Tokenizer.load(path) if ours else CLIPTokenizer.load(path)
+    return CLIPTokenizer.load(path) if published else _load(path)
+
+
+def _load(path: Path) -> Tokenizer | PublishedTokenizer | None:
+    """A tokenizer that a prior may have too; None for one of a kind that is not of this library,
+    which a CLIP does not read by."""
+    kind = kind_in(path)
+    if kind is None:
+        return Tokenizer.load(path)
+    return TOKENIZERS[kind].load(path) if kind in TOKENIZERS else None

@@ -42,6 +42,7 @@ class BARTTokenizer(MergesTokenizer):
     """Captions as DALL-E mini and mega read them."""
 
     Content: ClassVar = BARTFile
+    MARKS: ClassVar = (START, END, PADDING, "<unk>", "<mask>")
     keeps_end = True
 
     def __init__(self, content: BARTFile) -> None:

@@ -125,12 +125,6 @@ class PublishedTokenizer(ABC):
             return [self.padding] * self.text_length
         return [padding_id(self.vocab_size, p) for p in range(self.text_length)]
 
-    def begin(self, text: str = "") -> list[int]:
-        """The ids of a caption that begins with the text, without end and padding, for
-        `dalle1.Model.complete_caption`; of an empty text, what stands in front of it."""
-        ids = [] if self.start_id is None else [self.start_id]
-        return ids + (self._caption_ids(text, LETTERS_READ, None) if text else [])
-
     def encode_for_clip(
         self, captions: str | Sequence[str], length: int, rng: random.Random | None = None
     ) -> Tensor:
@@ -185,7 +179,8 @@ class PublishedTokenizer(ABC):
 
     def reads_like(self, other: object) -> bool:
         """Whether both give every caption the same tokens."""
-        return type(self) is type(other) and self._digest("dropout") == other._digest("dropout")
+        same = isinstance(other, PublishedTokenizer) and type(self) is type(other)
+        return same and self._digest("dropout") == other._digest("dropout")
 
     def fingerprint(self) -> str:
         """The same 16 digits for the same tokens, drawn with the same dropout, whatever the number
@@ -233,10 +228,12 @@ def _warn(caption: str, length: int, rng: random.Random | None) -> None:
 def told(error: ValidationError) -> str:
     """The first of pydantic's mistakes, in a line."""
     first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "content"
+    message = first["msg"].replace("Input should be", "expected", 1)
+    if first["type"] == "extra_forbidden":
+        message = "expected no setting of this name"
     found = repr(first["input"])
-    got = f", got {found if len(found) < 60 else found[:60] + ' ...'}"
-    name = ".".join(str(part) for part in first["loc"])
-    return f"{name}: {first['msg']}{got}" if name else f"{first['msg']}"
+    return f"{name}: {message}, got {found if len(found) < 60 else found[:60] + ' ...'}"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -255,14 +252,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def kind_in(path: Path) -> str | None:
-    """The kind that a tokenizer's file says it is of; None where it says nothing.
-
-    `dalle1.Tokenizer` says nothing. Raises ValueError where the file is missing or no JSON.
-    """
+    """The kind that a tokenizer's file says it is of; None where it says nothing, as that of
+    `dalle1.Tokenizer`, or cannot be read."""
     try:
         content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error
+    except (ValueError, RecursionError):
+        return None
     kind = content.get("kind") if isinstance(content, dict) else None
     return kind if isinstance(kind, str) else None
 

@@ -30,6 +30,7 @@ class CharBPETokenizer(MergesTokenizer):
     """Captions as minDALL-E reads them."""
 
     Content: ClassVar = CharBPEFile
+    MARKS: ClassVar = (UNKNOWN, PADDING)
     has_end = False
 
     def __init__(self, content: CharBPEFile) -> None:

@@ -12,7 +12,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 from tokenizers import Tokenizer as BPE
@@ -34,11 +34,13 @@ class MergesFile(TokenizerFile):
 class MergesTokenizer(PublishedTokenizer):
     """A tokenizer of tokens and merges."""
 
+    MARKS: ClassVar[tuple[str, ...]] = ()  # tokens that are no text, where the vocabulary has them
     _content: MergesFile
 
     def __init__(self, content: MergesFile) -> None:
         super().__init__(content)
         self._vocab = content.vocab
+        self._no_text = {self._vocab[mark] for mark in self.MARKS if mark in self._vocab}
         check_ids(list(self._vocab.values()), self.vocab_size, "vocab")
         self._ranks: dict[tuple[int, int], int] = {}  # of a merge, by the ids of its two parts
         self._merged: list[int] = []  # the id that a merge makes, by its rank
@@ -84,15 +86,14 @@ class MergesTokenizer(PublishedTokenizer):
         return ids
 
     def _text(self, ids: Sequence[int]) -> str:
-        marks = {self.start_id, self.end_id, self.padding}
-        return str(self._bpe.decode([i for i in ids if i not in marks]))
+        return str(self._bpe.decode([i for i in ids if i not in self._no_text]))
 
 
 def made_of(content: type[MergesFile], origin: Path, **settings: Any) -> MergesFile:
     """A file's content; ValueError that names where it is from."""
     vocab = settings["vocab"]
     if settings.get("vocab_size") is None:
-        settings["vocab_size"] = max(vocab.values(), default=0) + 1
+        settings["vocab_size"] = max([0, *vocab.values()]) + 1
     try:
         return content(**settings)
     except ValidationError as error:
@@ -109,7 +110,7 @@ def read_vocab(path: str | Path) -> dict[str, int]:
 
 
 def read_merges(path: str | Path) -> list[tuple[str, str]]:
-    """A `merges.txt`: after a line of version, two tokens a line; ValueError that names the file."""
+    """A `merges.txt`, after a line of version two tokens a line; ValueError that names the file."""
     path = Path(expand_home(path))
     try:
         lines = read_bytes(path).decode("utf-8-sig").split("\n")

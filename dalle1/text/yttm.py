@@ -32,15 +32,6 @@ WORD_MARK = "\u2581"
 WORDS = re.compile(f"[^\t-\r {WORD_MARK}]+")  # white space is C's, and the mark itself
 GONE, UNKNOWN = -2, -1  # a place whose token went into its left neighbor; what has no id
 WORDS_KEPT = 2**17  # words whose ids are remembered; captions repeat theirs
-# What a caption is put into for ruCLIP, whose embedding of it is the mean over these.
-RUCLIP_TEMPLATES = (
-    "{}",
-    "фото, на котором изображено {}",  # noqa: RUF001
-    "изображение с {}",  # noqa: RUF001
-    "картинка с {}",  # noqa: RUF001
-    "фото с {}",  # noqa: RUF001
-    "на фото видно {}",
-)
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Special = Annotated[int, Field(ge=-1, lt=2**31)]
