@@ -1,8 +1,8 @@
 r"""DALL-E mini's normalizer of captions, in its order of steps.
 
 Three packages repair broken Unicode (ftfy), name emoji (emoji) and spell everything in ASCII
-(Unidecode). They come with `pip install "dalle1[mini]"`. A caption of printable ASCII without "&"
-is as it is after them, so plain English needs none of them.
+(Unidecode). They come with `pip install "dalle1[mini]"`. A caption of printable ASCII without
+HTML's names of signs is the same after them, so plain English needs none of them.
 
 The result is lower case, has commas for all punctuation but quotes, % and what is inside of numbers
 and words, and begins with a space.
@@ -20,7 +20,8 @@ from pathlib import Path
 from dalle1.common.files import expand_home
 from dalle1.text.base import read_bytes
 
-PLAIN = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")  # printable ASCII but "&"
+PRINTABLE = re.compile(r"[\t\n\x20-\x7e]*")
+ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
 MOST_REPEATS = 4  # so many of one sign become one; three do not, for numbers such as VIII
 # What stands for a sign that is not to become a comma. It is letters, since it goes through steps
 # that look for words, and has no two alike, since repeats become one.
@@ -49,7 +50,7 @@ class Normalizer:
         Raises:
             ValueError: the caption needs packages that are not installed.
         """
-        text = caption if PLAIN.fullmatch(caption) else in_ascii(caption)
+        text = caption if is_plain(caption) else in_ascii(caption)
         text = _name_people(text.lower(), rng)
         text = re.sub(r"\A\s*\[\d+\]", "", text)  # references of Wikipedia
         text = re.sub(r"\[\d+\]\s*\Z", "", text)
@@ -77,9 +78,9 @@ class Normalizer:
         return re.sub(r"#(\w+)", lambda tag: self._split_hashtag(tag[1]), text)
 
     def _split_hashtag(self, tag: str) -> str:
-        parts = re.split("[^a-zA-Z0-9']+", tag)
+        parts = [part for part in tag.split("_") if part]
         if self._costs is None:
-            return " ".join(part for part in parts if part)
+            return " ".join(parts)
         return " ".join(word for part in parts for word in self._cheapest_words(part))
 
     def _cheapest_words(self, text: str) -> list[str]:
@@ -102,13 +103,19 @@ class Normalizer:
         end = len(text)
         while end:
             word = text[end - last[end] : end]
-            digits = bool(words) and word[-1].isdigit() and words[-1][0].isdigit()
-            if word != "'" and words and (words[-1] == "'s" or digits):
-                words[-1] = word + words[-1]
+            if words and word[-1].isdigit() and words[-1][0].isdigit():
+                words[-1] = word + words[-1]  # a number stays one
             else:
                 words.append(word)
             end -= last[end]
         return words[::-1]
+
+
+def is_plain(text: str) -> bool:
+    """Whether `in_ascii` would change nothing: printable ASCII without such as "&amp;"."""
+    if not PRINTABLE.fullmatch(text):
+        return False
+    return "&" not in text or (html.unescape(text) == text and not ENTITY.search(text))
 
 
 def in_ascii(text: str) -> str:
@@ -122,8 +129,8 @@ def in_ascii(text: str) -> str:
         from unidecode import unidecode
     except ImportError as error:
         raise ValueError(
-            f"caption: expected plain ASCII without '&', got {text[:60]!r}, and {error.name} is "
-            'not installed, which DALL-E mini reads it by; pip install "dalle1[mini]"'
+            f"caption: expected plain ASCII, got {text[:60]!r}, and {error.name} is not installed, "
+            'which DALL-E mini reads other signs by; pip install "dalle1[mini]"'
         ) from error
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return str(unidecode(emoji.demojize(text)))
