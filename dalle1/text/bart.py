@@ -25,7 +25,7 @@ from dalle1.text.merges import (
     read_merges,
     read_vocab,
 )
-from dalle1.text.normalizer import Normalizer, read_words
+from dalle1.text.normalizer import Normalizer, packages, read_words
 
 START, END, PADDING = "<s>", "</s>", "<pad>"
 
@@ -98,6 +98,12 @@ class BARTTokenizer(MergesTokenizer):
             return cls(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def check_training(self) -> None:
+        """Raises ValueError where the packages of the normalizer are missing: some caption would
+        stop a run."""
+        if self._normalizer is not None:
+            packages("tokenizer: expected what normalizes all captions of the training data")
 
     def _read_as(self, caption: str, rng: random.Random | None) -> str:
         return caption if self._normalizer is None else self._normalizer(caption, rng)

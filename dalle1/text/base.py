@@ -33,7 +33,9 @@ from dalle1.tokenizer import padding_id
 # Letters of a caption that are read. A longer one would stop training for seconds, and the few
 # positions that a model has are full long before.
 LETTERS_READ = 2**16
-MAX_FILE = 2**27  # bytes of a tokenizer's file; with a list of English words it has 40 million
+# Bytes of a tokenizer's file, and of a published list of words, which have 30 and 34 million; of
+# other published files, which have at most 2 million.
+MAX_FILE, MAX_PUBLISHED = 2**26, 2**24
 MAX_TEXT_LENGTH = 2**16
 
 Self = TypeVar("Self", bound="PublishedTokenizer")
@@ -236,15 +238,16 @@ def told(error: ValidationError) -> str:
     return f"{name}: {message}, got {found if len(found) < 60 else found[:60] + ' ...'}"
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file that is not beyond what any tokenizer needs; ValueError that names it otherwise."""
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """A file of at most so many bytes, MAX_FILE if None; ValueError that names it otherwise."""
+    most = MAX_FILE if most is None else most
     try:
         if not path.is_file():
             raise ValueError(f"{path}: expected a tokenizer's file, got none; see dalle1 import")
         size = path.stat().st_size
-        if size > MAX_FILE:
+        if size > most:
             raise ValueError(
-                f"{path}: expected a tokenizer's file of at most {MAX_FILE:,} bytes, got {size:,}"
+                f"{path}: expected a tokenizer's file of at most {most:,} bytes, got {size:,}"
             )
         return path.read_bytes()
     except OSError as error:

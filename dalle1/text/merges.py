@@ -18,7 +18,14 @@ from pydantic import Field, ValidationError
 from tokenizers import Tokenizer as BPE
 
 from dalle1.common.files import expand_home
-from dalle1.text.base import PublishedTokenizer, TokenizerFile, check_ids, read_bytes, told
+from dalle1.text.base import (
+    MAX_PUBLISHED,
+    PublishedTokenizer,
+    TokenizerFile,
+    check_ids,
+    read_bytes,
+    told,
+)
 from dalle1.tokenizer import merge
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
@@ -113,7 +120,7 @@ def read_merges(path: str | Path) -> list[tuple[str, str]]:
     """A `merges.txt`, after a line of version two tokens a line; ValueError that names the file."""
     path = Path(expand_home(path))
     try:
-        lines = read_bytes(path).decode("utf-8-sig").split("\n")
+        lines = read_bytes(path, MAX_PUBLISHED).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected merges.txt in UTF-8: {error}") from error
     lines = [line.removesuffix("\r") for line in lines]
@@ -151,6 +158,6 @@ def _pair(merge: object, path: Path) -> tuple[str, str]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(read_bytes(path).decode("utf-8-sig"))
+        return json.loads(read_bytes(path, MAX_PUBLISHED).decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: truncated or not JSON: {error}") from error

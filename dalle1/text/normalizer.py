@@ -123,17 +123,23 @@ def in_ascii(text: str) -> str:
 
     Raises ValueError where a package is missing.
     """
+    fix, name_emoji, spell = packages(f"caption: expected plain ASCII, got {text[:60]!r}")
+    return spell(name_emoji(html.unescape(html.unescape(fix(text)))))
+
+
+def packages(what: str) -> tuple[Callable[[str], str], ...]:
+    """What repairs Unicode, names emoji and spells in ASCII; ValueError, which begins with `what`,
+    where one is missing."""
     try:
         import emoji
         import ftfy
         from unidecode import unidecode
     except ImportError as error:
         raise ValueError(
-            f"caption: expected plain ASCII, got {text[:60]!r}, and {error.name} is not installed, "
-            'which DALL-E mini reads other signs by; pip install "dalle1[mini]"'
+            f"{what}, and {error.name} is not installed, which DALL-E mini reads other signs by; "
+            'pip install "dalle1[mini]"'
         ) from error
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return str(unidecode(emoji.demojize(text)))
+    return ftfy.fix_text, emoji.demojize, unidecode
 
 
 def _name_people(text: str, rng: random.Random | None) -> str:

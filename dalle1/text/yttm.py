@@ -26,7 +26,14 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from dalle1.common.files import expand_home
-from dalle1.text.base import PublishedTokenizer, TokenizerFile, check_ids, read_bytes, told
+from dalle1.text.base import (
+    MAX_PUBLISHED,
+    PublishedTokenizer,
+    TokenizerFile,
+    check_ids,
+    read_bytes,
+    told,
+)
 
 WORD_MARK = "\u2581"
 WORDS = re.compile(f"[^\t-\r {WORD_MARK}]+")  # white space is C's, and the mark itself
@@ -231,7 +238,7 @@ class YTTMTokenizer(PublishedTokenizer):
 def _numbers(path: Path) -> list[int]:
     """The numbers of a file, of which there are at least two that are no counts beyond it."""
     try:
-        text = read_bytes(path).decode("ascii")
+        text = read_bytes(path, MAX_PUBLISHED).decode("ascii")
         words = text.split() if re.fullmatch(r"[-0-9\s]*", text) else []
         numbers = [int(word) for word in words]
     except ValueError as error:

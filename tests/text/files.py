@@ -81,11 +81,14 @@ def write_bart(folder: Path, corpus: Sequence[str] = CORPUS, size: int = 300) ->
     return [Path(path) for path in bpe.save_model(str(folder))]
 
 
-def published(kind: str, folder: Path, text_length: int = 16) -> PublishedTokenizer:
+def published(
+    kind: str, folder: Path, text_length: int = 16, normalize: bool = True
+) -> PublishedTokenizer:
     """A tokenizer of a kind, of small files that are written into the folder."""
     if kind == "yttm":
         path = small_model().write(folder / "bpe.model")
         return YTTMTokenizer.from_published(path, text_length)
     if kind == "char_bpe":
         return OurCharBPE.from_published(*write_char_bpe(folder), text_length=text_length)
-    return BARTTokenizer.from_published(*write_bart(folder), text_length=text_length)
+    files = write_bart(folder)
+    return BARTTokenizer.from_published(*files, text_length=text_length, normalize=normalize)

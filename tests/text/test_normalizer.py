@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import random
 import sys
 from collections import Counter
 from itertools import product
 from math import inf, log
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -114,14 +112,8 @@ def test_people_are_drawn_in_training() -> None:
 def test_plain_captions_need_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """English that needs packages that are not installed; others that are read without them, as
     other tokens; an error that does not say what to install."""
-    usual = builtins.__import__
-
-    def missing(name: str, *more: Any, **named: Any) -> Any:
-        if name in ("ftfy", "emoji", "unidecode"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return usual(name, *more, **named)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for name in ("emoji", "ftfy", "unidecode"):
+        monkeypatch.setitem(sys.modules, name, None)
     tokenizer = published("bart", tmp_path)
     tokenizer.encode("A photo of a cat, isn't it? #art AT&T & <b>")
     for caption in ("caf\u00e9", "a &amp; b", "&EACUTE;", "\x1b[0m", "🐱"):

@@ -325,7 +325,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A folder, a missing file, bytes, or a file of any size, read."""
     (tmp_path / "bytes").write_bytes(bytes(range(256)))
     (tmp_path / "large").write_text(small_model().text())
-    monkeypatch.setattr("dalle1.text.base.MAX_FILE", 20)
+    monkeypatch.setattr("dalle1.text.yttm.MAX_PUBLISHED", 20)
     for name in ("", "missing", "bytes", "large"):
         with pytest.raises(ValueError, match=f"{name}: expected a"):
             YTTMTokenizer.from_published(tmp_path / name)

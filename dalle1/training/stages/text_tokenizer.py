@@ -17,11 +17,10 @@ from dalle1.clip.tokenizer import CLIP_TOKENIZER
 from dalle1.common.files import expand_home
 from dalle1.data.shards.index import read_captions
 from dalle1.protocols import TextTokenizer
-from dalle1.text.base import kind_in
+from dalle1.text.kinds import kind_of_file
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
-from dvae.storage import CONFIG, read_config
 
 
 def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> TextTokenizer:
@@ -30,7 +29,8 @@ def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> TextT
     The first rank takes it from where `config.tokenizer` points, or learns it from the training
     captions, and keeps it in the run's folder: what arrives later does not change the tokens.
 
-    Raises ValueError, on all ranks, when there is none or its vocabulary is of another size.
+    Raises ValueError, on all ranks, when there is none, its vocabulary is of another size, or it
+    could not read any caption (its method `check_training`, where it has one).
     """
     path = Path(config.run) / TOKENIZER
     failure: Exception | None = None
@@ -48,13 +48,14 @@ def run_tokenizer(config: RunConfig, vocab_size: int, text_length: int) -> TextT
         raise failure or ValueError("tokenizer: the first rank has none")
     tokenizer = _kept(config, path)
     _check_vocabulary(config, tokenizer, vocab_size)
+    if hasattr(tokenizer, "check_training"):
+        tokenizer.check_training()
     return _sized(tokenizer, text_length)
 
 
 def open_tokenizer(path: str | Path) -> TextTokenizer:
     """The tokenizer of a file, or of the folder of a run or a model that holds one."""
-    file = _file(path)
-    tokenizer: TextTokenizer = registry.load_tokenizer(file, _kind(file))
+    tokenizer: TextTokenizer = registry.load_tokenizer(_file(path))
     return tokenizer
 
 
@@ -95,21 +96,12 @@ def _file(path: str | Path) -> Path:
     return files[0]
 
 
-def _kind(file: Path) -> str | None:
-    """The kind of a tokenizer's file, as it says itself, or the folder of a model around it; None
-    where nothing says it."""
-    kind = kind_in(file)
-    if kind is None and file.name == TOKENIZER and (file.parent / CONFIG).is_file():
-        kind = (read_config(file.parent).get("tokenizer") or {}).get("kind")
-    return kind
-
-
 def _kept(config: RunConfig, path: Path) -> TextTokenizer:
     """The tokenizer of the run's folder."""
-    kind = _kind(path)
+    kind = kind_of_file(path)
     if kind is None and isinstance(config.tokenizer, str):
         try:
-            kind = _kind(_file(config.tokenizer))
+            kind = kind_of_file(_file(config.tokenizer))
         except ValueError:
             kind = None  # gone, and the run needs its own copy alone
     tokenizer: TextTokenizer = registry.load_tokenizer(path, kind)
