@@ -181,8 +181,9 @@ class PublishedTokenizer(ABC):
 
     def reads_like(self, other: object) -> bool:
         """Whether both give every caption the same tokens."""
-        same = isinstance(other, PublishedTokenizer) and type(self) is type(other)
-        return same and self._digest("dropout") == other._digest("dropout")
+        if not isinstance(other, PublishedTokenizer) or type(self) is not type(other):
+            return False
+        return self._digest("dropout") == other._digest("dropout")
 
     def fingerprint(self) -> str:
         """The same 16 digits for the same tokens, drawn with the same dropout, whatever the number

@@ -129,6 +129,16 @@ def test_files_of_something_else(content: bytes, kind: str, tmp_path: Path) -> N
         TOKENIZERS[kind].load(tmp_path / "missing")
 
 
+def test_a_kind_that_is_not_known_is_named(tmp_path: Path) -> None:
+    """A file of a newer release that is opened as the paper's tokenizer."""
+    for name in ("tokenizer.json", "clip_tokenizer.json"):
+        (tmp_path / name).write_text('{"kind": "newer", "bpe": {}}')
+    with pytest.raises(ValueError, match=r"tokenizer\.kind: expected one of bpe, .*got 'newer'"):
+        registry.load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"clip_tokenizer\.json: kind: expected one of bpe"):
+        load_clip_tokenizer(tmp_path, 300)
+
+
 def test_a_file_of_any_size_is_not_read(
     tokenizer: PublishedTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
