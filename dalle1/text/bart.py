@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from tokenizers import Tokenizer as BPE
@@ -35,7 +35,9 @@ class BARTFile(MergesFile):
 
     kind: Literal["bart"] = "bart"
     normalize: bool = Field(description="whether captions go through DALL-E mini's normalizer")
-    words: list[str] | None = Field(None, min_length=1, description="English words, frequent first")
+    words: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="English words, frequent first"
+    )
 
 
 class BARTTokenizer(MergesTokenizer):

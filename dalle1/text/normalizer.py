@@ -26,6 +26,7 @@ MOST_REPEATS = 4  # so many of one sign become one; three do not, for numbers su
 # What stands for a sign that is not to become a comma. It is letters, since it goes through steps
 # that look for words, and has no two alike, since repeats become one.
 KEPT = "xtokx{}xtokx"
+TAG_READ = 2**10  # letters of a hashtag; the time to split a longer one would stop training
 PERSON = "<person>"  # in captions of Conceptual Captions, in place of names
 # And what it becomes, by how often Wikipedia has it.
 PEOPLE = {"a person": 282265, "someone": 121194, "somebody": 12219}
@@ -78,7 +79,7 @@ class Normalizer:
         return re.sub(r"#(\w+)", lambda tag: self._split_hashtag(tag[1]), text)
 
     def _split_hashtag(self, tag: str) -> str:
-        parts = [part for part in tag.split("_") if part]
+        parts = [part for part in tag[:TAG_READ].split("_") if part]
         if self._costs is None:
             return " ".join(parts)
         return " ".join(word for part in parts for word in self._cheapest_words(part))
