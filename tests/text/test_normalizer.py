@@ -146,7 +146,7 @@ def test_packages_read_other_languages() -> None:
         ("Caf\u00e9 “M\u00fcnchen”", ' cafe " munchen "'),
         ("schÃ¶n", " schon"),
         ("a &amp;amp; b", " a & b"),
-        ("a cat 🐱!", " a cat , cat face, "[:-2]),
+        ("a cat 🐱!", " a cat, cat face"),
         ("рыжий котик", " ryzhii kotik"),
     ):
         assert Normalizer()(caption) == expected
