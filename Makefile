@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(DEVELOPMENT): $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,parquet,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,mini,parquet,dev]'
 	touch $@
 
 clean:

@@ -58,7 +58,8 @@ class TextTokenizer(Protocol):
     """Captions to the ids that a prior reads, and back.
 
     Attributes:
-        vocab_size: number of tokens; ids from there on are padding.
+        vocab_size: number of tokens; ids from there on are padding, of a position each, unless one
+            of the tokens is.
         text_length: text positions t.
     """
 

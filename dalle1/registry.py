@@ -13,16 +13,15 @@ from typing import Any
 
 import dalle1.clip.model
 import dalle1.transformer.model
-from dalle1.tokenizer import Tokenizer
+from dalle1.text.kinds import TOKENIZERS as TOKENIZERS
+from dalle1.text.kinds import kind_of_file
 from dvae.codec import CODECS
-from dvae.storage import Kind, load_part, read_config
+from dvae.storage import Kind, expand_home, load_part, read_config
 
 ENTRY_POINTS = "dalle1.kinds"
 PRIORS: dict[str, Kind] = {kind.name: kind for kind in (dalle1.transformer.model.KIND,)}
 RANKERS: dict[str, Kind] = {kind.name: kind for kind in (dalle1.clip.model.KIND,)}
 KINDS = {"codec": CODECS, "prior": PRIORS, "ranker": RANKERS}
-# Classes with `save(path)` and `load(path)`: a tokenizer is one file.
-TOKENIZERS: dict[str, Any] = {"bpe": Tokenizer}
 
 
 def register(kind: Kind) -> None:
@@ -75,8 +74,13 @@ def load(role: str, folder: str | Path) -> Any:
     return load_part(role, KINDS[role], folder)
 
 
-def load_tokenizer(path: str | Path, kind: str = "bpe") -> Any:
-    """A tokenizer's file; ValueError where the kind is not known or the file is not of it."""
+def load_tokenizer(path: str | Path, kind: str | None = None) -> Any:
+    """A tokenizer's file; ValueError where the kind is not known or the file is not of it.
+
+    kind: None for what the file, or the model folder around it, says; or else `dalle1.Tokenizer`'s.
+    """
+    if kind is None:
+        kind = kind_of_file(Path(expand_home(path))) or "bpe"
     if kind not in TOKENIZERS:
         _import_entry_points()
     if kind not in TOKENIZERS:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +42,62 @@ CUT_MARGIN = 16
 def padding_id(text_vocab: int, position: int) -> int:
     """The id that stands for padding at a text position (appendix B.1: each has its own)."""
     return text_vocab + position
+
+
+def merge(
+    ids: list[int],
+    ranks: Mapping[tuple[int, int], int],
+    merged: Sequence[int],
+    dropout: float,
+    uniform: Callable[[], float],
+) -> list[int]:
+    """The ids of a word, of its smallest parts at first, after merges with dropout.
+
+    The algorithm (Provilkov et al. 2020, algorithm 1) tosses a coin for every possible merge at
+    every turn and applies the best that is left. Only coins of merges that are better than that one
+    matter. So possible merges are held in order, and coins are tossed from the best on until one is
+    not dropped, in place of a scan of all of them. The places are a linked list.
+
+    Args:
+        ids: of the parts; the list is used up.
+        ranks: of a merge, by the ids of its two parts.
+        merged: the id that a merge makes, by its rank.
+        dropout: probability that a possible merge is passed over, at every turn.
+        uniform: draws a number in [0, 1).
+    """
+    bits = len(ids).bit_length()
+    mask = (1 << bits) - 1
+    # Of each place: the rank of the merge with the next part, -1 for none.
+    rank_at = [ranks.get(pair, -1) for pair in pairwise(ids)] + [-1]
+    # A merge is a number, its rank and then its place, so the heap has the algorithm's order:
+    # of equal ranks the leftmost. One whose place has another rank by now is out of date.
+    possible = [rank << bits | i for i, rank in enumerate(rank_at) if rank >= 0]
+    heapify(possible)
+    ids.append(-1)  # behind the last part, where nothing merges
+    following, previous = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))
+    dropped: list[int] = []
+    while possible:
+        found = heappop(possible)
+        i, rank = found & mask, found >> bits
+        if rank_at[i] != rank:
+            continue
+        if uniform() < dropout:
+            dropped.append(found)
+            continue
+        gone = following[i]
+        after = following[i] = following[gone]
+        previous[after] = i
+        ids[i] = merged[rank]
+        ids[gone] = rank_at[gone] = -1
+        for left, right in ((previous[i], i), (i, after)):
+            if left >= 0:
+                rank_at[left] = rank = ranks.get((ids[left], ids[right]), -1)
+                if rank >= 0:
+                    heappush(possible, rank << bits | left)
+        for again in dropped:  # possible again at the next turn
+            heappush(possible, again)
+        dropped.clear()
+    return [part for part in ids if part >= 0]
 
 
 class Tokenizer:
@@ -165,53 +221,11 @@ class Tokenizer:
         ids: list[int] = []
         normal = self._bpe.normalizer.normalize_str(caption)
         for word, _ in self._bpe.pre_tokenizer.pre_tokenize_str(normal):
-            ids += self._merge([self._vocab[byte] for byte in word], rng.random)
+            parts = [self._vocab[byte] for byte in word]
+            ids += merge(parts, self._ranks, self._merged, self.dropout, rng.random)
             if len(ids) >= self.text_length:
                 break
         return ids
-
-    def _merge(self, ids: list[int], uniform: Callable[[], float]) -> list[int]:
-        """The ids of a word, of its bytes at first, after merges with dropout.
-
-        The algorithm tosses a coin for every possible merge at every turn and applies the best
-        that is left. Only coins of merges that are better than that one matter. So possible merges
-        are held in order, and coins are tossed from the best on until one is not dropped, in place
-        of a scan of all of them. The places are a linked list.
-        """
-        ranks, dropout = self._ranks, self.dropout
-        bits = len(ids).bit_length()
-        mask = (1 << bits) - 1
-        # Of each place: the rank of the merge with the next part, -1 for none.
-        rank_at = [ranks.get(pair, -1) for pair in pairwise(ids)] + [-1]
-        # A merge is a number, its rank and then its place, so the heap has the algorithm's order:
-        # of equal ranks the leftmost. One whose place has another rank by now is out of date.
-        possible = [rank << bits | i for i, rank in enumerate(rank_at) if rank >= 0]
-        heapify(possible)
-        ids.append(-1)  # behind the last part, where nothing merges
-        following, previous = list(range(1, len(ids) + 1)), list(range(-1, len(ids) - 1))
-        dropped: list[int] = []
-        while possible:
-            merge = heappop(possible)
-            i, rank = merge & mask, merge >> bits
-            if rank_at[i] != rank:
-                continue
-            if uniform() < dropout:
-                dropped.append(merge)
-                continue
-            gone = following[i]
-            after = following[i] = following[gone]
-            previous[after] = i
-            ids[i] = self._merged[rank]
-            ids[gone] = rank_at[gone] = -1
-            for left, right in ((previous[i], i), (i, after)):
-                if left >= 0:
-                    rank_at[left] = rank = ranks.get((ids[left], ids[right]), -1)
-                    if rank >= 0:
-                        heappush(possible, rank << bits | left)
-            for merge in dropped:  # possible again at the next turn
-                heappush(possible, merge)
-            dropped.clear()
-        return [part for part in ids if part >= 0]
 
     def encode(self, captions: str | Sequence[str], rng: random.Random | None = None) -> Tensor:
         """Padded ids for the transformer: one caption or b of them -> int64 [b, text_length].

@@ -7,13 +7,14 @@ import random
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import dalle1.tokenizer
 from dalle1 import Tokenizer
 from tests.conftest import CAPTIONS
 
@@ -212,16 +213,17 @@ def test_no_more_of_a_caption_is_read_than_its_positions_hold(
     """Work that grows with the caption, or with its square, for tokens that are cut off anyway."""
     tokenizer = Tokenizer.train([*CAPTIONS, "猫の絵", "xxxxxxxx"], 300, 40, dropout)
     work = Counter[str]()
-    merge, encode = tokenizer._merge, tokenizer._bpe.encode
+    merge, encode = dalle1.tokenizer.merge, tokenizer._bpe.encode
 
-    def counted(ids: list[int], uniform: Callable[[], float]) -> list[int]:
+    def counted(ids: list[int], *rules: Any) -> list[int]:
         work["bytes"] += len(ids)
+        *rest, uniform = rules
 
         def coin() -> float:
             work["coins"] += 1
             return uniform()
 
-        return merge(ids, coin)
+        return merge(ids, *rest, coin)
 
     class Encoder:
         def __getattr__(self, name: str) -> object:
@@ -232,7 +234,7 @@ def test_no_more_of_a_caption_is_read_than_its_positions_hold(
             return encode(text, **options)
 
     original = tokenizer._bpe
-    monkeypatch.setattr(tokenizer, "_merge", counted)
+    monkeypatch.setattr(dalle1.tokenizer, "merge", counted)
     monkeypatch.setattr(tokenizer, "_bpe", Encoder())
     with pytest.warns(UserWarning, match="more than .* tokens and is cut to 39"):
         tokenizer.tokens(LONG[kind])  # not for training: no random cut, but no more work either

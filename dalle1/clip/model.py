@@ -362,7 +362,12 @@ class CLIP(nn.Module):
         if self.tokenizer is not None:
             return
         known = self.config.text_vocab - 2  # start and end of text are CLIP's own
-        if not hasattr(tokenizer, "encode_for_clip") or tokenizer.vocab_size != known:
+        if not hasattr(tokenizer, "encode_for_clip"):
+            raise ValueError(
+                "ranker: expected a CLIP with a tokenizer of its own, since the model's, "
+                f"{type(tokenizer).__name__}, has no ids for it (encode_for_clip); got one without"
+            )
+        if tokenizer.vocab_size != known:
             raise ValueError(
                 f"CLIP's text_vocab less 2 is {known}, but the tokenizer's vocabulary is "
                 f"{tokenizer.vocab_size}: the parts come from different runs"

@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, normalizers, pre_tokenizers
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from dalle1.common.files import expand_home, read_text, write_text
 from dalle1.protocols import CaptionCut
+from dalle1.text.kinds import TOKENIZERS, kind_of_file
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 
 WORD_END = "</w>"
@@ -135,7 +137,7 @@ def _byte_signs() -> list[str]:
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
 
 
-def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokenizer | None:
+def load_clip_tokenizer(folder: Path, vocab_size: int) -> Any:
     """What the CLIP of a model folder reads captions by; None where the folder says nothing.
 
     Folders of format 1 hold a file of its own only where the vocabulary is a published one; other
@@ -143,10 +145,15 @@ def load_clip_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer | Tokeni
     """
     path = folder / CLIP_TOKENIZER
     if not path.exists():
-        shared = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
-        return shared if shared is not None and shared.vocab_size == vocab_size else None
+        shared = folder / TOKENIZER
+        kind = TOKENIZERS.get(kind_of_file(shared) or "bpe") if shared.exists() else None
+        tokenizer = None if kind is None else kind.load(shared)
+        return tokenizer if getattr(tokenizer, "vocab_size", None) == vocab_size else None
     try:
-        ours = "bpe" in json.loads(read_text(path))
-    except ValueError as error:
+        content = json.loads(read_text(path))
+        kind = TOKENIZERS.get(content["kind"]) if "kind" in content else None
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a tokenizer of this library: {error}") from error
-    return Tokenizer.load(path) if ours else CLIPTokenizer.load(path)
+    if "kind" in content and kind is None:
+        raise ValueError(f"{path}: kind: expected one of {', '.join(TOKENIZERS)}, got another one")
+    return (kind or (Tokenizer if "bpe" in content else CLIPTokenizer)).load(path)

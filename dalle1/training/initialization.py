@@ -16,7 +16,7 @@ from torch import Tensor
 from dalle1 import registry
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
-from dalle1.training.stages.text_tokenizer import open_tokenizer
+from dalle1.training.stages.text_tokenizer import open_tokenizer, read_alike
 from dvae.storage import Kind, has_part, read_config, read_shape, read_weights
 
 # Of each stage: the part that it trains, its kind, and the section of the settings.
@@ -142,7 +142,7 @@ def _tokenizer(config: RunConfig, folder: Path) -> dict[str, Any]:
             "tokenizer: a new one would give the tokens other meanings than the weights of init "
             "were trained with; take the section out"
         )
-    if not open_tokenizer(config.tokenizer).reads_like(open_tokenizer(folder)):
+    if not read_alike(open_tokenizer(config.tokenizer), open_tokenizer(folder)):
         raise ValueError(
             f"tokenizer: {config.tokenizer} reads captions otherwise than the tokenizer of init "
             f"{folder}; take the setting out"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle1.clip.model import CLIP, KIND, MAX_LOGIT_SCALE
+from dalle1.clip.model import CLIP, KIND, MAX_LOGIT_SCALE, CaptionEncoder
 from dalle1.common.images import contact_sheet, to_pil
 from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dalle
@@ -23,7 +24,7 @@ from dalle1.training.stages.base import (
     device_of,
     pixels_of,
 )
-from dalle1.training.stages.text_tokenizer import run_tokenizer
+from dalle1.training.stages.text_tokenizer import fingerprint_of, run_tokenizer
 from dvae.calls import trusted
 from dvae.storage import save_part
 
@@ -41,9 +42,14 @@ class CLIPStage(Stage):
                 f"reader.image_size {config.reader.image_size} must be at least clip.image_size "
                 f"{config.clip.image_size}"
             )
-        self.tokenizer = run_tokenizer(
-            config, config.clip.text_vocab - 2, config.clip.text_length - 1
-        )
+        tokenizer = run_tokenizer(config, config.clip.text_vocab - 2, config.clip.text_length - 1)
+        if not hasattr(tokenizer, "encode_for_clip"):
+            raise ValueError(
+                f"tokenizer: expected one with ids for CLIP (encode_for_clip), got "
+                f"{type(tokenizer).__name__}; take another one"
+            )
+        self._part = tokenizer
+        self.tokenizer = cast(CaptionEncoder, tokenizer)
         self.model = CLIP(config.clip)
         self.freeze_the_rest()
 
@@ -71,7 +77,7 @@ class CLIPStage(Stage):
         return [1.0, 1.0, 1.0]
 
     def fingerprints(self) -> dict[str, str]:
-        return {"tokenizer": self.tokenizer.fingerprint()}
+        return {"tokenizer": fingerprint_of(self._part)}
 
     def empty_model(self) -> CLIP:
         with torch.device("meta"):

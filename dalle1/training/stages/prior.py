@@ -34,7 +34,7 @@ from dalle1.training.stages.base import (
     device_of,
     pixels_of,
 )
-from dalle1.training.stages.text_tokenizer import run_tokenizer
+from dalle1.training.stages.text_tokenizer import fingerprint_of, run_tokenizer
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer
 from dalle1.transformer.tokens import count_text_targets
@@ -92,7 +92,7 @@ class PriorStage(Stage):
 
     def fingerprints(self) -> dict[str, str]:
         codec, ranker = self._frozen
-        found = {"codec": fingerprint(codec), "tokenizer": self.tokenizer.fingerprint()}
+        found = {"codec": fingerprint(codec), "tokenizer": fingerprint_of(self.tokenizer)}
         if ranker is not None:
             # With what it reads captions by, where it has a tokenizer of its own.
             reader = getattr(getattr(ranker, "tokenizer", None), "fingerprint", None)
