@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dvae import model
 from dvae.storage import Kind, load_part
+from dvae.vqgan import model as vqgan
 
 
 class Codec(Protocol):
@@ -46,7 +47,7 @@ class Codec(Protocol):
 
 
 # By the "kind" in a folder's config.json; see `dalle1.registry.register` for kinds of others.
-CODECS: dict[str, Kind] = {kind.name: kind for kind in (model.KIND,)}
+CODECS: dict[str, Kind] = {kind.name: kind for kind in (model.KIND, vqgan.KIND)}
 
 
 def load(folder: str | Path) -> Codec:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dvae.calls import isolated
+from dvae.convolutions import for_convolutions
 from dvae.images import check_images
 from dvae.objective import map_pixels, unmap_pixels
 from dvae.storage import Kind, save_part
+from dvae.tokens import check_tokens
 
 
 class DVAEConfig(BaseModel):
@@ -59,12 +61,6 @@ class DVAEConfig(BaseModel):
         if self.residual_gain is not None:
             return self.residual_gain
         return 1.0 / (self.groups * self.blocks_per_group) ** 2
-
-
-def _for_convolutions(x: Tensor) -> Tensor:
-    """Maps [b, c, h, w] in the layout that convolutions read fastest: on CPUs a position's channels
-    side by side, a fifth faster at the paper's size and half as fast again at 32 pixels."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Conv2d(nn.Module):
@@ -145,7 +141,7 @@ class Encoder(nn.Module):
             return F.relu(self.blocks[:-1](x))
         side, rows = self.window * self.stride, x.shape[2] // (self.window * self.stride)
         windows = rearrange(x, "b c (r p) (s q) -> (b r s) c p q", p=side, q=side)
-        y = F.relu(self.blocks[:-1](_for_convolutions(windows)))
+        y = F.relu(self.blocks[:-1](for_convolutions(windows)))
         return rearrange(y, "(b r s) n p q -> b n (r p) (s q)", b=len(x), r=rows)
 
     def forward(self, x: Tensor) -> Tensor:  # [b, c, H, W] -> [b, k, h, w]
@@ -225,7 +221,7 @@ class DVAE(nn.Module):
         self._check_images(images)
         dtype = self.encoder.blocks.input.w.dtype  # type: ignore[union-attr]
         pixels = map_pixels(images.to(dtype))  # type: ignore[arg-type]
-        logits: Tensor = self.encoder(_for_convolutions(pixels))
+        logits: Tensor = self.encoder(for_convolutions(pixels))
         return logits
 
     @isolated()
@@ -252,20 +248,7 @@ class DVAE(nn.Module):
 
         Raises ValueError for tokens outside the codebook or of another type or rank.
         """
-        k = self.config.codebook_size
-        if not isinstance(tokens, Tensor):
-            kind = type(tokens).__name__
-            raise ValueError(f"tokens: expected int64 [b, rows, columns], a tensor, got {kind}")
-        if tokens.ndim != 3 or tokens.dtype != torch.int64:
-            raise ValueError(
-                f"tokens: expected int64 [b, rows, columns], got {tokens.dtype} "
-                f"{list(tokens.shape)}"
-            )
-        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < k):
-            raise ValueError(
-                f"tokens: expected values in [0, {k - 1}], got "
-                f"[{int(tokens.min())}, {int(tokens.max())}]"
-            )
+        check_tokens(tokens, self.vocab_size)
         return self._decode(tokens)
 
     def _decode(self, tokens: Tensor) -> Tensor:
@@ -274,7 +257,7 @@ class DVAE(nn.Module):
         rows = F.embedding(tokens, first.w[:, :, 0, 0].t())
         x = rows.float() + first.b.float()  # [b, h, w, bottleneck]
         x = x.movedim(-1, 1)
-        x = _for_convolutions(x) if x.device.type == "cpu" else x.contiguous()
+        x = for_convolutions(x) if x.device.type == "cpu" else x.contiguous()
         x = self.decoder.blocks[1:](x)  # [b, 2c, H, W]
         mean = x[:, : self.config.channels]
         return unmap_pixels(torch.sigmoid(mean.float()))

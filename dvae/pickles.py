@@ -31,6 +31,31 @@ LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the publi
 STATES = ("state_dict", "model_state_dict", "model", "module")
 PART = 2**20  # bytes that are read at once
 
+# Whose objects lie beside the weights in checkpoints of training: arguments, schedules, callbacks.
+PACKAGES = {
+    "__main__",
+    "_codecs",
+    "argparse",
+    "collections",
+    "copy_reg",
+    "copyreg",
+    "datetime",
+    "enum",
+    "ldm",
+    "lightning",
+    "lightning_fabric",
+    "main",  # the script of taming-transformers and latent diffusion
+    "numpy",
+    "omegaconf",
+    "pathlib",
+    "pytorch_lightning",
+    "taming",
+    "torch",
+    "typing",
+}
+BUILTINS = {"bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object"}
+BUILTINS |= {"range", "slice", "str", "tuple", "long", "unicode", "xrange"}  # three of Python 2
+
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -43,6 +68,22 @@ _STORAGES = {
 }
 
 
+# Whether a class or function of this module and this name may be named.
+Names = Callable[[str, str], bool]
+
+
+def _none(module: str, name: str) -> bool:
+    return False
+
+
+def is_beside_weights(module: str, name: str) -> bool:
+    """Whether a class or function is one that checkpoints of training name for other objects than
+    weights; for `ignores` of `read_tensors`."""
+    if module in ("builtins", "__builtin__"):
+        return name in BUILTINS
+    return module.split(".")[0] in PACKAGES
+
+
 class Node:
     """Stands for a module of the file: its attributes and its class' name, no behavior."""
 
@@ -52,9 +93,28 @@ class Node:
         return super().__new__(cls)
 
 
+class Ignored:
+    """Stands for an object beside the weights: takes whatever a pickle gives it, keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Ignored:
+        return super().__new__(cls)
+
+    def append(self, value: Any) -> None:
+        """As a list's."""
+
+    def extend(self, values: Any) -> None:
+        """As a list's."""
+
+    def add(self, value: Any) -> None:
+        """As a set's."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """As a dictionary's."""
+
+
 @isolated()
 def read_tensors(
-    path: str | Path, allows: Callable[[str, str], bool] = lambda module, name: False
+    path: str | Path, allows: Names = _none, ignores: Names = _none
 ) -> tuple[dict[str, Tensor], str]:
     """The state dictionary of a weights file, and the full name of its root class.
 
@@ -62,6 +122,9 @@ def read_tensors(
     TorchScript's: a state dictionary, alone or under a key of `STATES`, or a module tree of which
     allows(module, name) accepts every class. The class' name is "" where there is none. A
     folder stands for its `model.safetensors`, or the index of its shards.
+
+    Checkpoints of training frameworks hold objects beside the weights. Those of classes that
+    ignores(module, name) accepts are passed by: no such class is looked up, nothing is kept.
 
     Raises:
         ValueError: the file is missing, cut short, or names anything that is not allowed.
@@ -81,9 +144,9 @@ def read_tensors(
             if safe:
                 root = {}
             elif start[:2] == b"PK":
-                root = _read_zip(path, allows)
+                root = _read_zip(path, allows, ignores)
             else:
-                root = _read_legacy(file, allows)
+                root = _read_legacy(file, allows, ignores)
         if isinstance(root, dict):
             held = (root.get(name) for name in STATES)
             root = next((state for state in held if isinstance(state, dict)), root)
@@ -153,11 +216,12 @@ class _Unpickler(pickle._Unpickler):
     def __init__(
         self,
         file: IO[bytes],
-        allows: Callable[[str, str], bool],
+        allows: Names,
+        ignores: Names,
         storage: Callable[[torch.dtype, str, int], Tensor],
     ) -> None:
         super().__init__(file)
-        self.allows, self.storage = allows, storage
+        self.allows, self.ignores, self.storage = allows, ignores, storage
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
@@ -166,6 +230,8 @@ class _Unpickler(pickle._Unpickler):
             return _STORAGES[name]
         if self.allows(module, name):
             return type("Node", (Node,), {"name": f"{module}.{name}"})
+        if self.ignores(module, name):
+            return Ignored
         raise pickle.UnpicklingError(
             f"it names {module}.{name}, which weights have no use for; save the state dictionary "
             "alone, as torch.save(model.state_dict(), ...) does"
@@ -175,7 +241,8 @@ class _Unpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Node):
             vars(target).update({str(key): value for key, value in dict(state).items()})
-        elif not isinstance(target, OrderedDict):  # whose attributes (versions) nobody needs
+        # Nobody needs the attributes (versions) of an OrderedDict.
+        elif not isinstance(target, OrderedDict | Ignored):
             raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -223,7 +290,7 @@ _NAMES: dict[tuple[str, str], Any] = {
 }
 
 
-def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
+def _read_zip(path: Path, allows: Names, ignores: Names) -> Any:
     with zipfile.ZipFile(path) as archive:
         pickles = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -256,10 +323,10 @@ def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
             return held[key]
 
         with archive.open(pickles[0]) as file:
-            return _Unpickler(file, allows, storage).load()
+            return _Unpickler(file, allows, ignores, storage).load()
 
 
-def _read_legacy(file: IO[bytes], allows: Callable[[str, str], bool]) -> Any:
+def _read_legacy(file: IO[bytes], allows: Names, ignores: Names) -> Any:
     limit = os.fstat(file.fileno()).st_size
     held: dict[str, Tensor] = {}
 
@@ -271,7 +338,7 @@ def _read_legacy(file: IO[bytes], allows: Callable[[str, str], bool]) -> Any:
         return held[key]
 
     def load() -> Any:
-        return _Unpickler(file, allows, storage).load()
+        return _Unpickler(file, allows, ignores, storage).load()
 
     if load() != LEGACY_MAGIC:
         raise pickle.UnpicklingError("not a file of torch.save")
