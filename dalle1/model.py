@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from dalle1.protocols import (
     TextTokenizer,
     cuts_told_once,
     cuts_untold,
+    end_of_caption,
 )
 from dalle1.tokenizer import TOKENIZER
 from dvae.calls import isolated
@@ -183,7 +185,9 @@ class Model:
         text = as_caption(text, "text")
         with cuts_untold():  # it is refused below
             encoded = self.tokenizer.encode(text)[0].tolist() if text else []
-        ids = [i for i in encoded if i < self.tokenizer.vocab_size]
+        end = end_of_caption(self.prior)
+        # Up to an end that the tokenizer has put, or to the padding.
+        ids = list(takewhile(lambda i: i < self.tokenizer.vocab_size and i != end, encoded))
         length = self.prior.text_length
         if len(ids) >= length - 1:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Paper section 2.2 and appendix B.1: 256 text + 32 x 32 image positions = 1,280. Position p of a
 segment reads the token before it (a start token at p = 0) and predicts token p. Text ids are those
-of `dalle1.tokenizer`.
+of `dalle1.tokenizer`. What relatives of the paper's model do otherwise is in `variant`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Pattern = Literal["row", "column", "conv", "full"]
+Pattern = Literal["row", "column", "conv", "full", "conv_2d", "conv_torus"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
@@ -31,6 +31,25 @@ class SequenceShape:
     @property
     def length(self) -> int:
         return self.text_length + self.image_length
+
+
+PatternRule = Literal["paper", "rudalle", "rudalle_v2", "full"]
+
+
+def layer_patterns(rule: PatternRule, layers: int) -> tuple[Pattern, ...]:
+    """The attention pattern of each layer, first to last, by the rule of a published model.
+
+    ruDALL-E has the paper's order with convolutions of its own. Where the last layer is one of the
+    column layers too (42 layers), it stays one.
+    """
+    if rule == "full":
+        return ("full",) * layers
+    paper = [layer_pattern(i, layers) for i in range(1, layers + 1)]
+    if rule != "paper":
+        last_is_column = (layers - 2) % 4 == 0
+        conv: Pattern = "conv_2d" if rule == "rudalle" else "conv_torus"
+        paper[-1] = "column" if last_is_column else conv
+    return tuple(paper)
 
 
 def layer_pattern(layer: int, layers: int) -> Pattern:
