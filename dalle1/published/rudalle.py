@@ -166,9 +166,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> Tran
         raise ValueError(f"{path}: not the weights of a ruDALL-E: {error}") from error
 
 
-def _version(
-    path: Path, masks: Mapping[str, Tensor], c: TransformerConfig
-) -> tuple[str, str]:
+def _version(path: Path, masks: Mapping[str, Tensor], c: TransformerConfig) -> tuple[str, str]:
     """ "v2" or "v3", and what has told.
 
     Raises ValueError for masks of neither, and where nothing tells.
@@ -193,8 +191,10 @@ def _version(
     # On a grid that the window spans the two are the same.
     if len(named) == 1:
         return named[0], "the name of the file"
-    return ("v3", "its masks, which are bool") if masks["conv_mask"].dtype == torch.bool else (
-        "v2", "its masks, which are numbers"
+    return (
+        ("v3", "its masks, which are bool")
+        if masks["conv_mask"].dtype == torch.bool
+        else ("v2", "its masks, which are numbers")
     )
 
 

@@ -5,8 +5,9 @@ holds the image positions that its pattern still reads, and a step reads only th
 
 - row layers: keys and values, in a ring as long as the pattern looks back;
 - all others, which look back further: the normed states that keys and values are maps of, half as
-  much memory, in a ring or, where the pattern needs it, of the whole grid. The maps are applied to the query and to the result instead,
-  q (W x + b) = (W^T q) x + q b, so that nothing is computed anew and nothing is approximated.
+  much memory, in a ring or, where the pattern needs it, of the whole grid. The maps are applied to
+  the query and to the result instead, q (W x + b) = (W^T q) x + q b, so that nothing is computed
+  anew and nothing is approximated.
 
 Dimensions: c captions (or passes), b candidates of each, n = c * b rows, t text positions, m image
 positions read, s heads, d head size, w width (= s * d).

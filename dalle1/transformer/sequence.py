@@ -44,12 +44,11 @@ def layer_patterns(rule: PatternRule, layers: int) -> tuple[Pattern, ...]:
     """
     if rule == "full":
         return ("full",) * layers
-    paper = [layer_pattern(i, layers) for i in range(1, layers + 1)]
+    patterns: list[Pattern] = [layer_pattern(i, layers) for i in range(1, layers + 1)]
     if rule != "paper":
-        last_is_column = (layers - 2) % 4 == 0
         conv: Pattern = "conv_2d" if rule == "rudalle" else "conv_torus"
-        paper[-1] = "column" if last_is_column else conv
-    return tuple(paper)
+        patterns[-1] = "column" if _is_column(layers) else conv
+    return tuple(patterns)
 
 
 def layer_pattern(layer: int, layers: int) -> Pattern:
@@ -61,4 +60,8 @@ def layer_pattern(layer: int, layers: int) -> Pattern:
         raise ValueError(f"layer: expected 1 to {layers}, got {layer}")
     if layer == layers:
         return "conv"
-    return "column" if (layer - 2) % 4 == 0 else "row"
+    return "column" if _is_column(layer) else "row"
+
+
+def _is_column(layer: int) -> bool:
+    return (layer - 2) % 4 == 0

@@ -1,8 +1,8 @@
 """ruDALL-E restated as functions of its published weights, from published.md's section 2 alone.
 
-Nothing of `dalle1` is used, and everything is in the original's order: whole boolean masks made cell
-by cell, -10,000 for what is masked, scores divided by 32 and multiplied again, the whole stream run
-anew for every token. Weights are a dictionary under their published names.
+Nothing of `dalle1` is used, and everything is in the original's order: whole boolean masks made
+cell by cell, -10,000 for what is masked, scores divided by 32 and multiplied again, the whole
+stream run anew for every token. Weights are a dictionary under their published names.
 
 Dimensions: b batch, t text positions, m = side^2 image positions, n stream positions, v classes.
 """
@@ -188,11 +188,3 @@ def draw(w: Weights, s: Shape, text: Tensor) -> Tensor:
         last = logits(w, s, ids)[:, -1, s.text_classes :]
         ids = torch.cat([ids, last.argmax(dim=-1, keepdim=True)], dim=1)
     return ids[:, s.text_length :]
-
-
-def perplexity(w: Weights, s: Shape, ids: Tensor) -> Tensor:
-    """What candidates are sorted by, [b]: mean of exp(cross-entropy) of the tokens but the first."""
-    m = s.side**2
-    found = logits(w, s, ids)[:, -m:-1] if s.version == "v3" else logits(w, s, ids)[:, -m:-1]
-    picked = found[..., s.text_classes :].transpose(1, 2)
-    return F.cross_entropy(picked, ids[:, -m + 1 :], reduction="none").exp().mean(dim=1)
