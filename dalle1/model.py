@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -30,11 +29,11 @@ from dalle1.protocols import (
     NeedsTokenizer,
     Prior,
     Ranker,
+    StartingTokenizer,
     TextPrior,
     TextTokenizer,
     cuts_told_once,
     cuts_untold,
-    end_of_caption,
 )
 from dalle1.tokenizer import TOKENIZER
 from dvae.calls import isolated
@@ -183,11 +182,7 @@ class Model:
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
         text = as_caption(text, "text")
-        with cuts_untold():  # it is refused below
-            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
-        end = end_of_caption(self.prior)
-        # Up to an end that the tokenizer has put, or to the padding.
-        ids = list(takewhile(lambda i: i < self.tokenizer.vocab_size and i != end, encoded))
+        ids = self._beginning(text)
         length = self.prior.text_length
         if len(ids) >= length - 1:
             raise ValueError(
@@ -196,6 +191,14 @@ class Model:
         uniforms = candidate_uniforms(seed, text, 0, 1, length)[0]
         options = SamplingOptions(temperature, top_k, top_p)
         return self.tokenizer.decode(complete_text(self.prior, ids, uniforms, options))
+
+    def _beginning(self, text: str) -> list[int]:
+        """The ids of a caption that goes on behind the text."""
+        if isinstance(self.tokenizer, StartingTokenizer):
+            return self.tokenizer.begin(text)
+        with cuts_untold():  # it is refused later
+            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
+        return [i for i in encoded if i < self.tokenizer.vocab_size]
 
     @isolated()
     def rank(

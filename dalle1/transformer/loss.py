@@ -49,8 +49,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share = counted / counted.sum()  # of each position in the mean
         loss = torch.zeros((), device=states.device)
         if wanted:
-            grads = [torch.empty_like(states, dtype=torch.float32), torch.zeros_like(w)]
-            grads += [] if b is None else [torch.zeros_like(b)]
+            grads = (
+                torch.empty_like(states, dtype=torch.float32),
+                torch.zeros_like(w),
+                None if b is None else torch.zeros_like(b),
+            )
         for first in range(0, len(states), CHUNK):
             here = slice(first, first + CHUNK)
             x = states[here].float()
@@ -65,18 +68,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error.mul_(share[here, None])
                 torch.mm(error, w, out=grads[0][here])
                 grads[1].addmm_(error.t(), x)
-                if b is not None:
+                if grads[2] is not None:
                     grads[2].add_(error.sum(dim=0))
         if wanted:
             ctx.save_for_backward(*grads)
-            ctx.dtypes = [x.dtype for x in (states, weight, bias) if x is not None]
+            ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        states, weight, *bias = (
-            (held * grad).to(dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias = (
+            None if held is None else (held * grad).to(dtype)
             for held, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return states, weight, bias[0] if bias else None, None, None
+        return states, weight, bias, None, None

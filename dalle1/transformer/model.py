@@ -29,6 +29,7 @@ from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
 from dalle1.transformer.tokens import (
     check_tokens,
+    count_text_targets,
     empty_caption,
     image_targets,
     text_targets,
@@ -128,6 +129,10 @@ class Transformer(InputEmbedding):
     def end_of_caption(self) -> int:
         """The text token that ends a caption; see `protocols.TextPrior`."""
         return self.config.variant.end_of_caption
+
+    def count_text_targets(self, text_tokens: Tensor) -> int:
+        """Positions of int64 [b, text_length] that the text loss counts."""
+        return count_text_targets(self.config, text_tokens)
 
     def empty_caption(self) -> Tensor:
         """The text of no caption: int64 [text_length], all padding in the paper's model."""

@@ -36,7 +36,6 @@ from dalle1.training.stages.base import (
 from dalle1.training.stages.text_tokenizer import run_tokenizer
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer
-from dalle1.transformer.tokens import count_text_targets, empty_caption
 from dvae.calls import trusted
 from dvae.codec import Codec
 
@@ -120,7 +119,7 @@ class PriorStage(Stage):
 
     def _text(self, batch: Batch) -> Tensor:
         rows = []
-        empty = empty_caption(self._shape)
+        empty = self.model.empty_caption().cpu()
         dropout = self.settings.caption_dropout if self.training else 0.0
         for caption, seed in zip(batch.captions, batch.seeds, strict=True):
             rng = random.Random(seed)
@@ -130,7 +129,7 @@ class PriorStage(Stage):
 
     def micro_batches(self, batch: Batch, size: int) -> Sequence[TokenBatch]:
         text, images = self._text(batch), batch.split(size)
-        count = count_text_targets(self._shape, text) / len(images)
+        count = self.model.count_text_targets(text) / len(images)
         # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
         mean = distributed.mean_over_ranks({"count": count})["count"]
         return [TokenBatch(*pair, mean) for pair in zip(text.split(size), images, strict=True)]
