@@ -29,6 +29,7 @@ from dalle1.protocols import (
     NeedsTokenizer,
     Prior,
     Ranker,
+    StartingTokenizer,
     TextPrior,
     TextTokenizer,
     cuts_told_once,
@@ -181,9 +182,7 @@ class Model:
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
         text = as_caption(text, "text")
-        with cuts_untold():  # it is refused below
-            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
-        ids = [i for i in encoded if i < self.tokenizer.vocab_size]
+        ids = self._beginning(text)
         length = self.prior.text_length
         if len(ids) >= length - 1:
             raise ValueError(
@@ -192,6 +191,14 @@ class Model:
         uniforms = candidate_uniforms(seed, text, 0, 1, length)[0]
         options = SamplingOptions(temperature, top_k, top_p)
         return self.tokenizer.decode(complete_text(self.prior, ids, uniforms, options))
+
+    def _beginning(self, text: str) -> list[int]:
+        """The ids of a caption that goes on behind the text."""
+        if isinstance(self.tokenizer, StartingTokenizer):
+            return self.tokenizer.begin(text)
+        with cuts_untold():  # it is refused later
+            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
+        return [i for i in encoded if i < self.tokenizer.vocab_size]
 
     @isolated()
     def rank(

@@ -85,6 +85,16 @@ class TextTokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class StartingTokenizer(Protocol):
+    """A tokenizer that puts marks around a caption, which a beginning of one does not all have."""
+
+    def begin(self, text: str) -> list[int]:
+        """The ids of a caption that begins with the text, without its end and padding; of an empty
+        text, what stands in front of every caption."""
+        ...
+
+
 class DecodingState(Protocol):
     """Caches of c captions with b candidates each, n = c * b rows, caption by caption.
 
@@ -167,12 +177,20 @@ class WindowPrior(Protocol):
 
 @runtime_checkable
 class TextPrior(Protocol):
-    """A prior that models captions too."""
+    """A prior that models captions too.
+
+    Where another token than 0 ends a caption, it has an attribute `end_of_caption`, its id.
+    """
 
     def next_text_logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits of the next text token, float32 [text_vocab], behind the first ids of a caption;
-        the token 0 is the caption's end."""
+        """Logits of the next text token, float32 [text_vocab], behind the first ids of a caption,
+        the caption's end among them."""
         ...
+
+
+def end_of_caption(prior: TextPrior) -> int:
+    """The id of the text token that ends a caption."""
+    return int(getattr(prior, "end_of_caption", 0))
 
 
 class Ranker(Protocol):

@@ -246,7 +246,7 @@ def test_warm_start(kind: str) -> None:
 def make(maker: TransformerMaker, execution: Execution | None = None, **shape: Any) -> Transformer:
     """A transformer of all patterns, with heads that FlexAttention's kernels take."""
     sides = {"width": 32, "heads": 2, "head_size": 16}
-    transformer = maker(**{"layers": 4, "std": 0.2, **sides, **shape})
+    transformer = maker(**{"layers": len(PATTERNS), "std": 0.2, **sides, **shape})
     for layer, pattern in zip(transformer.layers, PATTERNS, strict=False):
         assert isinstance(layer, Layer)
         layer.attention.pattern = pattern

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dalle1.benchmarks.timing import Measured, bandwidth, matmul_rate, timed
 from dalle1.common.hardware import DTYPES, peak_memory
+from dalle1.common.weights import device_of
 from dalle1.generation.batches import free_memory
 from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions, candidate_uniforms, sample_token
@@ -66,6 +67,8 @@ class DenseCache:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + layer.attention.merge(y)
             x = x + layer.mlp(x)
+        # Which are the first token's where no start stands before the image.
+        self.text_logits = transformer.image_head(transformer.final_norm(x[:, -1])).float()
         self.text_length = c.text_length
 
     @staticmethod
@@ -86,7 +89,7 @@ class DenseCache:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             x = x + layer.attention.merge(y)
             x = x + layer.mlp(x)
-        logits: Tensor = self.transformer.image_head(self.transformer.norm(x[:, 0]))
+        logits: Tensor = self.transformer.image_head(self.transformer.final_norm(x[:, 0]))
         return logits.float()
 
 
@@ -115,12 +118,12 @@ def draw_ours(
 ) -> Run:
     """By `Generator`, `batch` candidates at a time; what is done once for many images, such as
     packing and recording, is not counted. window: see `SamplingOptions`."""
-    device, grid = transformer.start_of_image.device, transformer.config.grid
+    device, grid = device_of(transformer), transformer.config.grid
     generator = Generator(transformer, 1, batch, SamplingOptions(window=window))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    held = cache_bytes(transformer.config, batch, transformer.start_of_image.dtype)
+    held = cache_bytes(transformer.config, batch, transformer.image_embedding.weight.dtype)
     if generator.window > 1:
         held = batch * transformer.window_bytes(generator.window)
     tokens, rows = [], _Rows(device)
@@ -135,17 +138,18 @@ def draw_ours(
 @torch.inference_mode()
 def draw_plain(transformer: Transformer, text: Tensor, uniforms: Tensor) -> Run:
     """By `DenseCache`."""
-    c, device = transformer.config, transformer.start_of_image.device
+    c, device = transformer.config, device_of(transformer)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     uniforms = uniforms.to(device)
     tokens = torch.empty(uniforms.shape, dtype=torch.int64, device=device)
-    positions = transformer.grid_positions()
-    fed = transformer.start_of_image.expand(len(uniforms), -1)
+    positions = transformer.image_positions()
+    fed = transformer.image_start(text.to(device)[None])
     rows = _Rows(device)
     cache = DenseCache(transformer, text.to(device)[None], len(uniforms))
     for p in range(c.sequence.image_length):
-        logits = cache.step(fed + positions[p], p)
+        place = p - c.shift
+        logits = cache.step(fed + positions[place], place) if place >= 0 else cache.text_logits
         tokens[:, p] = sample_token(logits, uniforms[:, p], SamplingOptions())
         fed = transformer.image_embedding(tokens[:, p])
         if (p + 1) % c.grid == 0:
@@ -159,7 +163,7 @@ def draw_plain(transformer: Transformer, text: Tensor, uniforms: Tensor) -> Run:
 def recomputed_seconds(transformer: Transformer, candidates: int) -> float:
     """Seconds of an image if every step ran the whole stream so far: from a few lengths and at
     most 2 candidates, summed over the lengths and multiplied."""
-    c, device = transformer.config, transformer.start_of_image.device
+    c, device = transformer.config, device_of(transformer)
     few = min(2, candidates)
     text = torch.ones(few, c.text_length, dtype=torch.int64, device=device)
     image = torch.zeros(few, c.sequence.image_length, dtype=torch.int64, device=device)
@@ -193,7 +197,7 @@ def decoding_flops(c: TransformerConfig, candidates: int) -> float:
 def even_batch(transformer: Transformer, candidates: int) -> int:
     """Candidates at once, in as few and as even batches as the device's memory allows."""
     shared, each = transformer.decoding_bytes()
-    free = int(0.9 * free_memory(transformer.start_of_image.device))
+    free = int(0.9 * free_memory(device_of(transformer)))
     most = max(1, (free - shared) // each)
     return -(-candidates // -(-candidates // most))
 

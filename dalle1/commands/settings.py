@@ -133,6 +133,8 @@ def _word(kind: Any, path: str) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in inner)
     if origin is list:
         return f"list of {_word(inner[0], path)}s"
+    if origin is tuple and inner[-1] is Ellipsis:
+        return f"list, each {_word(inner[0], path)}"
     if origin is tuple:
         return f"list of {len(inner)} {_word(inner[0], path)}s"
     return f"[section](#{path.replace('.', '')})" if _is_section(kind) else WORDS[kind]

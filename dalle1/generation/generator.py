@@ -24,8 +24,7 @@ from dalle1.generation.options import (
     uniforms_for,
 )
 from dalle1.generation.windows import draw_windows
-from dalle1.protocols import Prior, TextPrior, WindowPrior
-from dalle1.tokenizer import END_OF_CAPTION
+from dalle1.protocols import Prior, TextPrior, WindowPrior, end_of_caption
 from dvae.calls import isolated
 
 
@@ -293,12 +292,12 @@ def complete_text(
     options = options or SamplingOptions()
     if options.guidance != 1:
         raise ValueError("guidance: captions have no condition to be guided by; leave it at 1")
-    ids = list(given)
+    ids, end = list(given), end_of_caption(prior)
     while len(ids) < len(uniforms):
         logits = prior.next_text_logits(ids)
         uniform = uniforms_for(logits.device, uniforms[len(ids), None])
         token = int(sample_token(logits[None], uniform, options))
-        if token == END_OF_CAPTION:
+        if token == end:
             break
         ids.append(token)
     return ids

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from dalle1 import registry
@@ -26,7 +27,13 @@ PARTS = {
     "dalle": ("prior", "sparse_transformer", "transformer"),
 }
 # Settings of a part that its weights do not depend on.
-FREE = {"init_std", "init_gain", "text_loss_weight"}
+FREE = {
+    "init_std",
+    "init_gain",
+    "text_loss_weight",
+    "variant.embedding_gradient",
+    "variant.first_token_as_text",
+}
 
 
 def with_initial_parts(config: RunConfig) -> RunConfig:
@@ -45,7 +52,7 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
     if given is None:
         update[section] = shape
     else:
-        _check_shape(config, section, given.model_dump(), shape.model_dump())
+        _check_shape(config, section, _flat(given), _flat(shape))
     _weights(config, folder, shape)  # refuses those of another model before one is built
     if config.stage != "dvae":
         update |= _tokenizer(config, folder)
@@ -116,6 +123,17 @@ def _shape(config: RunConfig, folder: Path) -> Any:
         return read_shape(_kind(config.stage), section, folder)
     except ValueError as error:
         raise ValueError(f"init: {error}") from error
+
+
+def _flat(shape: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """The settings of a part by name, those of its sections with the section's name in front."""
+    result: dict[str, Any] = {}
+    for name, value in shape:
+        if isinstance(value, BaseModel):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
 
 
 def _check_shape(

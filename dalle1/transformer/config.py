@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from dalle1.transformer.masks import CONV_KERNEL
-from dalle1.transformer.sequence import Pattern, SequenceShape, layer_pattern
+from dalle1.transformer.sequence import Pattern, SequenceShape, layer_patterns
+from dalle1.transformer.variant import Variant
 
 
 class TransformerConfig(BaseModel):
@@ -32,6 +40,9 @@ class TransformerConfig(BaseModel):
     text_loss_weight: float = Field(
         1 / 8, ge=0, le=1, description="weight of the text's loss; the image's is 1 minus this"
     )
+    variant: Variant = Field(
+        Variant(), description="what published relatives do otherwise than the paper"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
@@ -42,7 +53,51 @@ class TransformerConfig(BaseModel):
             )
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel must be odd, got {self.conv_kernel}")
+        self._check_variant()
         return self
+
+    def _check_variant(self) -> None:
+        v = self.variant
+        if isinstance(v.patterns, tuple) and len(v.patterns) != self.layers:
+            raise ValueError(
+                f"variant.patterns: expected one for each of {self.layers} layers, got "
+                f"{len(v.patterns)}"
+            )
+        ids = {"start_token": v.start_token, "end_of_caption": v.end_of_caption}
+        ids |= {"padding_token": v.padding_token or 0}
+        ids |= {f"empty_caption[{i}]": token for i, token in enumerate(v.empty_caption)}
+        for name, token in ids.items():
+            if not 0 <= token < self.text_vocab:
+                raise ValueError(
+                    f"variant.{name}: expected a text token, 0 to {self.text_vocab - 1}, got "
+                    f"{token}"
+                )
+        if len(v.empty_caption) > self.text_length:
+            raise ValueError(
+                f"variant.empty_caption: expected at most {self.text_length} tokens, got "
+                f"{len(v.empty_caption)}"
+            )
+        read = self.text_length + (v.start == "token")
+        if v.text_position_rows is not None and v.text_position_rows < read:
+            raise ValueError(
+                f"variant.text_position_rows: expected at least the {read} that are read, got "
+                f"{v.text_position_rows}"
+            )
+        if v.first_token_as_text and self.image_vocab > self.text_classes:
+            raise ValueError(
+                f"variant.first_token_as_text: expected as many text classes as image tokens, "
+                f"{self.image_vocab}, got {self.text_classes}"
+            )
+
+    @model_serializer(mode="wrap")
+    def _without_the_papers_variant(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """The paper's model is written as before there were others, which older releases read."""
+        content: dict[str, Any] = serialize(self)
+        if self.variant == Variant():
+            content.pop("variant", None)
+        return content
 
     @property
     def sequence(self) -> SequenceShape:
@@ -51,7 +106,30 @@ class TransformerConfig(BaseModel):
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Attention pattern of each layer, first to last."""
-        return tuple(layer_pattern(i, self.layers) for i in range(1, self.layers + 1))
+        rule = self.variant.patterns
+        return rule if isinstance(rule, tuple) else layer_patterns(rule, self.layers)
+
+    @property
+    def text_ids(self) -> int:
+        """Rows of the text's embedding: tokens and, where positions have them, paddings."""
+        return self.text_vocab + (self.text_length if self.variant.position_paddings else 0)
+
+    @property
+    def text_classes(self) -> int:
+        """Classes that the text's head tells apart."""
+        return self.text_ids if self.variant.predicts_padding else self.text_vocab
+
+    @property
+    def text_positions(self) -> int:
+        """Rows of the table of text positions."""
+        v = self.variant
+        return v.text_position_rows or self.text_length + (v.start == "token")
+
+    @property
+    def shift(self) -> int:
+        """How far the position that predicts a token lies before the token's own: 1 where no start
+        tokens stand before them, 0 where the start tokens have made room."""
+        return 1 if self.variant.start == "none" else 0
 
 
 class Execution(BaseModel):

@@ -3,10 +3,11 @@
 The caption's keys and values are held once for all of its candidates. Of each candidate a layer
 holds the image positions that its pattern still reads, and a step reads only those:
 
-- row and conv layers: keys and values, in a ring as long as the pattern looks back;
-- column layers, which need the whole grid: the normed states that keys and values are maps of,
-  half as much memory. The maps are applied to the query and to the result instead,
-  q (W x + b) = (W^T q) x + q b, so that nothing is computed anew and nothing is approximated.
+- row layers: keys and values, in a ring as long as the pattern looks back;
+- all others, which look back further: the normed states that keys and values are maps of, half as
+  much memory, in a ring or, where the pattern needs it, of the whole grid. The maps are applied to
+  the query and to the result instead, q (W x + b) = (W^T q) x + q b, so that nothing is computed
+  anew and nothing is approximated.
 
 Dimensions: c captions (or passes), b candidates of each, n = c * b rows, t text positions, m image
 positions read, s heads, d head size, w width (= s * d).
@@ -21,7 +22,9 @@ from typing import cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dalle1.common.attention import attend_widened
 from dalle1.transformer.attention import dense_attention
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.layers import Layer
@@ -54,7 +57,10 @@ def cache_bytes(
 def working_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
     """About what one candidate's step works with: scores and their sums over the vocabulary, of
     the layers the hidden states, the queries of every head on whole states, the keys gathered."""
-    gathered = (config.conv_kernel // 2 + 1) * config.conv_kernel
+    rows = config.conv_kernel // 2 + 1
+    if "conv_torus" in config.patterns:
+        rows = config.conv_kernel
+    gathered = rows * config.conv_kernel
     states = 16 + 6 * config.heads + 2 * gathered
     return 32 * config.image_vocab + states * config.width * dtype.itemsize
 
@@ -159,6 +165,7 @@ class LayerCache(ABC):
         where = slots(layer.attention.pattern, c.grid, c.conv_kernel)
         self.image = self.make_room(like, where)
         self.out = prepacked(layer.attention.out, self.rows)
+        self.out_norm = layer.attention.out_norm
         self.mlp = prepacked(layer.mlp, self.rows)
 
     @abstractmethod
@@ -177,7 +184,7 @@ class LayerCache(ABC):
     def step(self, x: Tensor, position: int | Tensor) -> Tensor:
         """States [n, w] of an image position, through the layer."""
         y = self.attend(self.attention.norm(x), position)
-        x = x + self.out(rearrange(y, "n s d -> n (s d)"))
+        x = x + self.out_norm(self.out(rearrange(y, "n s d -> n (s d)")))
         z: Tensor = x + self.mlp(x)
         return z
 
@@ -311,11 +318,12 @@ class KVCache:
         held = [x for layer in self.layers for x in (layer.text, layer.image.held)]
         return sum(x.numel() * x.element_size() for x in held)
 
-    def prefill(self, x: Tensor, rows: Tensor | None = None) -> None:
+    def prefill(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Runs states of the first positions in one pass and keeps what later steps read.
 
         x: [c, t + p, w], text and then p image positions, the same for a caption's candidates. Or,
         with rows, int64 [r], those of so many rows: [r, t + p, w], of which the text is held.
+        Returns the states of the text's last position behind all layers, [c, w].
         """
         c = self.config
         t = c.text_length
@@ -326,11 +334,14 @@ class KVCache:
                 cache.text[0], cache.text[1] = k[:, :, :t], v[:, :, :t]
             if x.shape[1] > t:
                 cache.keep_image(a.norm(x[:, t:]), k[:, :, t:], v[:, :, t:], rows)
-            if cache is self.layers[-1]:
-                break  # the last layer's results are not asked for
-            y = dense_attention(q, k, v, a.pattern, t, c.grid, c.conv_kernel)
+            if cache is self.layers[-1]:  # nothing else is asked of it: text reads text
+                x, q, k, v = x[:, t - 1 : t], q[:, :, t - 1 : t], k[:, :, :t], v[:, :, :t]
+                y = attend_widened(F.scaled_dot_product_attention, q, k, v)
+            else:
+                y = dense_attention(q, k, v, a.pattern, t, c.grid, c.conv_kernel)
             x = x + a.merge(y)
             x = x + layer.mlp(x)
+        return x[:, 0]
 
     def step(self, x: Tensor, position: int | Tensor) -> Tensor:
         """States [n, w] at an image position through all layers; position: see `SlotBuffer`."""

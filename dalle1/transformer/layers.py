@@ -31,6 +31,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
+        self.out_norm = _norm_behind(config)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [b, s, n, d] of states [b, n, w]."""
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 
     def merge(self, x: Tensor) -> Tensor:
         """The output map on heads put side by side: [b, s, n, d] -> [b, n, w]."""
-        y: Tensor = self.out(rearrange(x, "b s n d -> b n (s d)"))
+        y: Tensor = self.out_norm(self.out(rearrange(x, "b s n d -> b n (s d)")))
         return y
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
@@ -76,10 +77,19 @@ class MLP(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.up = nn.Linear(config.width, 4 * config.width)
         self.down = nn.Linear(4 * config.width, config.width)
+        self.out_norm = _norm_behind(config)
+        self.approximate = "tanh" if config.variant.gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        y: Tensor = self.down(F.gelu(self.up(self.norm(x))))
+        hidden = F.gelu(self.up(self.norm(x)), approximate=self.approximate)
+        y: Tensor = self.out_norm(self.down(hidden))
         return y
+
+
+def _norm_behind(config: TransformerConfig) -> nn.Module:
+    """The second norm of a residual block, where the variant has one."""
+    sandwich = config.variant.norms == "sandwich"
+    return nn.LayerNorm(config.width) if sandwich else nn.Identity()
 
 
 class Layer(nn.Module):

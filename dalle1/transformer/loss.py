@@ -42,9 +42,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, wanted: bool
     ) -> Tensor:
-        w, b = weight.float(), bias.float()
+        w, b = weight.float(), None if bias is None else bias.float()
         counted = targets != IGNORED
         share = counted / counted.sum()  # of each position in the mean
         loss = torch.zeros((), device=states.device)
@@ -52,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads = (
                 torch.empty_like(states, dtype=torch.float32),
                 torch.zeros_like(w),
-                torch.zeros_like(b),
+                None if b is None else torch.zeros_like(b),
             )
         for first in range(0, len(states), CHUNK):
             here = slice(first, first + CHUNK)
@@ -68,17 +68,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 error.mul_(share[here, None])
                 torch.mm(error, w, out=grads[0][here])
                 grads[1].addmm_(error.t(), x)
-                grads[2].add_(error.sum(dim=0))
+                if grads[2] is not None:
+                    grads[2].add_(error.sum(dim=0))
         if wanted:
             ctx.save_for_backward(*grads)
-            ctx.dtypes = states.dtype, weight.dtype, bias.dtype
+            ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias = (
-            (held * grad).to(dtype)
+            None if held is None else (held * grad).to(dtype)
             for held, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return states, weight, bias, None, None

@@ -2,6 +2,7 @@
 
 Paper section 2.2 and appendix B.1, figure 11. A pattern is a predicate (query, key) -> allowed;
 the dense execution makes a boolean mask of it, the cached execution an index set for each step.
+ruDALL-E has two convolutions of its own, published.md section 2.3.
 
 Dimensions: b batch, n stream positions, t text positions, s heads, d head size, w grid side.
 """
@@ -36,6 +37,13 @@ def image_allowed(pattern: Pattern, q: Tensor, k: Tensor, grid: int, kernel: int
         return ((distance - grid * a).abs() <= h) & (distance >= 0)
     if pattern == "full":
         return distance >= 0
+    if pattern in ("conv_2d", "conv_torus"):
+        # Rows and columns of the grid apart: a window of kernel x kernel, which ends at the
+        # image's edges or, on the torus, goes on at the opposite ones.
+        rows, columns = (q // grid - k // grid).abs(), (q % grid - k % grid).abs()
+        if pattern == "conv_torus":
+            rows, columns = (torch.minimum(d, grid - d) for d in (rows, columns))
+        return (rows <= kernel // 2) & (columns <= kernel // 2) & (distance >= 0)
     raise ValueError(f"pattern: expected one of {', '.join(PATTERNS)}, got {pattern!r}")
 
 
@@ -78,10 +86,12 @@ def step_keys(pattern: Pattern, grid: int, kernel: int) -> tuple[Tensor, ...]:
 def cache_length(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> int:
     """How many image positions a decoder has to hold for a layer, the newest included.
 
-    Row and conv layers look back a fixed distance, so a ring of that length does; column and full
-    layers look back to the first row.
+    Row layers and convolutions look back a fixed distance, so a ring of that length does; column
+    and full layers look back to the first row, as does a convolution on the torus from the last.
     """
-    reach = {"row": grid, "conv": (kernel // 2) * (grid + 1)}
+    h = kernel // 2
+    around = grid * grid if h else 0
+    reach = {"row": grid, "conv": h * (grid + 1), "conv_2d": h * (grid + 1), "conv_torus": around}
     return min(grid * grid, reach.get(pattern, grid * grid) + 1)
 
 
@@ -89,8 +99,8 @@ def cache_length(pattern: Pattern, grid: int, kernel: int = CONV_KERNEL) -> int:
 class Slots:
     """Where a decoder keeps a layer's image positions, and which of them each step reads.
 
-    Row and conv layers keep a ring, position p over the oldest; the others the whole grid, column
-    layers column by column, so that what a step reads lies side by side.
+    Row layers and convolutions keep a ring, position p over the oldest; the others the whole grid,
+    column layers column by column, so that what a step reads lies side by side.
     """
 
     length: int

@@ -1,5 +1,9 @@
 """The transformer over caption tokens followed by image tokens (paper section 2.2, appendix B).
 
+With other settings (`variant`) it is ruDALL-E or minDALL-E. Scores are added up in 32 bits or by
+kernels that do so, so what those do against overflow in 16 bits is not needed: ruDALL-E's scores
+that are divided by 32 and multiplied again, and its limits of 65,504.
+
 Dimensions: b batch, t text positions, m image positions, n = t + m, s heads, d head size,
 w width (= s * d), r c grid rows and columns.
 """
@@ -15,15 +19,21 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dalle1.tokenizer import END_OF_CAPTION, padding_id
 from dalle1.transformer.config import Execution, TransformerConfig
+from dalle1.transformer.embedding import InputEmbedding
 from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
-from dalle1.transformer.sequence import layer_pattern
-from dalle1.transformer.tokens import check_tokens, text_targets
+from dalle1.transformer.tokens import (
+    check_tokens,
+    count_text_targets,
+    empty_caption,
+    image_targets,
+    text_targets,
+)
 from dalle1.transformer.window_cache import WindowCache, window_bytes
 from dvae.calls import isolated
 from dvae.storage import Kind
@@ -42,7 +52,7 @@ class Losses:
     image: Tensor
 
 
-class Transformer(nn.Module):
+class Transformer(InputEmbedding):
     """Autoregressive model of caption tokens followed by image tokens.
 
     A `protocols.Prior`, and a `protocols.TextPrior`.
@@ -55,24 +65,16 @@ class Transformer(nn.Module):
         seed: int | None = None,
     ) -> None:
         """seed: of the initial weights; None draws one from torch's generator."""
-        super().__init__()
+        c, execution = config or TransformerConfig(), execution or Execution()
+        super().__init__(c)
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
-        self.config = c = config or TransformerConfig()
-        execution = execution or Execution()
-        # One table for byte-pair tokens and, behind them, the padding of each text position.
-        self.text_embedding = nn.Embedding(c.text_vocab + c.text_length, c.width)
-        self.text_position = nn.Embedding(c.text_length, c.width)
-        self.start_of_text = nn.Parameter(torch.empty(c.width))
-        self.image_embedding = nn.Embedding(c.image_vocab, c.width)
-        self.row_position = nn.Embedding(c.grid, c.width)
-        self.column_position = nn.Embedding(c.grid, c.width)
-        self.start_of_image = nn.Parameter(torch.empty(c.width))
-        patterns = (layer_pattern(i, c.layers) for i in range(1, c.layers + 1))
-        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in patterns)
+        v = c.variant
+        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in c.patterns)
         self.norm = nn.LayerNorm(c.width)
-        self.text_head = nn.Linear(c.width, c.text_vocab)
-        self.image_head = nn.Linear(c.width, c.image_vocab)
+        self.head_norm = nn.LayerNorm(c.width) if v.norms == "sandwich" else nn.Identity()
+        self.text_head = nn.Linear(c.width, c.text_classes, v.head_bias)
+        self.image_head = nn.Linear(c.width, c.image_vocab, v.head_bias)
         self.initialize(seed)
 
     @torch.no_grad()
@@ -123,13 +125,18 @@ class Transformer(nn.Module):
         """Rows and columns of the image's token grid."""
         return self.config.grid, self.config.grid
 
+    @property
+    def end_of_caption(self) -> int:
+        """The text token that ends a caption; see `protocols.TextPrior`."""
+        return self.config.variant.end_of_caption
+
+    def count_text_targets(self, text_tokens: Tensor) -> int:
+        """Positions of int64 [b, text_length] that the text loss counts."""
+        return count_text_targets(self.config, text_tokens)
+
     def empty_caption(self) -> Tensor:
-        """The text of no caption: int64 [text_length], all padding."""
-        c = self.config
-        device = self.start_of_text.device
-        return torch.tensor(
-            [padding_id(c.text_vocab, p) for p in range(c.text_length)], device=device
-        )
+        """The text of no caption: int64 [text_length], all padding in the paper's model."""
+        return empty_caption(self.config).to(self.image_embedding.weight.device)
 
     def start(self, captions: int, candidates: int, static: bool = False) -> TransformerState:
         """Empty caches for so many captions and candidates of each; see `protocols.Prior`."""
@@ -137,7 +144,7 @@ class Transformer(nn.Module):
 
     def decoding_bytes(self) -> tuple[int, int]:
         """Bytes that decoding holds and works with, for each caption and for each candidate."""
-        c, dtype = self.config, self.start_of_image.dtype
+        c, dtype = self.config, self.image_embedding.weight.dtype
         shared = cache_bytes(c, 0, dtype)
         return shared, cache_bytes(c, 1, dtype) - shared + working_bytes(c, dtype)
 
@@ -147,7 +154,7 @@ class Transformer(nn.Module):
 
     def window_bytes(self, window: int) -> int:
         """Bytes that decoding holds and works with for each row; see `protocols.WindowPrior`."""
-        c, dtype = self.config, self.start_of_image.dtype
+        c, dtype = self.config, self.image_embedding.weight.dtype
         return window_bytes(c, window, dtype) + window * working_bytes(c, dtype)
 
     @isolated()
@@ -164,69 +171,52 @@ class Transformer(nn.Module):
     def next_text_logits(self, ids: Sequence[int]) -> Tensor:
         """Logits of the text token behind the first ids of a caption: float32 [text_vocab].
 
-        Text is short: all positions so far are run.
+        Text is short: all positions so far are run. Raises ValueError for no ids where no start
+        stands before the text, so that nothing predicts its first token.
         """
-        # The last token is a target only, so any will do there.
-        tokens = torch.tensor([[*ids, END_OF_CAPTION]], device=self.start_of_text.device)
+        if not ids and self.config.shift:
+            raise ValueError("text: expected a beginning, got none; this model has no start token")
+        tokens = torch.tensor([ids], dtype=torch.int64, device=self.image_embedding.weight.device)
+        if not self.config.shift:
+            tokens = F.pad(tokens, (0, 1))  # the last token is a target only: any will do
         x = self.embed_text(tokens)
         for layer in self.layers:
             x = layer(x)
-        logits: Tensor = self.text_head(self.norm(x[0, -1])).float()
-        return logits
+        logits: Tensor = self.text_head(self.final_norm(x[0, -1])).float()
+        return logits[: self.config.text_vocab]
 
-    def embed_text(self, text_tokens: Tensor) -> Tensor:
-        """States of the text inputs [start, t0 ... t_{T-2}]: int64 [b, t] -> [b, t, w]."""
-        b, t = text_tokens.shape
-        start = self.start_of_text.expand(b, 1, -1)
-        tokens = self.text_embedding(text_tokens[:, :-1])
-        x: Tensor = torch.cat([start, tokens], dim=1) + self.text_position.weight[:t]
-        return x
-
-    def embed_image(self, image_tokens: Tensor, positions: int) -> Tensor:
-        """States of the image inputs [start, z0 ... z_{m-2}]: int64 [b, >= m-1] -> [b, m, w]."""
-        b = image_tokens.shape[0]
-        start = self.start_of_image.expand(b, 1, -1)
-        tokens = self.image_embedding(image_tokens[:, : positions - 1])
-        x: Tensor = torch.cat([start, tokens], dim=1) + self.grid_positions()[:positions]
-        return x
-
-    def embed_image_inputs(self, tokens: Tensor) -> Tensor:
-        """Embeddings [..., w], without positions, of int64 [...]; image_vocab is the start."""
-        is_start = (tokens == self.config.image_vocab)[..., None]
-        embedded = self.image_embedding(tokens.clamp(max=self.config.image_vocab - 1))
-        return torch.where(is_start, self.start_of_image, embedded)
-
-    def grid_positions(self) -> Tensor:
-        """Row plus column embedding of each image position, raster order: [r * c, w]."""
-        rows = rearrange(self.row_position.weight, "r w -> r 1 w")
-        columns = rearrange(self.column_position.weight, "c w -> 1 c w")
-        return rearrange(rows + columns, "r c w -> (r c) w")
+    def final_norm(self, x: Tensor) -> Tensor:
+        """States as the heads read them: [..., w] -> [..., w]."""
+        y: Tensor = self.head_norm(self.norm(x))
+        return y
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of every position; position p of a segment predicts its token p.
 
         text_tokens: int64 [b, text_length], padded by `Tokenizer.encode`;
         image_tokens: int64 [b, m], m <= grid^2, raster order; with none, the start alone is fed.
-        Returns float32 [b, text_length, text_vocab] and [b, max(m, 1), image_vocab].
+        Returns float32 [b, text_length, text_vocab] and [b, max(m, 1), image_vocab]. A variant
+        without starts has no logits of the first text token: [b, text_length - 1, ...] are those
+        of the tokens behind it. Where it predicts paddings, they are classes behind the tokens.
         Raises ValueError when a shape, type or token does not fit.
         """
         text, image = self.states(text_tokens, image_tokens)
+        text = text[:, : self.config.text_length - self.config.shift]
         return self.text_head(text).float(), self.image_head(image).float()
 
     def states(self, text_tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two heads read, [b, text_length, w] and [b, max(m, 1), w]; as `forward`."""
+        """What the two heads read, [b, text_length, w] and [b, max(m, 1), w]; as `forward`.
+
+        Without a start the text's last position predicts the first image token and is in both, and
+        what the last image token leads to is left out: nothing is predicted there.
+        """
         check_tokens(self.config, text_tokens, image_tokens)
-        x = torch.cat(
-            [
-                self.embed_text(text_tokens),
-                self.embed_image(image_tokens, max(1, image_tokens.shape[1])),
-            ],
-            dim=1,
-        )
+        t, m, shift = self.config.text_length, image_tokens.shape[1], self.config.shift
+        x = self.embed(text_tokens, image_tokens, max(1 - shift, m))
         for layer in self.layers:
             x = layer(x)
-        x = self.norm(x)
-        return x[:, : self.config.text_length], x[:, self.config.text_length :]
+        x = self.final_norm(x)
+        return x[:, :t], x[:, t - shift : t - shift + max(1, m)]
 
     def loss(
         self, text_tokens: Tensor, image_tokens: Tensor, text_count: float | None = None
@@ -234,12 +224,13 @@ class Transformer(nn.Module):
         """Cross-entropies of whole streams (section 2.2); shapes as for `forward`.
 
         Each is divided by the batch's count of targets of its kind. Text targets are the
-        caption's tokens and one end-of-caption; the padding behind it is no target.
+        caption's tokens and one end-of-caption; the padding behind it is no target, unless the
+        variant says so (`tokens.text_targets`).
         text_count: of a part of a larger batch, the mean of the parts' counts of text targets (see
         `count_text_targets`): the mean of the parts' losses is then that of the whole.
         """
         text_states, image_states = self.states(text_tokens, image_tokens)
-        targets = text_targets(text_tokens, self.config.text_vocab)
+        targets = text_targets(self.config, text_tokens, image_tokens)
         text = linear_cross_entropy(
             rearrange(text_states, "b t w -> (b t) w"),
             self.text_head,
@@ -250,7 +241,7 @@ class Transformer(nn.Module):
         image = linear_cross_entropy(
             rearrange(image_states, "b m w -> (b m) w"),
             self.image_head,
-            rearrange(image_tokens, "b m -> (b m)"),
+            rearrange(image_targets(self.config, image_tokens), "b m -> (b m)"),
         )
         weight = self.config.text_loss_weight
         return Losses(weight * text + (1 - weight) * image, text, image)
@@ -264,6 +255,10 @@ class TransformerState:
     windows, where it is one pass. Positions that are fed again are written over; where a row goes
     back further than its caches allow, which hold only what the patterns still read, they are
     filled anew from the tokens that it was fed.
+
+    Where no start stands before the image, its first token is predicted by the text's last
+    position, which `prefill` runs, and the token that a position p reads has the place p - 1 in the
+    caches.
     """
 
     @torch.no_grad()
@@ -277,13 +272,18 @@ class TransformerState:
         self._active: KVCache | WindowCache | None = None
         self._kept: dict[type, KVCache | WindowCache] = {}  # one of each kind, to be filled again
         self._prefilled: Tensor | None = None  # states that the caches are to be filled with
-        self._positions = transformer.grid_positions()
+        self._positions, self._shift = transformer.image_positions(), c.shift
         # For rows that go back: the text, the image inputs fed, and how many positions were fed.
         device = self._positions.device
         self._text = torch.empty(0, device=device)
         self._inputs = torch.zeros(rows, c.sequence.image_length, dtype=torch.int64, device=device)
         self._fed = torch.zeros(rows, dtype=torch.int64)
         self._furthest = self._fed  # end of what was fed since the caches were filled
+        # What a caption gives its rows, in one place for a recorded step: the embedding that stands
+        # before the first image token, [n, w], and the logits of that token, [n, image_vocab].
+        like = transformer.image_embedding.weight
+        self._start = like.new_zeros(rows, c.width)
+        self._first_logits = torch.zeros(rows * c.shift, c.image_vocab, device=device)
         if static:  # all memory is taken before the step is recorded
             self._begin(1)
 
@@ -297,11 +297,15 @@ class TransformerState:
                 f"text: expected [{self.captions}, {c.text_length}], got {list(text.shape)}"
             )
         self._text = text
-        x = self.transformer.embed_text(text)
+        if not self._shift:
+            start = self.transformer.image_start(text).expand(self.captions, -1)
+            self._start.copy_(start.repeat_interleave(self.candidates, dim=0))
         given = 0 if prefix is None else len(prefix)
-        if prefix is not None and given:
-            image = self.transformer.embed_image(prefix.expand(self.captions, -1), given)
-            x = torch.cat([x, image], dim=1)
+        if prefix is None or not given:
+            x = self.transformer.embed_text(text)
+        else:
+            tokens = prefix.expand(self.captions, -1)
+            x = self.transformer.embed(text, tokens, given - self._shift)
             self._inputs[:, 0] = c.image_vocab
             self._inputs[:, 1:given] = prefix[:-1]
         self._fed = torch.full_like(self._fed, given)
@@ -334,8 +338,11 @@ class TransformerState:
             self._head: nn.Module = prepacked(t.image_head, self.rows * count)
         self._active = active
         if self._prefilled is not None:
-            active.prefill(self._prefilled)
+            last = active.prefill(self._prefilled)
             self._prefilled = None
+            if self._shift:
+                logits = t.image_head(t.final_norm(last)).float()
+                self._first_logits.copy_(logits.repeat_interleave(self.candidates, dim=0))
 
     @torch.no_grad()
     def step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
@@ -364,18 +371,31 @@ class TransformerState:
             uniform = bool((first == first[0]).all())
             here = int(first[0]) if uniform else positions[:, 0]
             return self._step(tokens[:, 0], here)[:, None]
-        x = self.transformer.embed_image_inputs(tokens) + self._positions[positions]
-        x = self._active.step(x, positions)
-        logits: Tensor = self._head(self.transformer.norm(x))
-        return logits.float()
+        places = positions - self._shift  # -1, which nothing is kept of, where there is no start
+        x = self.transformer.embed_image_inputs(tokens, self._start[:, None])
+        x = self._active.step(x + self._positions[places], places)
+        logits: Tensor = self._head(self.transformer.final_norm(x)).float()
+        return self._with_first(logits, positions, self._first_logits[:, None])
 
     def _step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
         """Logits [n, image_vocab] of tokens [n] fed at a position; see `SlotBuffer`."""
         assert isinstance(self._active, KVCache)
-        x = self.transformer.embed_image_inputs(tokens) + self._positions[position]
-        x = self._active.step(x, position)
-        logits: Tensor = self._head(self.transformer.norm(x))
-        return logits.float()
+        place = position - self._shift
+        if isinstance(place, Tensor):
+            place = place.clamp(min=0)  # written over by the next step
+        elif place < 0:
+            return self._first_logits.clone()
+        x = self.transformer.embed_image_inputs(tokens, self._start)
+        x = self._active.step(x + self._positions[place], place)
+        logits: Tensor = self._head(self.transformer.final_norm(x)).float()
+        return self._with_first(logits, position, self._first_logits)
+
+    def _with_first(self, logits: Tensor, position: int | Tensor, first: Tensor) -> Tensor:
+        """Logits [..., image_vocab] at positions [...], those of position 0 the text's where there
+        is no start."""
+        if not self._shift or isinstance(position, int):
+            return logits
+        return torch.where((position == 0)[..., None], first, logits)
 
     def _first(self, position: int | Tensor, count: int) -> Tensor:
         """Each row's first position, int64 [n] on the CPU; ValueError where it cannot be fed."""
@@ -404,12 +424,12 @@ class TransformerState:
         self._furthest = torch.where(behind, first, self._furthest)
         for position in first[behind].unique().tolist():
             rows = (behind & (first == position)).nonzero()[:, 0].to(self._inputs.device)
-            if not position:
+            if position <= self._shift:
                 continue  # nothing before it is read
-            x = self.transformer.embed_text(self._text[rows // self.candidates])
+            text = self._text[rows // self.candidates]
             before = self._inputs[rows, 1:position]  # without the start
-            image = self.transformer.embed_image(before, position)
-            self._active.prefill(torch.cat([x, image], dim=1), rows)
+            x = self.transformer.embed(text, before, position - self._shift)
+            self._active.prefill(x, rows)
 
 
 KIND: Kind = Kind(

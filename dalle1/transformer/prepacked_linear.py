@@ -31,12 +31,12 @@ def has_kernels() -> bool:
 class PrepackedLinear(nn.Module):
     """`weight @ x + bias` with a packed copy of the weight [o, i]; inference alone."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         """rows: how many are expected at a call; others are right too, only slower."""
         super().__init__()
         # No buffer: a packed tensor can be neither moved nor saved.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
-        self.bias = bias.detach()
+        self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:  # [..., i] -> [..., o]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -53,12 +53,14 @@ def can_prepack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def prepacked_linear(weight: Tensor, bias: Tensor, rows: int) -> nn.Module:
+def prepacked_linear(weight: Tensor, bias: Tensor | None, rows: int) -> nn.Module:
     """A map of x [..., i] to `weight @ x + bias` [..., o], packed where that is possible."""
     if can_prepack(weight):
         return PrepackedLinear(weight, bias, rows)
-    plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(bias)
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias)
     return plain
 
 

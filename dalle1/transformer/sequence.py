@@ -2,7 +2,7 @@
 
 Paper section 2.2 and appendix B.1: 256 text + 32 x 32 image positions = 1,280. Position p of a
 segment reads the token before it (a start token at p = 0) and predicts token p. Text ids are those
-of `dalle1.tokenizer`.
+of `dalle1.tokenizer`. What relatives of the paper's model do otherwise is in `variant`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Pattern = Literal["row", "column", "conv", "full"]
+Pattern = Literal["row", "column", "conv", "full", "conv_2d", "conv_torus"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
@@ -33,6 +33,24 @@ class SequenceShape:
         return self.text_length + self.image_length
 
 
+PatternRule = Literal["paper", "rudalle", "rudalle_v2", "full"]
+
+
+def layer_patterns(rule: PatternRule, layers: int) -> tuple[Pattern, ...]:
+    """The attention pattern of each layer, first to last, by the rule of a published model.
+
+    ruDALL-E has the paper's order with convolutions of its own. Where the last layer is one of the
+    column layers too (42 layers), it stays one.
+    """
+    if rule == "full":
+        return ("full",) * layers
+    patterns: list[Pattern] = [layer_pattern(i, layers) for i in range(1, layers + 1)]
+    if rule != "paper":
+        conv: Pattern = "conv_2d" if rule == "rudalle" else "conv_torus"
+        patterns[-1] = "column" if _is_column(layers) else conv
+    return tuple(patterns)
+
+
 def layer_pattern(layer: int, layers: int) -> Pattern:
     """The attention pattern of layer 1 ... layers (appendix B.1).
 
@@ -42,4 +60,8 @@ def layer_pattern(layer: int, layers: int) -> Pattern:
         raise ValueError(f"layer: expected 1 to {layers}, got {layer}")
     if layer == layers:
         return "conv"
-    return "column" if (layer - 2) % 4 == 0 else "row"
+    return "column" if _is_column(layer) else "row"
+
+
+def _is_column(layer: int) -> bool:
+    return (layer - 2) % 4 == 0

@@ -59,20 +59,24 @@ class WindowCache:
         rows = captions * candidates
         self._layers = [_LayerWindow(cast(Layer, m), config, rows, window) for m in layers]
 
-    def prefill(self, x: Tensor, rows: Tensor | None = None) -> None:
+    def prefill(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Runs states of the first positions in one pass and keeps what later windows read.
 
         Args:
             x: [c, t + p, w], text and then p image positions, the same for a caption's candidates;
                 with rows, [r, t + p, w], a line for each of these.
             rows: int64 [r], those that are meant; None: all.
+
+        Returns:
+            The states of the text's last position behind all layers, [c, w].
         """
         for layer in self._layers:
             x = layer.prefill(x, self.candidates if rows is None else 1, rows)
+        return x[:, self.config.text_length - 1]
 
     def step(self, x: Tensor, positions: Tensor) -> Tensor:
         """States [n, k, w] at positions [n, k], side by side, through all layers; k is at most the
-        window."""
+        window. Nothing is kept of a position -1, which reads the text alone."""
         made: dict[str, tuple[Tensor, Tensor]] = {}  # slots and mask, by pattern
         for layer in self._layers:
             if layer.pattern not in made:
@@ -91,6 +95,7 @@ class _LayerWindow:
         products = rows * window
         self.projection = prepacked(layer.attention.qkv, products)
         self.out = prepacked(layer.attention.out, products)
+        self.out_norm = layer.attention.out_norm
         self.mlp = prepacked(layer.mlp, products)
         shape = (2, rows, c.heads, c.text_length + self.length, c.head_size)
         self.held = layer.attention.qkv.weight.new_zeros(shape)
@@ -117,7 +122,8 @@ class _LayerWindow:
         """Where positions [n, k] are held, int64 [n, k], and which of t + l places each may read,
         bool [n, 1, k, t + l]."""
         c, length = self.config, self.length
-        # A slot holds the newest position that it can, up to the window's last.
+        # A slot holds the newest position that it can, up to the window's last: one below 0 where
+        # nothing was fed to it yet but, at most, what stands for the position -1.
         last = positions[:, -1:]
         held = last - (last - torch.arange(length, device=positions.device)) % length  # [n, l]
         query, key = positions[:, :, None], held[:, None]
@@ -137,6 +143,6 @@ class _LayerWindow:
         keys, values = self.held
         attend = partial(F.scaled_dot_product_attention, attn_mask=allowed)
         y = attend_widened(attend, q, keys, values)
-        x = x + self.out(rearrange(y, "n s k d -> n k (s d)"))
+        x = x + self.out_norm(self.out(rearrange(y, "n s k d -> n k (s d)")))
         z: Tensor = x + self.mlp(x)
         return z

@@ -11,7 +11,7 @@ from torch import Tensor
 from dalle1.tokenizer import padding_id
 from dalle1.transformer.attention import dense_attention
 from dalle1.transformer.masks import allowed, cache_length, image_allowed, step_keys
-from dalle1.transformer.sequence import Pattern, layer_pattern
+from dalle1.transformer.sequence import Pattern, layer_pattern, layer_patterns
 
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 TEXT, GRID, KERNEL = 6, 4, 3
@@ -91,6 +91,44 @@ GOLDEN = {
         1111 1111 1111 1110
         1111 1111 1111 1111
     """,
+    # ruDALL-E v3, kernel 3: a window of rows and columns that ends at the image's edges.
+    "conv_2d": """
+        1000 0000 0000 0000
+        1100 0000 0000 0000
+        0110 0000 0000 0000
+        0011 0000 0000 0000
+        1100 1000 0000 0000
+        1110 1100 0000 0000
+        0111 0110 0000 0000
+        0011 0011 0000 0000
+        0000 1100 1000 0000
+        0000 1110 1100 0000
+        0000 0111 0110 0000
+        0000 0011 0011 0000
+        0000 0000 1100 1000
+        0000 0000 1110 1100
+        0000 0000 0111 0110
+        0000 0000 0011 0011
+    """,
+    # ruDALL-E v2: the same, going on at the opposite edges, from the last row to the first too.
+    "conv_torus": """
+        1000 0000 0000 0000
+        1100 0000 0000 0000
+        0110 0000 0000 0000
+        1011 0000 0000 0000
+        1101 1000 0000 0000
+        1110 1100 0000 0000
+        0111 0110 0000 0000
+        1011 1011 0000 0000
+        0000 1101 1000 0000
+        0000 1110 1100 0000
+        0000 0111 0110 0000
+        0000 1011 1011 0000
+        1101 0000 1101 1000
+        1110 0000 1110 1100
+        0111 0000 0111 0110
+        1011 0000 1011 1011
+    """,
 }
 
 
@@ -140,6 +178,9 @@ def test_text_part(pattern: Pattern) -> None:
         # Distances 0 ... 5 and, for a = 1 ... 5, 32 a - 5 ... 32 a + 5: each d fits 1024 - d times.
         ("conv", 61 * 1024 - 15 - 11 * 32 * 15),
         ("full", 1024 * 1025 // 2),
+        # Half of all pairs, and the diagonal: 11 rows and columns each, fewer near the edges.
+        ("conv_2d", ((32 * 11 - 2 * 15) ** 2 + 1024) // 2),
+        ("conv_torus", ((32 * 11) ** 2 + 1024) // 2),
     ],
 )
 def test_counts_at_the_papers_size(pattern: Pattern, count: int) -> None:
@@ -162,7 +203,15 @@ def test_formulas(pattern: Pattern, grid: int, kernel: int) -> None:
         "column": lambda q, k: q % grid == k % grid,
         "conv": lambda q, k: q - k in reach,
         "full": lambda q, k: True,
+        "conv_2d": lambda q, k: all(abs(d) <= h for d in apart(q, k)),
+        "conv_torus": lambda q, k: all(
+            any((d + i) % grid == 0 for i in range(-h, h + 1)) for d in apart(q, k)
+        ),
     }
+
+    def apart(q: int, k: int) -> tuple[int, int]:
+        return q // grid - k // grid, q % grid - k % grid
+
     expected = [[k <= q and rules[pattern](q, k) for k in range(n)] for q in range(n)]
     assert all(row[q] for q, row in enumerate(expected))
     assert allowed(pattern, 2, grid, kernel)[2:, 2:].tolist() == expected
@@ -178,6 +227,16 @@ def test_layer_patterns() -> None:
     assert [i for i, p in enumerate(paper, 1) if p == "column"] == list(range(2, 64, 4))
     assert paper.count("row") == 64 - 1 - 16
     assert layer_pattern(1, 1) == "conv" and layer_pattern(2, 2) == "conv"
+    assert layer_patterns("paper", 12) == tuple(layer_pattern(i, 12) for i in range(1, 13))
+    assert layer_patterns("full", 3) == ("full", "full", "full")
+    for rule, conv in (("rudalle", "conv_2d"), ("rudalle_v2", "conv_torus")):
+        for layers in (24, 64):  # Malevich, Kandinsky
+            theirs = [
+                "column" if (i - 1) % 4 == 0 else "row" if i < layers - 1 else conv
+                for i in range(layers)
+            ]
+            assert list(layer_patterns(rule, layers)) == theirs  # type: ignore[arg-type]
+        assert layer_patterns(rule, 6)[-1] == "column"  # type: ignore[arg-type]
     for layer in (0, 13):
         with pytest.raises(ValueError, match=f"1 to 12, got {layer}"):
             layer_pattern(layer, 12)
@@ -190,7 +249,7 @@ def test_padding_ids() -> None:
 
 def test_errors() -> None:
     """An unknown pattern that silently means full attention; an even kernel; an empty grid."""
-    with pytest.raises(ValueError, match="row, column, conv, full, got 'rows'"):
+    with pytest.raises(ValueError, match=r"row, column, conv, full, .*, got 'rows'"):
         allowed("rows")  # type: ignore[arg-type]
     zero = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="diagonal"):
@@ -228,7 +287,8 @@ def test_cache_length(pattern: Pattern, grid: int, kernel: int) -> None:
 def test_cache_length_at_the_papers_size() -> None:
     """A row layer that holds the whole image; a conv layer that forgets the wraparound."""
     lengths = [cache_length(pattern, 32) for pattern in PATTERNS]
-    assert lengths == [33, 1024, 5 * 32 + 5 + 1, 1024]
+    conv = 5 * 32 + 5 + 1
+    assert lengths == [33, 1024, conv, 1024, conv, 1024]
 
 
 def heads(b: int, s: int, n: int, d: int) -> tuple[Tensor, Tensor, Tensor]:

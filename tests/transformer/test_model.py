@@ -164,14 +164,15 @@ def test_text_targets() -> None:
     """Padding that is a target, an end that is missing, a caption's own 0 that is dropped."""
     end, no = 0, -100
     text = padded([5, 7], [1, 2, 3, 4, 5], [9], [3, 0, 3])
-    assert text_targets(text, TEXT_VOCAB).tolist() == [
+    config, image = TransformerConfig(text_vocab=TEXT_VOCAB, text_length=TEXT), tokens(4)[1]
+    assert text_targets(config, text, image).tolist() == [
         [5, 7, end, no, no, no],
         [1, 2, 3, 4, 5, end],
         [9, end, no, no, no, no],
         [3, 0, 3, end, no, no],
     ]
     full = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    assert torch.equal(text_targets(full, TEXT_VOCAB), full)
+    assert torch.equal(text_targets(config, full, image[:1]), full)
 
 
 def test_loss_by_hand(make_transformer: TransformerMaker) -> None:

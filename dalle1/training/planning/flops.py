@@ -95,7 +95,7 @@ def _products(c: TransformerConfig) -> _Products:
     pairs = {p: int(allowed(p, c.text_length, c.grid, c.conv_kernel).sum()) for p in c.patterns}
     return _Products(
         blocks=sum(weights.values()),
-        heads=text * c.text_length + image * c.sequence.image_length,
+        heads=text * (c.text_length - c.shift) + image * c.sequence.image_length,
         attention=2 * c.width * sum(pairs[p] for p in c.patterns),
     )
 
@@ -107,8 +107,9 @@ def transformer_cost(
 
     An attention block keeps its float32 input and, in the precision's bytes, 5 rows: the normed
     input, q, k, v and the heads' output. An MLP block keeps its input and 9 rows: the normed input,
-    four before and four behind the GELU. Both keep two float32 a position of the norm. Attention
-    keeps one float32 a head and position of the softmax, and a mask of n x n where it is dense.
+    four before and four behind the GELU. Both keep two float32 a position of the norm; a sandwich's
+    second norm keeps a row, its input, and two more. Attention keeps one float32 a head and
+    position of the softmax, and a mask of n x n where it is dense.
     Autocast keeps the matrices that it has cast. With checkpointing only the inputs are kept.
     Behind the last layer come the final norm's input, and the gradients of the states, which the
     loss makes of the logits.
@@ -124,7 +125,11 @@ def transformer_cost(
     dense = execution.attention == "dense" or (execution.attention == "auto" and n < SPARSE_FROM)
     attention = value * 5 * rows + FLOAT_BYTES * positions * (2 + c.heads) + dense * value * n * n
     mlp = value * 9 * rows + FLOAT_BYTES * positions * 2
-    ends = FLOAT_BYTES * (rows + 2 * positions) + FLOAT_BYTES * rows
+    norm = FLOAT_BYTES * (rows + 2 * positions)
+    ends = norm + FLOAT_BYTES * rows
+    if c.variant.norms == "sandwich":
+        behind = value * rows + FLOAT_BYTES * positions * 2
+        attention, mlp, ends = attention + behind, mlp + behind, ends + norm
     # The gradients of the 4 rows before and the 4 behind the GELU, and of the residual state.
     block = (8 * value + FLOAT_BYTES) * rows
     copied = products.blocks if value < FLOAT_BYTES else 0
@@ -135,11 +140,12 @@ def transformer_cost(
     else:
         activations = inputs + ends + layers * (attention + mlp)
     chunk = max(
-        min(CHUNK, micro_batch * c.text_length) * c.text_vocab,
+        min(CHUNK, micro_batch * c.text_length) * c.text_classes,
         min(CHUNK, micro_batch * c.sequence.image_length) * c.image_vocab,
     )
     # Twice a chunk: logsumexp makes exponentials of it.
-    logits = FLOAT_BYTES * (2 * chunk + (c.text_vocab + c.image_vocab) * (c.width + 1))
+    heads = (c.text_classes + c.image_vocab) * (c.width + c.variant.head_bias)
+    logits = FLOAT_BYTES * (2 * chunk + heads)
     forward = 2.0 * (products.blocks * n + products.attention)  # of the blocks
     return StepCost(
         activations,

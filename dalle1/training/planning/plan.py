@@ -93,7 +93,11 @@ def _part(module: nn.Module, name: str) -> str:
         return name.partition(".")[0]
     if name.startswith("layers."):
         return "attention blocks" if ".attention." in name else "MLP blocks"
-    return "heads" if name.startswith(("norm.", "text_head.", "image_head.")) else "embeddings"
+    return (
+        "heads"
+        if name.startswith(("norm.", "head_norm.", "text_head.", "image_head."))
+        else "embeddings"
+    )
 
 
 def plan(config: RunConfig, cluster: ClusterSettings) -> Plan:

@@ -23,7 +23,6 @@ from dalle1.generation.batches import draw_captions
 from dalle1.generation.images import decode
 from dalle1.model import Model
 from dalle1.protocols import Ranker
-from dalle1.tokenizer import padding_id
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import (
@@ -37,7 +36,6 @@ from dalle1.training.stages.base import (
 from dalle1.training.stages.text_tokenizer import fingerprint_of, run_tokenizer
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.model import Transformer
-from dalle1.transformer.tokens import count_text_targets
 from dvae.calls import trusted
 from dvae.codec import Codec
 
@@ -121,8 +119,7 @@ class PriorStage(Stage):
 
     def _text(self, batch: Batch) -> Tensor:
         rows = []
-        c = self._shape
-        empty = torch.tensor([padding_id(c.text_vocab, p) for p in range(c.text_length)])
+        empty = self.model.empty_caption().cpu()
         dropout = self.settings.caption_dropout if self.training else 0.0
         for caption, seed in zip(batch.captions, batch.seeds, strict=True):
             rng = random.Random(seed)
@@ -132,7 +129,7 @@ class PriorStage(Stage):
 
     def micro_batches(self, batch: Batch, size: int) -> Sequence[TokenBatch]:
         text, images = self._text(batch), batch.split(size)
-        count = count_text_targets(text, self._shape.text_vocab) / len(images)
+        count = self.model.count_text_targets(text) / len(images)
         # The loss is divided by the whole batch's count, not each part by its own (2.4, 2.2).
         mean = distributed.mean_over_ranks({"count": count})["count"]
         return [TokenBatch(*pair, mean) for pair in zip(text.split(size), images, strict=True)]

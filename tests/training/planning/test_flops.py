@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dalle1 import Transformer, TransformerConfig
+from dalle1.published import mindalle, rudalle
 from dalle1.training.config import load_config
 from dalle1.training.planning.flops import (
     measured_cost,
@@ -64,30 +65,39 @@ def tokens(c: TransformerConfig, batch: int) -> tuple[Tensor, Tensor]:
     return text, torch.randint(c.image_vocab, (batch, c.sequence.image_length))
 
 
+RUDALLE = SMALL.model_copy(update={"variant": rudalle.variant("v3", 16)})
+MINDALLE = SMALL.model_copy(update={"variant": mindalle.variant(padding=1)})
+
+
+@pytest.mark.parametrize("c", [SMALL, RUDALLE, MINDALLE], ids=["paper", "ruDALL-E", "minDALL-E"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
 def test_activations_against_autograd(
-    attention: str, checkpointing: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+    attention: str,
+    checkpointing: bool,
+    precision: str,
+    c: TransformerConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A tensor that the formula forgets, or counts although nothing keeps it."""
     # The formula is for GPUs, whose attention stays in 16 bits.
     plain = "dalle1.transformer.attention.attend_widened"
     monkeypatch.setattr(plain, lambda attend, *qkv: attend(*qkv))
     execution = Execution.model_validate({"attention": attention, "checkpointing": checkpointing})
-    transformer = Transformer(SMALL, execution)
+    transformer = Transformer(c, execution)
     if precision == "bf16":
         for layer in transformer.layers:
             assert isinstance(layer, Layer) and layer.narrow is None
             layer.narrow = torch.bfloat16
-    batch = tokens(SMALL, 3)
+    batch = tokens(c, 3)
     kept, _ = saved_bytes(transformer.parameters(), lambda: transformer.loss(*batch).loss)
-    cost = transformer_cost(SMALL, execution, 3, precision)
+    cost = transformer_cost(c, execution, 3, precision)
     heads = sum(p.numel() for n, p in transformer.named_parameters() if "_head." in n)
     copies = 0 if checkpointing else cost.copies  # made anew in the backward pass
     assert close(cost.activations + copies + 4 * heads, kept, 0.05)
     # The loss holds chunks of logits beside those gradients of the heads.
-    assert cost.logits == 4 * (heads + 2 * max(3 * 16 * 50, 3 * 64 * 60))
+    assert cost.logits == 4 * (heads + 2 * max(3 * 16 * c.text_classes, 3 * 64 * 60))
 
 
 def test_recomputed_block_against_autograd() -> None:
@@ -98,6 +108,15 @@ def test_recomputed_block_against_autograd() -> None:
     x = torch.randn(3, SMALL.sequence.length, SMALL.width, requires_grad=True)
     held, _ = saved_bytes([*layer.mlp.parameters(), x], lambda: layer.mlp(x))
     assert close(again.block - kept.block, held, 0.01)
+
+
+@pytest.mark.parametrize("c", [RUDALLE, MINDALLE], ids=["ruDALL-E", "minDALL-E"])
+def test_flops_of_variants(c: TransformerConfig) -> None:
+    """Pairs of the paper's patterns, or positions whose logits nobody asks for."""
+    w, t, m = c.width, c.text_length, c.sequence.image_length
+    pairs = sum(int(allowed(p, t, c.grid, c.conv_kernel).sum()) for p in c.patterns)
+    heads = w * ((t - 1) * c.text_classes + m * c.image_vocab)
+    assert training_flops(c) == 6 * (12 * w**2 * c.layers * (t + m) + heads + 2 * w * pairs)
 
 
 def test_flops() -> None:
