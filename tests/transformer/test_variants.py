@@ -402,13 +402,13 @@ def test_updates_lower_the_loss(transformer: Transformer) -> None:
     text, image = captions(t.config, 4), images(4)
     optimizer = torch.optim.AdamW(t.parameters(), lr=1e-2)
     found = []
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = t.loss(text, image).loss
         loss.backward()
         optimizer.step()
         found.append(loss.item())
-    assert found[-1] < 0.8 * found[0]
+    assert found[-1] < 0.7 * found[0]
 
 
 def test_initial_weights(transformer: Transformer) -> None:
