@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -29,11 +30,11 @@ from dalle1.protocols import (
     NeedsTokenizer,
     Prior,
     Ranker,
-    StartingTokenizer,
     TextPrior,
     TextTokenizer,
     cuts_told_once,
     cuts_untold,
+    end_of_caption,
 )
 from dalle1.tokenizer import TOKENIZER
 from dvae.calls import isolated
@@ -182,7 +183,7 @@ class Model:
         if not isinstance(self.prior, TextPrior):
             raise ValueError(f"prior: {type(self.prior).__name__} models images, not captions")
         text = as_caption(text, "text")
-        ids = self._beginning(text)
+        ids = self._beginning(self.prior, text)
         length = self.prior.text_length
         if len(ids) >= length - 1:
             raise ValueError(
@@ -192,13 +193,13 @@ class Model:
         options = SamplingOptions(temperature, top_k, top_p)
         return self.tokenizer.decode(complete_text(self.prior, ids, uniforms, options))
 
-    def _beginning(self, text: str) -> list[int]:
-        """The ids of a caption that goes on behind the text."""
-        if isinstance(self.tokenizer, StartingTokenizer):
-            return self.tokenizer.begin(text)
+    def _beginning(self, prior: TextPrior, text: str) -> list[int]:
+        """The ids of a caption that begins with the text, without its end and its padding; with no
+        text, those that stand before every caption."""
         with cuts_untold():  # it is refused later
-            encoded = self.tokenizer.encode(text)[0].tolist() if text else []
-        return [i for i in encoded if i < self.tokenizer.vocab_size]
+            ids = self.tokenizer.encode(text)[0] if text else self.prior.empty_caption()
+        end, vocab = end_of_caption(prior), self.tokenizer.vocab_size
+        return list(takewhile(lambda i: i < vocab and i != end, ids.tolist()))
 
     @isolated()
     def rank(

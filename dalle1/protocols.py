@@ -85,16 +85,6 @@ class TextTokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class StartingTokenizer(Protocol):
-    """A tokenizer that puts marks around a caption, which a beginning of one does not all have."""
-
-    def begin(self, text: str) -> list[int]:
-        """The ids of a caption that begins with the text, without its end and padding; of an empty
-        text, what stands in front of every caption."""
-        ...
-
-
 class DecodingState(Protocol):
     """Caches of c captions with b candidates each, n = c * b rows, caption by caption.
 

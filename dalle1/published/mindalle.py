@@ -8,7 +8,6 @@ Stage 1 is the codec, stage 2 the prior. What the config leaves out has the defa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,16 @@ from pydantic import ValidationError
 from dalle1.common.files import read_text
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dalle1.published.transformers import Source, published_weights
+from dalle1.published.vqgan import read_codec_part
+from dalle1.text.char_bpe import CharBPETokenizer
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.model import KIND
 from dalle1.transformer.variant import Variant
-from dvae.pickles import read_tensors
+from dvae.pickles import is_beside_weights, read_tensors
 
 CONFIG, CODEC, PRIOR = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 VOCAB, MERGES = "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"
-PADDING = "[PAD]"
-LARGEST_CONFIG, LARGEST_VOCAB = 2**20, 2**26  # bytes
+LARGEST_CONFIG = 2**20  # bytes
 DEFAULTS = {"vocab_size_txt": 16384, "vocab_size_img": 16384}
 HPARAMS = {
     "embed_dim": 1536,
@@ -77,7 +77,7 @@ def recognizes(path: Path) -> bool:
 
 
 def read(path: Path) -> PublishedModel:
-    """The prior of a folder.
+    """The model of a folder, or of a folder's file.
 
     Raises ValueError where a file or a weight is missing or not as published.
     """
@@ -85,20 +85,26 @@ def read(path: Path) -> PublishedModel:
     for name in (CONFIG, CODEC, PRIOR, VOCAB, MERGES):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: {name} is missing; a minDALL-E is all of its archive")
-    return PublishedModel(prior=read_prior(folder))
+    tokenizer, prior = read_prior(folder)
+    return PublishedModel(tokenizer, prior, read_codec_part(folder / CODEC))
 
 
-def read_prior(folder: Path) -> PublishedPart:
-    """The second stage."""
-    config = _shape(folder / CONFIG, _padding(folder / VOCAB))
+def read_prior(folder: Path) -> tuple[CharBPETokenizer, PublishedPart]:
+    """The tokenizer and the second stage, which pads as the tokenizer does."""
+    sizes = _sizes(folder / CONFIG)
+    tokenizer = CharBPETokenizer.from_published(
+        folder / VOCAB, folder / MERGES, sizes["ctx_len_txt"], sizes["vocab_size_txt"]
+    )
+    assert tokenizer.padding is not None
+    config = _config(folder / CONFIG, sizes, tokenizer.padding)
     path = folder / PRIOR
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, ignores=is_beside_weights)
     weights = published_weights(path, tensors, config, _sources(config), "minDALL-E")
-    return PublishedPart(KIND, config, weights, path)
+    return tokenizer, PublishedPart(KIND, config, weights, path)
 
 
-def _shape(path: Path, padding: int) -> TransformerConfig:
-    """The prior's settings, of the config and the defaults that it is laid over."""
+def _sizes(path: Path) -> dict[str, int]:
+    """The prior's sizes by their names, of the config and the defaults that it is laid over."""
     stage = _section(path, _yaml(path), "stage2")
     found = {**HPARAMS, **FIXED, **_section(path, stage, "hparams")}
     for name, value in FIXED.items():
@@ -112,6 +118,11 @@ def _shape(path: Path, padding: int) -> TransformerConfig:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{path}: stage2: {name}: expected a positive number, got {size!r}")
+    return sizes
+
+
+def _config(path: Path, sizes: Mapping[str, int], padding: int) -> TransformerConfig:
+    """The prior's settings; padding: the id that the tokenizer pads with."""
     width, heads, side = sizes["embed_dim"], sizes["n_heads"], round(sizes["ctx_len_img"] ** 0.5)
     if width % heads or side**2 != sizes["ctx_len_img"]:
         raise ValueError(
@@ -151,20 +162,6 @@ def _section(path: Path, content: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {name}: expected settings, got {found!r}")
     return found
-
-
-def _padding(path: Path) -> int:
-    """The id of the token that pads captions; the vocabulary must hold it."""
-    if path.stat().st_size > LARGEST_VOCAB:
-        raise ValueError(f"{path}: expected a vocabulary, got {path.stat().st_size:,} bytes")
-    try:
-        found = json.loads(read_text(path))
-        padding = found.get(PADDING) if isinstance(found, dict) else None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
-    if not isinstance(padding, int):
-        raise ValueError(f"{path}: has no id of {PADDING!r}, which pads captions")
-    return padding
 
 
 def _sources(c: TransformerConfig) -> dict[str, Source]:

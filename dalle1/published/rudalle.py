@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dalle1.published.transformers import Source, published_weights
+from dalle1.published.vqgan import read_codec_part
+from dalle1.text.yttm import YTTMTokenizer
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.model import KIND
@@ -27,6 +29,7 @@ from dalle1.transformer.variant import Variant
 from dvae.pickles import read_tensors
 
 PRIOR, TOKENIZER, CODEC = "pytorch_model*.bin", "bpe.model", "vqgan.gumbelf8-sber*.ckpt"
+HAAR = "-dwt"  # in the name of the codec that writes twice as many pixels a side
 # What no weight tells. The published sizes; others are taken to have heads of 64.
 HEADS = {(24, 2048): 16, (64, 3840): 60, (12, 768): 12}
 HEAD_SIZE = 64
@@ -98,8 +101,21 @@ def read(path: Path) -> PublishedModel:
     Raises ValueError where there are several or none, or a weight or mask is missing or not as
     published.
     """
-    prior, notes = read_prior(_prior_file(path))
-    return PublishedModel(prior=prior, notes=notes)
+    file = _prior_file(path)
+    prior, notes = read_prior(file)
+    c = prior.config
+    assert isinstance(c, TransformerConfig)
+    tokenizer = None
+    if (file.parent / TOKENIZER).is_file():
+        tokenizer = YTTMTokenizer.from_published(
+            file.parent / TOKENIZER, c.text_length, c.text_vocab
+        )
+    codecs = sorted(file.parent.glob(CODEC), key=lambda found: HAAR in found.name)
+    codec = read_codec_part(codecs[0]) if codecs else None
+    if len(codecs) > 1:
+        notes = (*notes, f"codec: {codecs[0].name}; {codecs[1].name}, which draws 512 pixels, lies "
+                 "there too")  # fmt: skip
+    return PublishedModel(tokenizer, prior, codec, notes=notes)
 
 
 def _prior_file(path: Path) -> Path:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1 import Transformer, TransformerConfig
+import dalle1
+from dalle1 import Model, Transformer, TransformerConfig
 from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions
-from dalle1.published.mindalle import FAMILY, HPARAMS, read_prior, recognizes, variant
+from dalle1.published.mindalle import FAMILY, HPARAMS, read, read_prior, recognizes, variant
+from dalle1.published.parts import PublishedPart
+from dvae.loading import fill
+from tests.parity import published_vqgan
 from tests.parity.mindalle import Shape, Weights, draw, logits, make_weights
 
 SHAPE = Shape()
@@ -31,25 +36,35 @@ stage2:
 
 
 def made(folder: Path, weights: Weights | None = None, s: Shape = SHAPE) -> Path:
-    """A folder in the published layout, its first stage empty."""
+    """A folder in the published layout, its first stage a small VQGAN of stride 2."""
     root = folder / "1.3B"
     (root / "tokenizer").mkdir(parents=True, exist_ok=True)
     settings = CONFIG.format(**vars(s), cells=s.side**2)
     (root / "config.yaml").write_text(settings, encoding="utf-8")
-    vocab = {"[PAD]": PADDING, "a</w>": 2}
+    tokens = ("[UNK]", "[PAD]", "a", "b", "a</w>", "b</w>", "ab</w>")
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = "#version: 0.2\na b</w>\n"
     (root / "tokenizer" / "bpe-16k-vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    (root / "tokenizer" / "bpe-16k-merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    torch.save({"state_dict": {}}, root / "stage1_last.ckpt")
-    torch.save({"state_dict": weights or make_weights(s)}, root / "stage2_last.ckpt")
+    (root / "tokenizer" / "bpe-16k-merges.txt").write_text(merges, encoding="utf-8")
+    codec = published_vqgan.shapes(32, (1, 2), (1,), 12, 12, s.image_classes)
+    save({"state_dict": published_vqgan.random_weights(codec)}, root / "stage1_last.ckpt")
+    save({"state_dict": weights or make_weights(s)}, root / "stage2_last.ckpt")
     return root
 
 
+def save(content: object, path: Path) -> None:
+    torch.save(content, path)
+
+
+def built(part: PublishedPart) -> Any:
+    weights = {name: read() for name, read in part.weights.items()}
+    return fill(lambda: part.kind.module(part.config), weights, part.path, "a part").eval()
+
+
 def opened(folder: Path, weights: Weights) -> Transformer:
-    part = read_prior(made(folder, weights))
-    assert isinstance(part.config, TransformerConfig)
-    transformer = Transformer(part.config)
-    transformer.load_state_dict({name: read() for name, read in part.weights.items()})
-    return transformer.eval()
+    transformer = built(read_prior(made(folder, weights))[1])
+    assert isinstance(transformer, Transformer)
+    return transformer
 
 
 def captions(count: int = 3) -> Tensor:
@@ -137,12 +152,37 @@ def test_configs_that_do_not_fit(tmp_path: Path, old: str, new: str, message: st
         read_prior(root)
 
 
+def test_a_model_of_all_parts(tmp_path: Path) -> None:
+    """A tokenizer, a prior and a codec that do not fit each other, or that pad differently."""
+    found = read(made(tmp_path))
+    assert found.prior is not None and found.codec is not None
+    model = Model(found.tokenizer, built(found.prior), built(found.codec))
+    text = model.tokenizer.encode("Ab a")
+    assert text.tolist() == [[6, 4, 1, 1, 1, 1]]
+    assert model.prior.empty_caption().tolist() == [PADDING] * 6
+    result = dalle1.sample("ab a", model=model, candidates=2, keep=2, guidance=2, progress=False)
+    assert result.images[0][0].size == (8, 8)
+    with torch.no_grad():
+        _, logits = model.prior(text, result.tokens[0, :1].flatten(1))  # type: ignore[operator]
+    expected = -F.cross_entropy(logits[0], result.tokens[0, 0].flatten(), reduction="sum")
+    torch.testing.assert_close(model.log_prob("ab a", result.tokens[0, 0]), expected)
+    assert isinstance(model.complete_caption("ab"), str)
+    with pytest.raises(ValueError, match="text: expected a beginning, got none"):
+        model.complete_caption("")
+    model.save(tmp_path / "model")
+    again = dalle1.load(tmp_path / "model")
+    twice = dalle1.sample("ab a", model=again, candidates=2, keep=2, guidance=2, progress=False)
+    assert torch.equal(twice.tokens, result.tokens)
+
+
 def test_folders(tmp_path: Path) -> None:
     """A folder with a piece missing that is opened, or a missing piece that is not named."""
     root = made(tmp_path)
     assert recognizes(root) and FAMILY.recognizes(root) and not recognizes(tmp_path)
-    (root / "tokenizer" / "bpe-16k-vocab.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"bpe-16k-vocab.json: has no id of '\[PAD\]'"):
+    vocab = root / "tokenizer" / "bpe-16k-vocab.json"
+    text = vocab.read_text(encoding="utf-8")
+    vocab.write_text(text.replace("[PAD]", "[END]"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bpe-16k-vocab\.json.*\[PAD\]"):
         FAMILY.read(root)
     (root / "stage1_last.ckpt").unlink()
     assert not recognizes(root)

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1 import Transformer, TransformerConfig
+import dalle1
+from dalle1 import Model, Transformer, TransformerConfig
 from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions
 from dalle1.published import rudalle
 from dalle1.published.parts import PublishedPart
 from dalle1.published.rudalle import FAMILY, read, read_prior, recognizes, variant
 from dalle1.transformer.masks import allowed
+from dvae.loading import fill
+from tests.parity import published_vqgan
 from tests.parity import rudalle as published
 from tests.parity.rudalle import Shape, Weights, draw, logits, losses, make_weights
+from tests.text.files import small_model
 
 SHAPES = [
     Shape("v3"),
@@ -241,6 +245,47 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
             read_prior(saved(tmp_path, {**make_weights(s), **changed}), 2)
     with pytest.raises(ValueError, match="width: expected a multiple of 64 for the heads, got 16"):
         read_prior(saved(tmp_path, make_weights(s)))
+
+
+@pytest.mark.parametrize("version", ["v3", "v2"])
+def test_a_model_of_all_parts(tmp_path: Path, version: str) -> None:
+    """A tokenizer, a prior and a codec beside each other that are not found, or do not fit."""
+    s = Shape(version, width=64, heads=1, text_length=12, text_classes=52, image_classes=40)
+    saved(tmp_path, make_weights(s))
+    small_model().write(tmp_path / "bpe.model")
+    for name, width in (("", 32), ("-dwt", 64)):
+        codec = published_vqgan.shapes(width, (1, 2), (1,), 12, 12, 40, gumbel=True)
+        weights = published_vqgan.random_weights(codec)
+        torch.save({"state_dict": weights}, tmp_path / f"vqgan.gumbelf8-sber{name}.model.ckpt")
+    found = read(tmp_path)
+    assert found.prior is not None and found.codec is not None
+    assert found.codec.path.name == "vqgan.gumbelf8-sber.model.ckpt"
+    assert "-dwt.model.ckpt" in found.notes[1]
+    parts = [
+        fill(
+            lambda part=part: part.kind.module(part.config),  # type: ignore[misc]
+            {name: read() for name, read in part.weights.items()}, part.path, "a part",
+        )
+        for part in (found.prior, found.codec)
+    ]  # fmt: skip
+    model = Model(found.tokenizer, *parts)
+    text = model.tokenizer.encode("Cat at")
+    assert text[0, 0] == 2 and int((text[0] == 3).sum()) == 1 and int(text[0, -1]) == 40 + 11
+    result = dalle1.sample("cat at", model=model, candidates=2, keep=2, progress=False)
+    assert result.images[0][0].size == (8, 8)
+    zeros = torch.where(text >= 40, 0, text)  # as their tokenizer pads
+    flat = result.tokens[0, :1].flatten(1)
+    expected = logits(make_weights(s), s, torch.cat([zeros, flat], dim=1))
+    shift = 1 if version == "v3" else 0
+    expected = expected[0, 12 - shift : s.length - shift, s.text_classes :]
+    cost = F.cross_entropy(expected, flat[0], reduction="sum")
+    assert model.log_prob("cat at", result.tokens[0, 0]).item() == pytest.approx(-cost.item(), 1e-4)
+    for text_given in ("", "cat"):
+        assert model.complete_caption(text_given).startswith(text_given)
+    model.save(tmp_path / "model")
+    again = dalle1.load(tmp_path / "model")
+    twice = dalle1.sample("cat at", model=again, candidates=2, keep=2, progress=False)
+    assert torch.equal(twice.tokens, result.tokens)
 
 
 def test_folders(tmp_path: Path) -> None:
