@@ -42,10 +42,10 @@ def layer_patterns(rule: PatternRule, layers: int) -> tuple[Pattern, ...]:
     ruDALL-E has the paper's order with convolutions of its own. Where the last layer is one of the
     column layers too (42 layers), it stays one.
     """
-    if rule == "full":
-        return ("full",) * layers
     patterns: list[Pattern] = [layer_pattern(i, layers) for i in range(1, layers + 1)]
-    if rule != "paper":
+    if rule == "full":
+        patterns = ["full" for _ in patterns]
+    elif rule != "paper":
         conv: Pattern = "conv_2d" if rule == "rudalle" else "conv_torus"
         patterns[-1] = "column" if _is_column(layers) else conv
     return tuple(patterns)
