@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dalle1.clip.model
+import dalle1.seq2seq.model
 import dalle1.transformer.model
 from dalle1.text.kinds import TOKENIZERS as TOKENIZERS
 from dalle1.text.kinds import kind_of_file
@@ -19,7 +20,9 @@ from dvae.codec import CODECS
 from dvae.storage import Kind, expand_home, load_part, read_config
 
 ENTRY_POINTS = "dalle1.kinds"
-PRIORS: dict[str, Kind] = {kind.name: kind for kind in (dalle1.transformer.model.KIND,)}
+PRIORS: dict[str, Kind] = {
+    kind.name: kind for kind in (dalle1.transformer.model.KIND, dalle1.seq2seq.model.KIND)
+}
 RANKERS: dict[str, Kind] = {kind.name: kind for kind in (dalle1.clip.model.KIND,)}
 KINDS = {"codec": CODECS, "prior": PRIORS, "ranker": RANKERS}
 

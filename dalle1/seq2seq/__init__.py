@@ -1,1 +1,1 @@
-"""The encoder-decoder prior: a caption is encoded once, and image tokens attend to it."""
+"""An encoder-decoder prior: DALL-E mini and mega (Dayma et al. 2021)."""

@@ -12,6 +12,7 @@ from dalle1.clip.model import CLIPConfig
 from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
+from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.transformer.config import Execution, TransformerConfig
 from dvae import DVAEConfig
 
@@ -323,10 +324,13 @@ class RunConfig(Section):
     )
     # Stage two.
     transformer: TransformerConfig | None = Field(
-        None, description="shape of the transformer; stage dalle needs it"
+        None, description="shape of the transformer; stage dalle needs it, or seq2seq"
+    )
+    seq2seq: Seq2SeqConfig | None = Field(
+        None, description="shape of an encoder-decoder, which stage dalle trains in its place"
     )
     execution: Execution | None = Field(
-        None, description="how the transformer is run; null: the section's defaults"
+        None, description="how the prior is run; null: the section's defaults"
     )
     codec: Location | None = Field(
         None, description="folder of the trained codec; stage dalle needs it"
@@ -348,6 +352,11 @@ class RunConfig(Section):
             return {**values, "tokenizer": values["clip_model"]}
         return values
 
+    @property
+    def prior(self) -> TransformerConfig | Seq2SeqConfig | None:
+        """Shape of the prior that stage dalle trains; None where `init` gives it."""
+        return self.transformer or self.seq2seq
+
     @model_validator(mode="after")
     def _sections(self) -> RunConfig:
         needed = {
@@ -355,18 +364,30 @@ class RunConfig(Section):
             "clip": {"clip", "tokenizer"},
             "dalle": {"transformer", "codec", "tokenizer"},
         }
-        own = needed[self.stage]
-        optional = {"ranker", "execution"} if self.stage == "dalle" else set()
-        every = set().union(*needed.values(), {"ranker", "execution"})
+        own, optional = needed[self.stage], set()
+        if self.stage == "dalle":
+            optional = {"ranker", "execution", "seq2seq"}
+            if self.seq2seq is not None:
+                own = own - {"transformer"}
+            if self.seq2seq is not None and self.transformer is not None:
+                raise ValueError("transformer and seq2seq: one prior is trained, take one out")
+            if self.prior is None and self.init is None:
+                raise ValueError("transformer is needed by stage 'dalle', or seq2seq")
+        every = set().union(*needed.values(), {"ranker", "execution", "seq2seq"})
         for name in sorted(every):
             given = getattr(self, name) is not None
             if given and name not in own | optional:
                 raise ValueError(f"{name} is not read by stage {self.stage!r}: take it out")
             if not given and name in own and (self.init is None or name == "dvae_training"):
                 raise ValueError(f"{name} is needed by stage {self.stage!r}")
+        if self.seq2seq is not None and self.execution and self.execution.attention != "auto":
+            raise ValueError(
+                f"execution.attention {self.execution.attention!r} is not read for seq2seq, which "
+                "has no sparse patterns: take it out"
+            )
         if self.parallel.precision == "fp16" and self.stage != "dalle":
             raise ValueError(
-                f"parallel.precision 'fp16' needs the transformer's gradient scales; stage "
+                f"parallel.precision 'fp16' needs a prior's gradient scales; stage "
                 f"{self.stage!r} takes 'bf16' or 'fp32'"
             )
         parallel = self.parallel

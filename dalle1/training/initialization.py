@@ -20,11 +20,11 @@ from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer, read_alike
 from dvae.storage import Kind, has_part, read_config, read_shape, read_weights
 
-# Of each stage: the part that it trains, its kind, and the section of the settings.
+# Of each stage: the part that it trains, and the kinds of it with their sections of the settings.
 PARTS = {
-    "dvae": ("codec", "dvae", "dvae"),
-    "clip": ("ranker", "clip", "clip"),
-    "dalle": ("prior", "sparse_transformer", "transformer"),
+    "dvae": ("codec", {"dvae": "dvae"}),
+    "clip": ("ranker", {"clip": "clip"}),
+    "dalle": ("prior", {"sparse_transformer": "transformer", "seq2seq": "seq2seq"}),
 }
 # Settings of a part that its weights do not depend on.
 FREE = {
@@ -45,7 +45,7 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
     if config.init is None:
         return config
     folder = Path(config.init)
-    _, _, section = PARTS[config.stage]
+    section = PARTS[config.stage][1][_kind(config, folder).name]
     shape = _shape(config, folder)
     given = getattr(config, section)
     update: dict[str, Any] = {}
@@ -95,32 +95,40 @@ class InitialWeights(Mapping[str, Tensor]):
 def _weights(config: RunConfig, folder: Path, shape: Any) -> dict[str, Tensor]:
     """The weights of the folder's part, mapped; ValueError where they are not of its shape."""
     try:
-        return read_weights(_kind(config.stage), shape, folder)
+        return read_weights(_kind(config, folder), shape, folder)
     except ValueError as error:
         raise ValueError(f"init: {error}") from error
 
 
-def _kind(stage: str) -> Kind:
-    role, name, _ = PARTS[stage]
-    return registry.KINDS[role][name]
+def _section(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """What the folder's config.json says of the part that the stage trains."""
+    try:
+        return dict(read_config(folder).get(PARTS[config.stage][0]) or {})
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
+
+
+def _kind(config: RunConfig, folder: Path) -> Kind:
+    """The kind of the folder's part; ValueError where the stage, or its section, is of another."""
+    role, kinds = PARTS[config.stage]
+    given = [kind for kind, section in kinds.items() if getattr(config, section) is not None]
+    found = _section(config, folder).get("kind")
+    if found not in (given or kinds):
+        holds = f"a {role} of kind {found!r}" if found else f"no {role}"
+        names = " or ".join(map(repr, given or kinds))
+        raise ValueError(
+            f"init: {folder} holds {holds}, and stage {config.stage!r} trains a {role} of kind "
+            f"{names}"
+        )
+    return registry.KINDS[role][found]
 
 
 def _shape(config: RunConfig, folder: Path) -> Any:
-    """The settings of the folder's part, of the kind that the stage trains."""
-    role, name, _ = PARTS[config.stage]
+    """The settings of the folder's part."""
+    section = _section(config, folder)
+    section.pop("kind", None)
     try:
-        section = dict(read_config(folder).get(role) or {})
-    except ValueError as error:
-        raise ValueError(f"init: {error}") from error
-    found = section.pop("kind", None)
-    if found != name:
-        holds = f"a {role} of kind {found!r}" if found else f"no {role}"
-        raise ValueError(
-            f"init: {folder} holds {holds}, and stage {config.stage!r} trains a {role} of kind "
-            f"{name!r}"
-        )
-    try:
-        return read_shape(_kind(config.stage), section, folder)
+        return read_shape(_kind(config, folder), section, folder)
     except ValueError as error:
         raise ValueError(f"init: {error}") from error
 

@@ -29,7 +29,7 @@ EXPORTED = "model"  # the folder of the exported model
 LOCK = "run.lock"
 POLL = 0.1  # seconds between two attempts to lock
 # Settings that a run keeps to its end.
-KEPT = ("stage", "seed", "batch_size", "dvae", "clip", "transformer", "train_only")
+KEPT = ("stage", "seed", "batch_size", "dvae", "clip", "transformer", "seq2seq", "train_only")
 
 
 class RunFolder:

@@ -26,8 +26,8 @@ class Throughput:
         """peak: FLOP/s of a rank's device in the run's precision; None if it is not known."""
         self._batch, self._peak = config.batch_size, peak
         self._tokens = 0
-        if config.transformer is not None:
-            self._tokens = config.batch_size * config.transformer.sequence.length
+        if config.prior is not None:
+            self._tokens = config.batch_size * config.prior.sequence_length
         self._flops = 0.0  # of an update, on one rank, without recomputation
         if peak is not None:
             dims = ParallelDims(config.batch_size, config.parallel, world_size)

@@ -104,6 +104,11 @@ class TransformerConfig(BaseModel):
         return SequenceShape(self.text_length, self.grid)
 
     @property
+    def sequence_length(self) -> int:
+        """Text and image positions together."""
+        return self.sequence.length
+
+    @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Attention pattern of each layer, first to last."""
         rule = self.variant.patterns

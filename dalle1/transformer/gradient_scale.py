@@ -86,12 +86,20 @@ class GradientScale:
         self._broken.append(~gradient.isfinite().all())
         return gradient / (self.value / self.workers)
 
-    def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """block(x) of 32-bit states, the block in 16 bits; norms and softmax stay in 32."""
+    def run(self, block: Callable[..., Tensor], x: Tensor, *context: Tensor | None) -> Tensor:
+        """block(x, *context) of 32-bit states, the block in 16 bits; norms and softmax stay in 32.
+
+        context: states of elsewhere, whose gradients leave by the scale too, masks, or None.
+        """
         scale = self.value / self.workers
-        inside = _Enter.apply(x, scale, self._broken)  # type: ignore[no-untyped-call]
+        inside = [
+            _Enter.apply(states, scale, self._broken)  # type: ignore[no-untyped-call]
+            if states is not None and states.is_floating_point()
+            else states
+            for states in (x, *context)
+        ]
         with torch.autocast(x.device.type, self.dtype):
-            y = block(inside)
+            y = block(*inside)
         outside: Tensor = _Leave.apply(y, scale, self._broken)  # type: ignore[no-untyped-call]
         return outside
 

@@ -6,15 +6,16 @@ w width (= s * d).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dalle1.transformer.attention import banded_attention, by_column, dense_attention, sparse_pays
 from dalle1.transformer.config import Execution, TransformerConfig
-from dalle1.transformer.gradient_scale import GradientScale
+from dalle1.transformer.residual import ResidualLayer
 from dalle1.transformer.sequence import Pattern
 
 
@@ -92,48 +93,20 @@ def _norm_behind(config: TransformerConfig) -> nn.Module:
     return nn.LayerNorm(config.width) if sandwich else nn.Identity()
 
 
-class Layer(nn.Module):
-    """Attention and MLP, two residual blocks, each added to what it reads.
-
-    The sum stays in 32 bits. With `narrow` the blocks compute in 16 bits: bfloat16 as it is,
-    float16 with a gradient scale for each (2.4), once `scale_gradients` was called.
-    """
+class Layer(ResidualLayer):
+    """Attention and MLP."""
 
     def __init__(self, config: TransformerConfig, pattern: Pattern, execution: Execution) -> None:
-        super().__init__()
-        self.narrow: torch.dtype | None = None
-        self.scales: list[GradientScale] = []
-        self.checkpointing = execution.checkpointing
+        super().__init__(execution.checkpointing)
         self.attention = Attention(config, pattern, execution)
         self.mlp = MLP(config)
         if execution.compile:
             self.attention.compile()
             self.mlp.compile()
 
-    def scale_gradients(self, workers: int) -> list[GradientScale]:
-        """The blocks in float16 from now on, with scales for so many data-parallel workers."""
-        self.narrow = torch.float16
-        self.scales = [GradientScale(block, workers) for block in (self.attention, self.mlp)]
-        return self.scales
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.attention, self.mlp
 
     def forward(self, x: Tensor) -> Tensor:  # [b, n, w] -> [b, n, w]
-        for i, block in enumerate((self.attention, self.mlp)):
-            run = self._residual if self.narrow else _plain
-            if self.checkpointing and torch.is_grad_enabled():
-                y = checkpoint(run, i, block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                y = run(i, block, x)
-            x = x + y
-        return x
-
-    def _residual(self, i: int, block: nn.Module, x: Tensor) -> Tensor:
-        if self.scales:
-            return self.scales[i].run(block, x)
-        with torch.autocast(x.device.type, self.narrow):
-            y: Tensor = block(x)
-        return y
-
-
-def _plain(i: int, block: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = block(x)
-    return y
+        return self.add(1, self.add(0, x))

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -27,6 +28,7 @@ from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
+from dalle1.transformer.residual import ResidualLayer
 from dalle1.transformer.tokens import (
     check_tokens,
     count_text_targets,
@@ -50,6 +52,11 @@ class Losses:
     loss: Tensor
     text: Tensor
     image: Tensor
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """Values for the log, detached."""
+        return {"text": self.text.detach(), "image": self.image.detach()}
 
 
 class Transformer(InputEmbedding):
@@ -129,6 +136,11 @@ class Transformer(InputEmbedding):
     def end_of_caption(self) -> int:
         """The text token that ends a caption; see `protocols.TextPrior`."""
         return self.config.variant.end_of_caption
+
+    @property
+    def residual_layers(self) -> Sequence[ResidualLayer]:
+        """The layers, in the order that they are run in."""
+        return cast(list[ResidualLayer], list(self.layers))
 
     def count_text_targets(self, text_tokens: Tensor) -> int:
         """Positions of int64 [b, text_length] that the text loss counts."""

@@ -17,6 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle1.clip.model import CLIP
+from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig
 from dalle1.transformer.attention import SPARSE_FROM
 from dalle1.transformer.config import Execution, TransformerConfig
@@ -49,8 +51,10 @@ def build_module(config: RunConfig) -> nn.Module:
     with torch.device("meta"):
         if config.stage == "dalle":
             # Compilation changes no parameter, and nothing here is run.
-            execution = config.execution or Execution()
-            return Transformer(config.transformer, execution.model_copy(update={"compile": False}))
+            execution = (config.execution or Execution()).model_copy(update={"compile": False})
+            if config.seq2seq is not None:
+                return Seq2Seq(config.seq2seq, execution)
+            return Transformer(config.transformer, execution)
         if config.stage == "clip":
             return CLIP(config.clip)
         assert config.dvae_training is not None
@@ -157,6 +161,74 @@ def transformer_cost(
     )
 
 
+@lru_cache(maxsize=8)
+def _seq2seq_products(c: Seq2SeqConfig) -> _Products:
+    """Those of an encoder-decoder; `blocks` counts a sample's, not a position's."""
+    with torch.device("meta"):
+        modules = Seq2Seq(c).named_modules()
+    weights = {name: m.weight.numel() for name, m in modules if isinstance(m, nn.Linear)}
+    head = weights.pop("decoder.head")
+    t, m = c.text_length, c.image_length
+    on_text = sum(n for name, n in weights.items() if name.startswith("encoder.") or ".kv" in name)
+    pairs = c.encoder_layers * t * t + c.decoder_layers * (m * (m + 1) // 2 + m * t)
+    return _Products(
+        blocks=on_text * t + (sum(weights.values()) - on_text) * m,
+        heads=head * m,
+        attention=2 * c.width * pairs,
+    )
+
+
+def seq2seq_cost(
+    c: Seq2SeqConfig, checkpointing: bool, micro_batch: int, precision: str = "fp32"
+) -> StepCost:
+    """Of an encoder-decoder, by formula, as `transformer_cost`. A row is w numbers for each
+    position, f the feed-forward width.
+
+    Every block keeps its float32 input. A self-attention block keeps 6 rows in the precision's
+    bytes: the normed input, q, k, v, the heads' output and that of the output map, which a norm
+    reads. Attention to the caption keeps 4 rows of the image's positions and 3 of the text's. A
+    feed-forward block keeps a row and 5 f a position: both maps' results, the GELU's, the product
+    and its norm. Each norm keeps two float32 a position, attention one a head.
+    """
+    products = _seq2seq_products(c)
+    w, f, value = c.width, c.ffn_width, PRECISION_BYTES[precision]
+    text, image = micro_batch * c.text_length, micro_batch * c.image_length
+
+    def attention(positions: int) -> int:
+        return positions * (6 * value * w + FLOAT_BYTES * (4 + c.heads))
+
+    def mlp(positions: int) -> int:
+        return positions * (value * (w + 5 * f) + FLOAT_BYTES * 4)
+
+    cross = image * (4 * value * w + FLOAT_BYTES * (4 + c.heads)) + text * 2 * value * w
+    cross += text * value * w if value < FLOAT_BYTES else 0  # the text's states, cast
+    kept = c.encoder_layers * (attention(text) + mlp(text))
+    kept += c.decoder_layers * (attention(image) + cross + mlp(image))
+    inputs = FLOAT_BYTES * w * (2 * c.encoder_layers * text + 3 * c.decoder_layers * image)
+    # Of both stacks what the norms at their ends read; the text's states; the gradients of the
+    # states that the head reads.
+    ends = FLOAT_BYTES * (text + image) * (2 * w + 4) + FLOAT_BYTES * w * (text + image)
+    block = image * (5 * f * value + FLOAT_BYTES * w)
+    with torch.device("meta"):
+        layers = Seq2Seq(c).residual_layers
+    copied = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
+    if checkpointing:
+        kept = 0
+        block += max(attention(image), cross, mlp(image))
+        copied = 3 * w * f
+    logits = 2 * min(CHUNK, image) * c.image_embeddings + c.image_embeddings * w
+    return StepCost(
+        inputs + ends + kept,
+        block,
+        copied * value if value < FLOAT_BYTES else 0,
+        FLOAT_BYTES * logits,
+        flops=6.0 * (products.blocks + products.heads + products.attention) * micro_batch,
+        recomputed_flops=2.0 * (products.blocks + products.attention) * micro_batch
+        if checkpointing
+        else 0.0,
+    )
+
+
 def saved_bytes(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> tuple[int, Tensor]:
     """Bytes that autograd keeps of `run`, each storage once and without parameters; its result."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
@@ -225,9 +297,12 @@ def _clip_pass(clip: CLIP, images: Tensor) -> Callable[[], Tensor]:
 
 
 def step_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepCost:
-    """Of the run's stage: by formula for the transformer, by a pass without values for others."""
+    """Of the run's stage: by formula for priors, by a pass without values for others."""
     if config.stage != "dalle":
         return measured_cost(config, micro_batch, world_size)
-    assert config.transformer is not None
     execution = config.execution or Execution()
+    if config.seq2seq is not None:
+        checkpointing, precision = execution.checkpointing, config.parallel.precision
+        return seq2seq_cost(config.seq2seq, checkpointing, micro_batch, precision)
+    assert config.transformer is not None
     return transformer_cost(config.transformer, execution, micro_batch, config.parallel.precision)

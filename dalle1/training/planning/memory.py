@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
 from dalle1.training.parallel import dp_shard_of
@@ -58,8 +59,10 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
     full, share = FLOAT_BYTES * count, FLOAT_BYTES * -(-count // dp_shard)
     gathered = 0
     if p.zero_stage == 3 and (dp_shard > 1 or p.offload == "weights"):
-        # A transformer's layers are gathered in turn, all else for the whole pass, see `Engine`.
-        turns = parameter_count(module.layers) if isinstance(module, Transformer) else 0
+        # A prior's layers are gathered in turn, all else for the whole pass, see `Engine`.
+        turns = 0
+        if isinstance(module, Transformer | Seq2Seq):
+            turns = sum(map(parameter_count, module.residual_layers))
         gathered = FLOAT_BYTES * (count - turns + min(turns, LIVE))
     compressed = compressed_matrices(config, module, world_size)
     cost = step_cost(config, micro_batch, world_size)

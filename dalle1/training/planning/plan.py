@@ -25,6 +25,7 @@ from typing import Any
 from torch import nn
 
 from dalle1.clip.model import CLIP
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig, with_precision
 from dalle1.training.parallel import ParallelDims
 from dalle1.training.planning.flops import FLOAT_BYTES, build_module, parameter_count, step_cost
@@ -89,7 +90,7 @@ def parameters_by_part(module: nn.Module) -> dict[str, int]:
 def _part(module: nn.Module, name: str) -> str:
     if isinstance(module, CLIP):
         return "image encoder" if name.startswith("visual.") else "text encoder"
-    if isinstance(module, DVAE):
+    if isinstance(module, DVAE | Seq2Seq):
         return name.partition(".")[0]
     if name.startswith("layers."):
         return "attention blocks" if ".attention." in name else "MLP blocks"
@@ -139,8 +140,8 @@ def _fits_well(memory: Memory, cluster: ClusterSettings) -> bool:
 
 
 def _tokens_of_a_sample(config: RunConfig) -> int:
-    if config.transformer is not None:
-        return config.transformer.sequence.length
+    if config.prior is not None:
+        return config.prior.sequence_length
     if config.clip is not None:
         return (config.clip.image_size // config.clip.patch_size) ** 2 + config.clip.text_length
     assert config.dvae is not None

@@ -1,4 +1,4 @@
-"""Stage two: the transformer over captions and image tokens (section 2.2)."""
+"""Stage two: a prior of captions and image tokens (section 2.2), ours or an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from dalle1.generation.batches import draw_captions
 from dalle1.generation.images import decode
 from dalle1.model import Model
 from dalle1.protocols import Ranker
+from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import (
@@ -34,10 +36,23 @@ from dalle1.training.stages.base import (
     pixels_of,
 )
 from dalle1.training.stages.text_tokenizer import fingerprint_of, run_tokenizer
-from dalle1.transformer.layers import Layer
+from dalle1.transformer.config import Execution, TransformerConfig
 from dalle1.transformer.model import Transformer
 from dvae.calls import trusted
 from dvae.codec import Codec
+
+TrainedPrior = Transformer | Seq2Seq
+
+
+def make_prior(
+    shape: TransformerConfig | Seq2SeqConfig,
+    execution: Execution | None = None,
+    seed: int | None = None,
+) -> TrainedPrior:
+    """A prior of this shape, with initial weights."""
+    if isinstance(shape, Seq2SeqConfig):
+        return Seq2Seq(shape, execution, seed)
+    return Transformer(shape, execution, seed)
 
 
 @dataclass
@@ -50,15 +65,15 @@ class TokenBatch:
 
 
 class PriorStage(Stage):
-    """Stage two: the transformer over captions and a frozen codec's tokens (section 2.2)."""
+    """Stage two: a prior over captions and a frozen codec's tokens (section 2.2)."""
 
-    model: Transformer
+    model: TrainedPrior
 
     def __init__(self, config: RunConfig, sharding: Sharding | None = None) -> None:
         """sharding: given, weights are spread over the ranks as they are made."""
         super().__init__(config)
-        assert config.transformer is not None and config.codec is not None
-        t = config.transformer
+        assert config.prior is not None and config.codec is not None
+        t = config.prior
         codec: Codec = registry.load("codec", config.codec)
         ranker: Ranker | None = registry.load("ranker", config.ranker) if config.ranker else None
         for part in (codec, ranker):
@@ -76,10 +91,10 @@ class PriorStage(Stage):
         self._shape = t
         self._model_with(self.empty_model())  # refuses parts that do not fit
         if sharding is None:
-            self.model = Transformer(config.transformer, config.execution, config.seed)
+            self.model = make_prior(t, config.execution, config.seed)
         else:
             with sharding.init_context():
-                self.model = Transformer(config.transformer, config.execution, config.seed)
+                self.model = make_prior(t, config.execution, config.seed)
             self.model.initialize(config.seed, sharding.unsharded)
         self.freeze_the_rest()
         self._set_precision(config.parallel.precision)
@@ -98,24 +113,23 @@ class PriorStage(Stage):
         return found
 
     def _set_precision(self, precision: str) -> None:
-        for layer in self.model.layers:
-            assert isinstance(layer, Layer)
+        for layer in self.model.residual_layers:
             if precision == "bf16":
                 layer.narrow = torch.bfloat16
             elif precision == "fp16":
                 self.gradient_scales += layer.scale_gradients(distributed.world_size())
 
-    def empty_model(self) -> Transformer:
+    def empty_model(self) -> TrainedPrior:
         with torch.device("meta"):
-            return Transformer(self._shape)
+            return make_prior(self._shape)
 
     def modules_gathered_in_turn(self) -> Sequence[nn.Module]:
-        return list(self.model.layers)
+        return self.model.residual_layers
 
-    def _model_with(self, transformer: nn.Module) -> Model:
-        assert isinstance(transformer, Transformer)
+    def _model_with(self, prior: nn.Module) -> Model:
+        assert isinstance(prior, Transformer | Seq2Seq)
         codec, ranker = self._frozen
-        return Model(self.tokenizer, transformer, codec, ranker)
+        return Model(self.tokenizer, prior, codec, ranker)
 
     def _text(self, batch: Batch) -> Tensor:
         rows = []
@@ -148,7 +162,7 @@ class PriorStage(Stage):
         device = device_of(self.model)
         image_tokens = self._image_tokens(part.images, device)
         losses = self.model.loss(part.text.to(device), image_tokens, part.text_count)
-        return losses.loss, {"text": losses.text.detach(), "image": losses.image.detach()}
+        return losses.loss, losses.metrics
 
     @torch.no_grad()
     def draw_contact_sheet(
@@ -182,7 +196,7 @@ class PriorStage(Stage):
             if theirs != ours:
                 raise ValueError(
                     f"data: the token shards {index.data!r} have {name} of {theirs}, the "
-                    f"transformer one of {ours}: make them anew with launch/tokenize.py and "
+                    f"prior one of {ours}: make them anew with launch/tokenize.py and "
                     f"codec={self.settings.codec}"
                 )
         key = self.settings.reader.caption_key

@@ -12,7 +12,7 @@ STAGES: dict[str, type[Stage]] = {"dvae": DVAEStage, "clip": CLIPStage, "dalle":
 
 
 def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
-    """The stage that a config names. The transformer alone is large enough to be made sharded."""
+    """The stage that a config names. Priors alone are large enough to be made sharded."""
     if config.stage == "dalle":
         return PriorStage(config, sharding)
     return STAGES[config.stage](config)

@@ -1,0 +1,166 @@
+"""DALL-E mini's published layouts: flax with stacked layers and without, min-dalle's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dalle1.published import dalle_mini, min_dalle
+from dalle1.published.dalle_bart import config_of
+from dalle1.seq2seq.config import Seq2SeqConfig
+from tests.parity.dalle_mini import Restated, Shape, random_weights, unscanned
+from tests.seq2seq.test_model import MEGA, captions, images
+
+from .dalle_mini_files import built, config_json, write_hub_folder, write_min_dalle
+
+S = Shape(d=128, heads=2)  # heads of 64, as published
+WEIGHTS = random_weights(S)
+
+
+def hub(folder: Path) -> Path:
+    return write_hub_folder(folder, S, WEIGHTS)
+
+
+def hub_unscanned(folder: Path) -> Path:
+    return write_hub_folder(folder, S, unscanned(WEIGHTS))
+
+
+def hub_as_a_training_state(folder: Path) -> Path:
+    return write_hub_folder(folder, S, {f"params.{name}": w for name, w in WEIGHTS.items()})
+
+
+def hub_in_16_bits(folder: Path) -> Path:
+    return write_hub_folder(folder, S, {n: w.astype("float16") for n, w in WEIGHTS.items()})
+
+
+def min_dalle_local(folder: Path) -> Path:
+    return write_min_dalle(folder, S, WEIGHTS, config=False)
+
+
+def min_dalle_hub(folder: Path) -> Path:
+    write_min_dalle(folder, Shape(d=64, heads=1), random_weights(Shape(d=64, heads=1)))
+    return write_min_dalle(folder, S, WEIGHTS, "_mini") / "decoder_mini.pt"
+
+
+@pytest.mark.parametrize(
+    ("write", "reader", "narrow"),
+    [
+        (hub, dalle_mini, False),
+        (hub_unscanned, dalle_mini, False),
+        (hub_as_a_training_state, dalle_mini, False),
+        (hub_in_16_bits, dalle_mini, True),
+        (min_dalle_local, min_dalle, True),
+        (min_dalle_hub, min_dalle, True),
+    ],
+)
+def test_layouts(write: Callable[[Path], Path], reader: Any, narrow: bool, tmp_path: Path) -> None:
+    """A kernel that is not turned, layers or projections in another order, 16 bits made 32."""
+    source = write(tmp_path / "source")
+    other = min_dalle if reader is dalle_mini else dalle_mini
+    assert reader.FAMILY.recognizes(source) and not other.FAMILY.recognizes(source)
+    part = reader.FAMILY.read(source).prior
+    assert part is not None and part.config == Seq2SeqConfig(
+        width=128, heads=2, encoder_layers=2, decoder_layers=3, ffn_width=27, text_vocab=50,
+        text_length=9, image_vocab=40, image_rows=41, grid=4,
+    )  # fmt: skip
+    types = {weight().dtype for weight in part.weights.values()}
+    assert types == {torch.float16 if narrow else torch.float32}
+    prior = built(part).float()
+    rounded = {n: w.astype("float16").astype("float32") for n, w in WEIGHTS.items()}
+    restated = Restated(S, rounded if narrow else WEIGHTS, torch.float64)
+    with torch.no_grad():
+        logits = prior(captions(), images())
+    expected = restated.logits(captions(), images())[..., :40]
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (Shape(1024, 16, 12, 12, 2730, 50264, 64, 0, 16385, 16384, 256), Seq2SeqConfig()),
+        (Shape(2048, 32, 24, 24, 4096, 50272, 64, 0, 16416, 16384, 256), MEGA),
+    ],
+    ids=["mini", "mega"],
+)
+def test_published_configs(shape: Shape, expected: Seq2SeqConfig) -> None:
+    """Codes that the codec does not have, or a start that is another row than the weights'."""
+    found = config_of(Path("config.json"), config_json(shape, init_std=expected.init_std))
+    assert found.model_copy(update={"image_rows": expected.image_rows}) == expected
+    assert (found.image_vocab, found.start_row) == (16384, 16384)
+    assert found.image_embeddings == shape.rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_bias": True}, "use_bias: expected False, as DALL-E mini and mega have it, got True"),
+        ({"ln_positions": "preln"}, "ln_positions: expected 'normformer'"),
+        ({"ln_type": "rmsnorm"}, "ln_type: expected 'layernorm'"),
+        ({"sinkhorn_iters": 2}, "sinkhorn_iters: expected 1"),
+        ({"force_ln_scale": True}, "force_ln_scale"),
+        ({"d_model": None}, "d_model: expected a whole number, got None"),
+        ({"encoder_layers": "2"}, "encoder_layers: expected a whole number"),
+        ({"decoder_ffn_dim": 28}, "decoder_ffn_dim: expected encoder_ffn_dim's 27, got 28"),
+        ({"image_length": 15}, "image_length: expected a square number"),
+        ({"decoder_start_token_id": 41}, "decoder_start_token_id: expected 1 to 40, got 41"),
+        ({"encoder_attention_heads": 3, "decoder_attention_heads": 3}, "multiple of heads 3"),
+        ({"encoder_layers": 3}, "expected 3 layers, got a shape of \\[2, 128\\]"),
+        ({"d_model": 126}, r"embed_tokens.embedding' has shape \[50, 128\]"),
+        ({"image_vocab_size": 47}, r"decoder.embed_tokens.embedding' has shape \[41, 128\]"),
+    ],
+)
+def test_configs_of_another_model(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """A variant of the family that opens, and draws noise."""
+    write_hub_folder(tmp_path, S, WEIGHTS, **changes)
+    with pytest.raises(ValueError, match=message):
+        dalle_mini.read(tmp_path)
+
+
+def test_weights_that_are_missing_or_not_known(tmp_path: Path) -> None:
+    """A KeyError, or a file of another model that is half read."""
+    name = "model.decoder.layers.FlaxBartDecoderLayers.LayerNorm_2.bias"
+    less = {key: value for key, value in WEIGHTS.items() if key != name}
+    write_hub_folder(tmp_path, S, less)
+    with pytest.raises(ValueError, match=f"flax_model.msgpack: has no weight '{name}'"):
+        dalle_mini.read(tmp_path)
+    write_hub_folder(tmp_path, S, {**WEIGHTS, "model.head_scale": np.ones(3, "float32")})
+    with pytest.raises(ValueError, match=r"has an unexpected weight 'model\.head_scale'"):
+        dalle_mini.read(tmp_path)
+    write_min_dalle(tmp_path / "pt", S, WEIGHTS)
+    state = torch.load(tmp_path / "pt" / "decoder.pt")
+    state["layers.0.glu.fc0.weight"] = state["layers.0.glu.fc0.weight"][:-1]
+    torch.save(state, tmp_path / "pt" / "decoder.pt")
+    with pytest.raises(ValueError, match=r"'decoder\.layers\.0\.glu\.fc0\.weight' has shape \[26"):
+        min_dalle.read(tmp_path / "pt")
+    del state["lm_head.weight"]
+    state["layers.0.glu.fc0.weight"] = state["layers.1.glu.fc0.weight"]
+    torch.save(state, tmp_path / "pt" / "decoder.pt")
+    with pytest.raises(ValueError, match=r"has no weight 'decoder\.lm_head\.weight'"):
+        min_dalle.read(tmp_path / "pt")
+
+
+def test_which_of_two_models(tmp_path: Path) -> None:
+    """The Hub's folder, of which the smaller or the larger model is taken without a word."""
+    min_dalle_hub(tmp_path)
+    with pytest.raises(ValueError, match=r"expected one model, got two; give .*decoder_mini\.pt"):
+        min_dalle.read(tmp_path)
+    with pytest.raises(ValueError, match=r"expected encoder\.pt and decoder\.pt"):
+        min_dalle.read(tmp_path / "nothing" / "decoder.pt")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", json.dumps({"model_type": "bart"})])
+def test_folders_of_others_are_not_recognized(content: str, tmp_path: Path) -> None:
+    """Any folder with a flax file that is taken for DALL-E mini's; an error while looking."""
+    (tmp_path / "flax_model.msgpack").write_bytes(b"")
+    assert not dalle_mini.FAMILY.recognizes(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    assert not dalle_mini.FAMILY.recognizes(tmp_path)
+    assert not min_dalle.FAMILY.recognizes(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        dalle_mini.read(tmp_path)
