@@ -10,7 +10,9 @@ Dimensions: b images, c captions, e shared embedding, H W image height and width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,7 @@ from dvae.storage import Kind
 from dvae.weights import unwrapped
 
 OWN_SETTINGS = ("hf-hub:", "local-dir:")  # models whose names need no PRETRAINED
+RANDOM_WEIGHTS = "initialized randomly"  # what open_clip warns of before we read a file
 # What open_clip's CLIPs have no use for in OpenAI's files.
 _NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
@@ -87,17 +90,18 @@ class OpenCLIPRanker(DualEncoder):
         local = path is not None and path.is_file()
         _check_known(open_clip, config, local)
         try:
-            self.encoder: nn.Module = open_clip.create_model(
-                config.model,
-                pretrained=None if local else config.pretrained,
-                precision="fp32",
-                device="cpu",
-                # Weights that were trained with it make wrong scores without it.
-                force_quick_gelu=_has_quick_gelu(open_clip, config),
-                pretrained_image=False,  # parts of the model that are not its own
-                pretrained_text=False,
-                require_pretrained=not local,  # no random weights where a download fails
-            )
+            with _unlogged(RANDOM_WEIGHTS) if local else nullcontext():
+                self.encoder: nn.Module = open_clip.create_model(
+                    config.model,
+                    pretrained=None if local else config.pretrained,
+                    precision="fp32",
+                    device="cpu",
+                    # Weights that were trained with it make wrong scores without it.
+                    force_quick_gelu=_has_quick_gelu(open_clip, config),
+                    pretrained_image=False,  # parts of the model that are not its own
+                    pretrained_text=False,
+                    require_pretrained=not local,  # no random weights where a download fails
+                )
             if local:
                 assert path is not None
                 _load_file(self.encoder, path)
@@ -137,6 +141,21 @@ class OpenCLIPRanker(DualEncoder):
     def scale(self) -> Tensor:
         """The factor [] on the cosines. A bias, as SigLIP has one, changes no order."""
         return cast(Tensor, self.encoder.logit_scale).detach().reshape(-1)[0].exp()
+
+
+@contextmanager
+def _unlogged(part: str) -> Iterator[None]:
+    """In this block the root logger, which open_clip uses, leaves out messages with this part."""
+
+    def keeps(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(keeps)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keeps)
 
 
 def _name(config: OpenCLIPConfig) -> str:

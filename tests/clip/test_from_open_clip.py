@@ -1,4 +1,4 @@
-"""Models of open_clip as rankers: with a stand-in for the package, and with it where it is there."""
+"""Models of open_clip as rankers: with a stand-in for it, and with itself where it is there."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_images_are_fitted_as_it_asks(package: FakeOpenCLIP, fit: str) -> None:
     got = ranker.preprocessing(image, torch.device("cpu"), torch.float32)[0, 0] * 0.1 + 0.5
     assert got.shape == (SIDE, SIDE)
     if fit == "shortest":
-        torch.testing.assert_close(got, torch.full_like(got, 0.5))
+        # The smoothing of the last column reads a little beyond the cut.
+        torch.testing.assert_close(got, torch.full_like(got, 0.5), rtol=0, atol=0.07)
     else:
         assert float(got[4, 0]) == pytest.approx(0) and float(got[4, -1]) == pytest.approx(1)
         assert float(got[0, 4]) == pytest.approx(0 if fit == "longest" else 0.5, abs=0.1)
@@ -258,19 +259,23 @@ def test_commands(
     assert rank_command.main([CAPTIONS[0], *files, "--ranker", "none"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("open_clip") is None, reason="needs open_clip_torch")
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "RN50-quickgelu"])
-def test_against_the_package(name: str, tmp_path: Path) -> None:
-    """A ranker of open_clip that scores unlike open_clip, and unlike our own CLIP of its weights."""
+def test_against_the_package(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Scores unlike those of open_clip itself, or of our own CLIP of the same weights."""
     import open_clip
 
     torch.manual_seed(0)
     model = open_clip.create_model(name).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
+    caplog.clear()
     ranker = registry.open_ranker(f"open_clip:{name}/{tmp_path / 'weights.pt'}")
+    assert "randomly" not in caplog.text  # which it says where the file is read afterwards
     images = torch.rand(2, 3, 224, 224)
-    transform = open_clip.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), False
+    settings = open_clip.get_model_preprocess_cfg(model)
+    transform = open_clip.image_transform(
+        settings["size"], False, settings["mean"], settings["std"], settings["resize_mode"]
     )
     tokenizer = open_clip.get_tokenizer(name)
     with torch.no_grad():
