@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,29 +62,45 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
     Raises ValueError when the file is missing, cut short or no CLIP.
     """
-    tensors, _ = read_tensors(path, lambda module, name: module.startswith("__torch__"))
+    weights, _ = published_weights(path)
+    # So that each is let go of once it is converted.
+    return {key: _in_32_bits(weights.pop(key)()) for key in list(weights)}
+
+
+def published_weights(path: str | Path) -> tuple[dict[str, Callable[[], Tensor]], str]:
+    """The weights under our names, each made of the file's, in its type, when it is called; and the
+    full name of the file's root class, "" of a state dictionary.
+
+    Raises ValueError as `read_published`.
+    """
+    tensors, root = read_tensors(path, lambda module, name: module.startswith("__torch__"))
     tensors = unwrapped(tensors, path)
-    weights = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
-    if any(key.startswith("vision_model.") for key in weights):
-        weights = _from_face(weights, path)
+    tensors = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
+    if any(key.startswith("vision_model.") for key in tensors):
+        weights = _from_face(tensors, path)
+    else:
+        weights = {key: partial(_itself, value) for key, value in tensors.items()}
     if "visual.conv1.weight" not in weights or "text_projection" not in weights:
         raise ValueError(f"{path}: no CLIP: it has no visual.conv1 or text_projection")
     # The published scale has no dimensions; see CLIP.logit_scale.
-    if "logit_scale" in weights:
-        weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    if "logit_scale" in tensors:
+        weights["logit_scale"] = partial(tensors["logit_scale"].reshape, 1)
     for key in [key for key in weights if key.endswith(".running_mean")]:
         # How many batches a ResNet's statistics are of; not in all files, and nothing reads it.
         counter = key.replace("running_mean", "num_batches_tracked")
-        weights.setdefault(counter, torch.zeros((), dtype=torch.int64))
-    del tensors  # so that each is let go of once it is converted
-    return {key: _in_32_bits(weights.pop(key)) for key in list(weights)}
+        weights.setdefault(counter, partial(torch.zeros, (), dtype=torch.int64))
+    return weights, root
+
+
+def _itself(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _in_32_bits(weight: Tensor) -> Tensor:
     return weight.float() if weight.is_floating_point() else weight
 
 
-def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
+def published_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of a `CLIPConfig` that the weights' shapes tell, and the usual heads."""
     text, embedding = weights["text_projection"].shape
     shape = _resnet_shape if "visual.attnpool.positional_embedding" in weights else _vit_shape
@@ -97,7 +115,7 @@ def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _vit_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
+def _vit_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = weights["visual.conv1.weight"].shape
     side = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
     return {
@@ -109,7 +127,7 @@ def _vit_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _resnet_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
+def _resnet_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     width = weights["visual.layer1.0.conv1.weight"].shape[0]
     side = math.isqrt(weights["visual.attnpool.positional_embedding"].shape[0] - 1)
     return {
@@ -121,15 +139,15 @@ def _resnet_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _count(weights: dict[str, Tensor], prefix: str) -> int:
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     """Numbered modules behind a prefix."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({m.group(1) for key in weights if (m := pattern.match(key))})
 
 
-def _from_face(weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _from_face(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Callable[[], Tensor]]:
     """Hugging Face's names to OpenAI's: q, k and v become one, the projections are turned."""
-    result: dict[str, Tensor] = {}
+    result: dict[str, Callable[[], Tensor]] = {}
     for key, value in weights.items():
         name = key
         for pattern, replacement in _FACE:
@@ -138,14 +156,14 @@ def _from_face(weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor
             value = value.t()
         part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
         if part is None:
-            result[name] = value
+            result[name] = partial(_itself, value)
             continue
         stem, letter, kind = part.groups()
         if letter == "q":
             rest = [weights.get(key.replace("q_proj", f"{other}_proj")) for other in "kv"]
             if rest[0] is None or rest[1] is None:
                 raise ValueError(f"{path}: {key} without its k_proj and v_proj")
-            result[f"{stem}.attn.in_proj_{kind}"] = torch.cat([value, rest[0], rest[1]])
+            result[f"{stem}.attn.in_proj_{kind}"] = partial(torch.cat, [value, rest[0], rest[1]])
     return result
 
 

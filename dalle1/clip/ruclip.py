@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -24,6 +23,7 @@ from dalle1.clip.model import CLIP
 from dalle1.common.arguments import as_captions
 from dalle1.common.fitting import Preprocessing
 from dalle1.protocols import TextTokenizer
+from dalle1.text.yttm import YTTMTokenizer
 from dvae.calls import isolated
 from dvae.storage import Kind
 
@@ -56,22 +56,11 @@ class RuCLIPConfig(CLIPConfig):
         return templates
 
 
-class RuCLIPTokenizer(Protocol):
-    """What turns captions into ruCLIP's ids: `dalle1.text.yttm.YTTMTokenizer`."""
-
-    def encode_plain(self, captions: str | Sequence[str], length: int) -> Tensor:
-        """int64 [b, length]: start, tokens, end, zeros."""
-        ...
-
-    def save(self, path: str | Path) -> None:
-        """Writes one file."""
-        ...
-
-
 class RuCLIP(CLIP):
     """CLIP with ruCLIP's captions and images."""
 
     config: RuCLIPConfig
+    tokenizer: YTTMTokenizer | None
 
     def __init__(self, config: RuCLIPConfig | None = None) -> None:
         super().__init__(config or RuCLIPConfig())
@@ -97,8 +86,7 @@ class RuCLIP(CLIP):
                 "ranker: ruCLIP reads captions by its own bpe.model, got none; import it from a "
                 "folder that has one, or set its tokenizer"
             )
-        reader = cast(RuCLIPTokenizer, self.tokenizer)
-        ids = reader.encode_plain(captions, self.config.text_length)
+        ids = self.tokenizer.encode_plain(captions, self.config.text_length)
         return ids.to(self.logit_scale.device)
 
     def text_ends(self, tokens: Tensor) -> Tensor:
@@ -131,8 +119,6 @@ class RuCLIP(CLIP):
 
     def load_assets(self, folder: Path) -> None:
         """Reads the tokenizer of a model folder, where it holds one."""
-        from dalle1.text.yttm import YTTMTokenizer
-
         path = folder / RUCLIP_TOKENIZER
         self.tokenizer = YTTMTokenizer.load(path) if path.exists() else None
 

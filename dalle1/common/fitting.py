@@ -93,8 +93,10 @@ class Preprocessing:
             return self.fitted(image[None].to(dtype))
         top, left, height, width = self._cut_first(image.height, image.width)
         rows, columns = self._resized(height, width)
-        box = (left, top, left + width, top + height)
-        image = image.resize((columns, rows), _PIL[self.interpolation], box)
+        if (height, width) != (image.height, image.width):
+            # Not by resize's box, whose smoothing reads beyond it.
+            image = image.crop((left, top, left + width, top + height))
+        image = image.resize((columns, rows), _PIL[self.interpolation])
         return self._centered(to_tensor(image)[None].to(dtype))
 
     def _cut_first(self, height: int, width: int) -> tuple[int, int, int, int]:
