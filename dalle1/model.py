@@ -27,6 +27,7 @@ from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
 from dalle1.protocols import (
+    NeedsModel,
     NeedsTokenizer,
     Prior,
     Ranker,
@@ -42,6 +43,7 @@ from dvae.codec import Codec
 from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
 
 CARD = "README.md"
+NO_RANKER = "none"
 
 
 class Model:
@@ -87,7 +89,8 @@ class Model:
     def ranker(self) -> Ranker | None:
         """What scores images; another one may be put in its place.
 
-        Raises ValueError for one that needs a tokenizer and does not fit the model's.
+        Raises ValueError for one that needs a tokenizer and does not fit the model's, or that
+        scores by the likelihood of another model.
         """
         return self._ranker
 
@@ -95,6 +98,8 @@ class Model:
     def ranker(self, ranker: Ranker | None) -> None:
         if isinstance(ranker, NeedsTokenizer):
             ranker.adopt_tokenizer(self.tokenizer)
+        if isinstance(ranker, NeedsModel):
+            ranker.adopt_model(self)
         if isinstance(ranker, nn.Module):
             ranker.eval()
         self._ranker = in_32_bits(ranker)
@@ -287,13 +292,23 @@ def rank_images(
 
 
 @isolated()
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model:
     """Opens a model folder that `Model.save` or training wrote; on the CPU, in eval mode.
 
     Weights are read from the mapped files where they are used. A prior that was saved in 16 bits
     stays in them; `Model.to(device, torch.float32)` converts it.
 
-    Raises ValueError that names the file when one is missing, truncated or does not fit.
+    Args:
+        folder: with `config.json`.
+        ranker: in place of the folder's own, which is then not opened. A ranker; or the name of
+            one, see `registry.open_ranker`: another folder, "open_clip:ViT-B-32/laion2b_s34b_b79k",
+            "hf:google/siglip-base-patch16-224", "likelihood" or "perplexity"; or "none". Weights
+            that a name stands for are downloaded by the package that knows the name, and by
+            nothing else.
+
+    Raises:
+        ValueError: a file is missing, truncated or does not fit, and is named; or the ranker is
+            not known, not installed, or not to be had.
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"model: expected a folder, got {type(folder).__name__}")
@@ -303,8 +318,19 @@ def load(folder: str | Path) -> Model:
     config = read_config(folder)
     if "prior" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'prior' section")
+    opened = _ranker(folder, ranker)
     prior = registry.load("prior", folder)
     kind = config.get("tokenizer", {}).get("kind", "bpe")
     tokenizer = registry.load_tokenizer(folder / TOKENIZER, kind)
-    ranker = registry.load("ranker", folder) if has_part("ranker", folder) else None
-    return Model(tokenizer, prior, registry.load("codec", folder), ranker)
+    return Model(tokenizer, prior, registry.load("codec", folder), opened)
+
+
+def _ranker(folder: Path, given: Ranker | str | Path | None) -> Ranker | None:
+    """What `load` is given, or else the folder's own ranker, where it has one."""
+    if given is None:
+        return registry.load("ranker", folder) if has_part("ranker", folder) else None
+    if isinstance(given, str | os.PathLike):
+        return None if str(given) == NO_RANKER else registry.open_ranker(given)
+    if not hasattr(given, "score"):
+        raise ValueError(f"ranker: expected a ranker or its name, got {type(given).__name__}")
+    return given

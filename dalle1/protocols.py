@@ -183,12 +183,31 @@ def end_of_caption(prior: TextPrior) -> int:
     return int(getattr(prior, "end_of_caption", 0))
 
 
+@runtime_checkable
+class TokenwisePrior(Protocol):
+    """A prior that tells the log-probability of each token in one pass."""
+
+    def token_log_probs(self, text: Tensor, image: Tensor) -> Tensor:
+        """ln p(token | text, tokens before it) in nats, float32 [b, m], of int64 [b, t] and
+        [b, m]; `log_prob` is its sum."""
+        ...
+
+
 class Ranker(Protocol):
     """Scores images against captions; to be saved, it has a `config` like a prior."""
 
     def score(self, captions: Sequence[str], images: Tensor) -> Tensor:
         """Scores, float32 [captions, b] on the CPU, of images, float [b, 3, H, W] in [0, 1]; more
         is a better fit."""
+        ...
+
+
+@runtime_checkable
+class TokenRanker(Protocol):
+    """A ranker that scores image tokens, where images were drawn as tokens."""
+
+    def score_tokens(self, captions: Sequence[str], tokens: Tensor) -> Tensor:
+        """Scores, float32 [captions, b] on the CPU, of int64 [b, m]; as `Ranker.score`."""
         ...
 
 
@@ -227,3 +246,12 @@ class TokenModel(Protocol):
     def prior(self) -> Prior: ...
     @property
     def codec(self) -> Codec: ...
+
+
+@runtime_checkable
+class NeedsModel(Protocol):
+    """A ranker that scores by the model that it ranks for."""
+
+    def adopt_model(self, model: TokenModel) -> None:
+        """Takes the model; ValueError where it ranks for another one."""
+        ...

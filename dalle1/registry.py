@@ -7,24 +7,53 @@ one's own. Such a package may name a module that registers its kinds as an entry
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+import dalle1.clip.from_open_clip
+import dalle1.clip.from_transformers
 import dalle1.clip.model
+import dalle1.clip.ruclip
+import dalle1.generation.likelihood
 import dalle1.seq2seq.model
 import dalle1.transformer.model
 from dalle1.text.kinds import TOKENIZERS as TOKENIZERS
 from dalle1.text.kinds import kind_of_file
 from dvae.codec import CODECS
-from dvae.storage import Kind, expand_home, load_part, read_config
+from dvae.storage import Kind, expand_home, has_part, load_part, read_config
 
 ENTRY_POINTS = "dalle1.kinds"
 PRIORS: dict[str, Kind] = {
     kind.name: kind for kind in (dalle1.transformer.model.KIND, dalle1.seq2seq.model.KIND)
 }
-RANKERS: dict[str, Kind] = {kind.name: kind for kind in (dalle1.clip.model.KIND,)}
+RANKERS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        dalle1.clip.model.KIND,
+        dalle1.clip.ruclip.KIND,
+        dalle1.clip.from_open_clip.KIND,
+        dalle1.clip.from_transformers.KIND,
+        dalle1.generation.likelihood.KIND,
+    )
+}
 KINDS = {"codec": CODECS, "prior": PRIORS, "ranker": RANKERS}
+# Rankers by what stands in front of the colon of their names, and how the rest becomes a config.
+NAMED_RANKERS: dict[str, tuple[Kind, Callable[[str], BaseModel]]] = {
+    "open_clip": (
+        dalle1.clip.from_open_clip.KIND,
+        dalle1.clip.from_open_clip.OpenCLIPConfig.from_name,
+    ),
+    "hf": (
+        dalle1.clip.from_transformers.KIND,
+        dalle1.clip.from_transformers.HuggingFaceConfig.from_name,
+    ),
+}
+# Rankers that need no more than a word.
+MEASURES = {"likelihood": "log_prob", "perplexity": "perplexity"}
 
 
 def register(kind: Kind) -> None:
@@ -75,6 +104,36 @@ def load(role: str, folder: str | Path) -> Any:
     if section.get("kind") not in KINDS[role]:
         _import_entry_points()
     return load_part(role, KINDS[role], folder)
+
+
+def open_ranker(name: str | Path) -> Any:
+    """A ranker by its name, in eval mode, on the CPU.
+
+    Args:
+        name: a folder of ours that holds a ranker; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a
+            folder or repository of Hugging Face's; `likelihood` or `perplexity`, by the model that
+            it ranks for.
+
+    Raises:
+        ValueError: it is none of these, or it cannot be opened.
+    """
+    text = str(name)
+    if text in MEASURES:
+        kind = dalle1.generation.likelihood.KIND
+        return kind.module(kind.config(measure=MEASURES[text]))
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in NAMED_RANKERS:
+        kind, config_of = NAMED_RANKERS[scheme]
+        return kind.module(config_of(rest))
+    folder = Path(expand_home(text))
+    if not folder.is_dir():
+        raise ValueError(
+            "ranker: expected a folder, open_clip:MODEL/PRETRAINED, hf:NAME, likelihood or "
+            f"perplexity, got {text!r}"
+        )
+    if not has_part("ranker", folder):
+        raise ValueError(f"ranker: expected a folder that holds a ranker, got {text!r}")
+    return load("ranker", folder)
 
 
 def load_tokenizer(path: str | Path, kind: str | None = None) -> Any:

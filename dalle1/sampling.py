@@ -31,9 +31,10 @@ from dalle1.common.weights import device_of
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
 from dalle1.generation.images import decode_rows
 from dalle1.generation.options import SamplingOptions
+from dalle1.generation.ranking import score_candidates
 from dalle1.model import Model, load
-from dalle1.protocols import cuts_told_once
-from dvae.calls import isolated, trusted
+from dalle1.protocols import Ranker, cuts_told_once
+from dvae.calls import isolated
 
 MODEL_VARIABLE = "DALLE1_MODEL"
 
@@ -295,8 +296,7 @@ def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _BestI
     scores = torch.full((count,), float("nan"))
     order = torch.arange(keep)
     if model.ranker is not None:
-        with trusted():  # a codec's images; an error here would lose them
-            scores = model.ranker.score([caption], drawn.images)[0]
+        scores = score_candidates(model.ranker, caption, drawn)
         order = scores.argsort(descending=True, stable=True)[:keep]
     folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
     return _BestImages(
@@ -348,8 +348,10 @@ def rank(
     return model.rank(captions, images)
 
 
-def resolve(model: Model | str | Path | None) -> Model:
+def resolve(model: Model | str | Path | None, ranker: Ranker | str | Path | None = None) -> Model:
     """The Model that `sample` and `rank` are given: itself, its folder, or None.
+
+    ranker: in place of the folder's own; see `dalle1.load`.
 
     Raises:
         ValueError: the model is None and DALLE1_MODEL is not set, or its folder cannot be loaded.
@@ -364,7 +366,7 @@ def resolve(model: Model | str | Path | None) -> Model:
             raise ValueError(
                 f"model: give a Model or its folder, or set {MODEL_VARIABLE} to a folder"
             )
-    return load(model)
+    return load(model, ranker)
 
 
 def _prefix(model: Model, image: ImageLike | None, rows: int) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from dalle1.clip import model as clip
+from dalle1.common import fitting
 from dalle1.generation.generator import Generator
 from dalle1.transformer import attention
 
@@ -180,7 +180,7 @@ def pretended(kind: str) -> Iterator[PretendedDevice]:
     """The device in this context. On "cuda" a captured step is run each time anew, streams and
     events do nothing, and FlexAttention, which would be compiled, is a mask made of its blocks."""
     device = PretendedDevice(kind)
-    kept = (attention._mask, attention._block_mask, clip._by_channel)
+    kept = (attention._mask, attention._block_mask, fitting._by_channel)
     only_lift = torch._C._only_lift_cpu_tensors()
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     with pytest.MonkeyPatch.context() as patch:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dalle1.clip.model import CLIP, CLIPConfig
+from dalle1.clip.config import BLOCK_EXPANSION, RESNET_STRIDE, CLIPConfig
+from dalle1.clip.model import CLIP
 from dalle1.clip.tokenizer import CLIPTokenizer
 from dvae.calls import isolated
 from dvae.loading import fill
@@ -57,50 +60,94 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
     OpenAI's files hold 16 bits; scores are computed in 32.
 
-    Raises ValueError when the file is missing, cut short or no CLIP with a ViT.
+    Raises ValueError when the file is missing, cut short or no CLIP.
     """
-    tensors, _ = read_tensors(path, lambda module, name: module.startswith("__torch__"))
+    weights, _ = published_weights(path)
+    # So that each is let go of once it is converted.
+    return {key: _in_32_bits(weights.pop(key)()) for key in list(weights)}
+
+
+def published_weights(path: str | Path) -> tuple[dict[str, Callable[[], Tensor]], str]:
+    """The weights under our names, each made of the file's, in its type, when it is called; and the
+    full name of the file's root class, "" of a state dictionary.
+
+    Raises ValueError as `read_published`.
+    """
+    tensors, root = read_tensors(path, lambda module, name: module.startswith("__torch__"))
     tensors = unwrapped(tensors, path)
-    weights = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
-    if any(key.startswith("vision_model.") for key in weights):
-        weights = _from_face(weights, path)
+    tensors = {key: value for key, value in tensors.items() if not _IGNORED.match(key)}
+    if any(key.startswith("vision_model.") for key in tensors):
+        weights = _from_face(tensors, path)
+    else:
+        weights = {key: partial(_itself, value) for key, value in tensors.items()}
     if "visual.conv1.weight" not in weights or "text_projection" not in weights:
-        raise ValueError(f"{path}: no CLIP with a ViT: it has no visual.conv1 or text_projection")
+        raise ValueError(f"{path}: no CLIP: it has no visual.conv1 or text_projection")
     # The published scale has no dimensions; see CLIP.logit_scale.
-    if "logit_scale" in weights:
-        weights["logit_scale"] = weights["logit_scale"].reshape(1)
-    del tensors  # so that each is let go of once it is converted
-    return {key: weights.pop(key).float() for key in list(weights)}
+    if "logit_scale" in tensors:
+        weights["logit_scale"] = partial(tensors["logit_scale"].reshape, 1)
+    for key in [key for key in weights if key.endswith(".running_mean")]:
+        # How many batches a ResNet's statistics are of; not in all files, and nothing reads it.
+        counter = key.replace("running_mean", "num_batches_tracked")
+        weights.setdefault(counter, partial(torch.zeros, (), dtype=torch.int64))
+    return weights, root
 
 
-def published_shape(weights: dict[str, Tensor]) -> dict[str, Any]:
+def _itself(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _in_32_bits(weight: Tensor) -> Tensor:
+    return weight.float() if weight.is_floating_point() else weight
+
+
+def published_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of a `CLIPConfig` that the weights' shapes tell, and the usual heads."""
-
-    def layers(prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(\d+)\.")
-        return len({m.group(1) for key in weights if (m := pattern.match(key))})
-
-    vision, _, patch, _ = weights["visual.conv1.weight"].shape
     text, embedding = weights["text_projection"].shape
-    side = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
+    shape = _resnet_shape if "visual.attnpool.positional_embedding" in weights else _vit_shape
     return {
         "embedding": embedding,
-        "image_size": side * patch,
-        "patch_size": patch,
-        "vision_width": vision,
-        "vision_layers": layers("visual.transformer"),
-        "vision_heads": OTHER_HEADS.get(vision, max(1, vision // HEAD_SIZE)),
+        **shape(weights),
         "text_vocab": weights["token_embedding.weight"].shape[0],
         "text_length": weights["positional_embedding"].shape[0],
         "text_width": text,
-        "text_layers": layers("transformer"),
+        "text_layers": _count(weights, "transformer.resblocks"),
         "text_heads": max(1, text // HEAD_SIZE),
     }
 
 
-def _from_face(weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def _vit_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    width, _, patch, _ = weights["visual.conv1.weight"].shape
+    side = math.isqrt(weights["visual.positional_embedding"].shape[0] - 1)
+    return {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "vision_width": width,
+        "vision_layers": _count(weights, "visual.transformer.resblocks"),
+        "vision_heads": OTHER_HEADS.get(width, max(1, width // HEAD_SIZE)),
+    }
+
+
+def _resnet_shape(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    width = weights["visual.layer1.0.conv1.weight"].shape[0]
+    side = math.isqrt(weights["visual.attnpool.positional_embedding"].shape[0] - 1)
+    return {
+        "image_size": side * RESNET_STRIDE,
+        "patch_size": RESNET_STRIDE,
+        "vision_width": width,
+        "vision_layers": tuple(_count(weights, f"visual.layer{i}") for i in (1, 2, 3, 4)),
+        "vision_heads": max(1, BLOCK_EXPANSION * width // HEAD_SIZE),
+    }
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """Numbered modules behind a prefix."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({m.group(1) for key in weights if (m := pattern.match(key))})
+
+
+def _from_face(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Callable[[], Tensor]]:
     """Hugging Face's names to OpenAI's: q, k and v become one, the projections are turned."""
-    result: dict[str, Tensor] = {}
+    result: dict[str, Callable[[], Tensor]] = {}
     for key, value in weights.items():
         name = key
         for pattern, replacement in _FACE:
@@ -109,14 +156,14 @@ def _from_face(weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor
             value = value.t()
         part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
         if part is None:
-            result[name] = value
+            result[name] = partial(_itself, value)
             continue
         stem, letter, kind = part.groups()
         if letter == "q":
             rest = [weights.get(key.replace("q_proj", f"{other}_proj")) for other in "kv"]
             if rest[0] is None or rest[1] is None:
                 raise ValueError(f"{path}: {key} without its k_proj and v_proj")
-            result[f"{stem}.attn.in_proj_{kind}"] = torch.cat([value, rest[0], rest[1]])
+            result[f"{stem}.attn.in_proj_{kind}"] = partial(torch.cat, [value, rest[0], rest[1]])
     return result
 
 
@@ -128,7 +175,8 @@ def load_released(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> CLIP:
-    """A published CLIP with a ViT (B/32, B/16, L/14, L/14@336, ...), in eval mode.
+    """A published CLIP in eval mode, with a ViT (B/32, B/16, L/14, L/14@336, ...) or a ResNet
+    (RN50, RN101, RN50x4, RN50x16, RN50x64).
 
     path: OpenAI's file (TorchScript archive or state dictionary), or a state dictionary of
     open_clip or Hugging Face, as safetensors or by torch.save. Nothing in it is executed.
@@ -149,9 +197,9 @@ def load_released(
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if str(error).startswith(f"{path}:"):
             raise
-        raise ValueError(f"{path}: no CLIP with a ViT: {error}") from error
-    check_fits(expected, weights, path, "a CLIP with a ViT")
-    clip: CLIP = fill(lambda: CLIP(config), weights, Path(path), "a CLIP with a ViT")
+        raise ValueError(f"{path}: no CLIP: {error}") from error
+    check_fits(expected, weights, path, "such a CLIP")
+    clip: CLIP = fill(lambda: CLIP(config), weights, Path(path), "such a CLIP")
     if vocabulary is not None:
         clip.tokenizer = CLIPTokenizer.from_published(vocabulary, config.text_vocab)
     return clip.eval()

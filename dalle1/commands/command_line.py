@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import nn
 
+from dalle1 import registry
 from dalle1.common.files import expand_home
 from dalle1.common.hardware import default_device
 from dalle1.model import Model
-from dalle1.protocols import CaptionCut
+from dalle1.protocols import CaptionCut, Ranker
 from dalle1.sampling import resolve
 
 FAILED, MISTAKE, RANK_LOST, STOPPED = 1, 2, 75, 130  # exit statuses
@@ -91,6 +93,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 
+def add_ranker(parser: argparse.ArgumentParser) -> None:
+    """The argument of commands that rank; see `registry.open_ranker`."""
+    parser.add_argument(
+        "--ranker",
+        metavar="NAME",
+        help="in place of the model's own: a folder with a ranker, open_clip:MODEL/PRETRAINED, "
+        "hf:NAME, likelihood, perplexity, or none",
+    )
+
+
 def exit_status(command: Callable[[], int], stopped: str = "stopped", failed: str = "") -> int:
     """Runs a command; its exit status, with one line on stderr in place of a traceback.
 
@@ -160,7 +172,24 @@ def open_model(options: argparse.Namespace, dtype: torch.dtype | None = None) ->
 
     Raises ValueError where the folder is no model or the device is not there.
     """
+    model = resolve(options.model, getattr(options, "ranker", None))
+    with _device_told(options.device):
+        return model.to(options.device, dtype)
+
+
+def open_ranker(options: argparse.Namespace) -> Ranker:
+    """The ranker of `add_ranker` alone, without a model, on its device; as `open_model`."""
+    ranker: Ranker = registry.open_ranker(options.ranker)
+    if isinstance(ranker, nn.Module):
+        with _device_told(options.device):
+            ranker.to(options.device)
+    return ranker
+
+
+@contextmanager
+def _device_told(device: str) -> Iterator[None]:
+    """In this block what torch raises for a device that is not there becomes a ValueError."""
     try:
-        return resolve(options.model).to(options.device, dtype)
-    except (RuntimeError, AssertionError) as error:  # what torch raises where there is no CUDA
-        raise ValueError(f"--device {options.device}: {error}") from error
+        yield
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device}: {error}") from error

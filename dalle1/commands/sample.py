@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dalle1.commands.command_line import (
     add_model,
+    add_ranker,
     as_path,
     exit_status,
     make_parser,
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the prior")
     add_model(parser)
+    add_ranker(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: _sample(options))
 

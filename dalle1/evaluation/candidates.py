@@ -36,8 +36,8 @@ from dalle1.data.shapes import check
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.prompts import Prompt
 from dalle1.generation.batches import CaptionImages, draw_captions
+from dalle1.generation.ranking import score_candidates
 from dalle1.model import Model
-from dvae.calls import trusted
 
 # What a caption of the built-in data may claim, in the order of `CaptionCandidates.checks`.
 ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
@@ -197,8 +197,7 @@ def _score_and_check(
     model: Model, caption: str, drawn: CaptionImages, settings: RankSettings
 ) -> CaptionCandidates:
     assert model.ranker is not None
-    with trusted():  # a codec's images; an error here would lose them
-        scores = model.ranker.score([caption], drawn.images)[0]
+    scores = score_candidates(model.ranker, caption, drawn)
     checks = torch.zeros(len(drawn.tokens), 0, dtype=torch.int8)
     if settings.data == SHAPES:
         checks = torch.tensor([check_image(i, caption) for i in drawn.images], dtype=torch.int8)

@@ -20,6 +20,11 @@ class RankSettings(Section):
     }
 
     model: Location = Field(description="model folder, with a ranker")
+    ranker: str | None = Field(
+        None,
+        description="in place of the model's own: a folder with a ranker, "
+        "'open_clip:MODEL/PRETRAINED', 'hf:NAME', 'likelihood' or 'perplexity'; null: its own",
+    )
     run: Location = Field(description="folder of the benchmark; on several machines, a shared one")
     data: Location = Field(
         description="captions with their true images: shards, a folder of pairs or 'shapes'; or "

@@ -38,7 +38,7 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
     check_writable(settings.run, "run")
     metric_classes()
     plots.pyplot()
-    model = load(settings.model)
+    model = load(settings.model, settings.ranker)
     if model.ranker is None:
         raise ValueError(f"model: {settings.model} has no ranker")
     model.check_finite()

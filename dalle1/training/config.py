@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dalle1.clip.model import CLIPConfig
+from dalle1.clip.config import CLIPConfig
 from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD

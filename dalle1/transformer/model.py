@@ -173,10 +173,14 @@ class Transformer(InputEmbedding):
     @torch.no_grad()
     def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
         """ln p(image | text) in nats, float32 [b]: int64 [b, text_length] and [b, grid^2]."""
-        _, logits = self(text, image)
-        chosen = logits.log_softmax(dim=-1).gather(-1, image[..., None])[..., 0]
-        total: Tensor = chosen.sum(dim=-1)
+        total: Tensor = self.token_log_probs(text, image).sum(dim=-1)
         return total
+
+    def token_log_probs(self, text: Tensor, image: Tensor) -> Tensor:
+        """The same of each token, given those before it: float32 [b, grid^2]."""
+        _, logits = self(text, image)
+        chosen: Tensor = logits.log_softmax(dim=-1).gather(-1, image[..., None])[..., 0]
+        return chosen
 
     @isolated()
     @torch.no_grad()

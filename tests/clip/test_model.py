@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dalle1 import CLIP, CLIPConfig, Model
-from dalle1.clip import model as clip_model
-from dalle1.clip.model import SelfAttention
+from dalle1.clip import ranker as clip_ranker
+from dalle1.clip.vit import SelfAttention
 from tests.conftest import randomize
 
 TINY: dict[str, Any] = {
@@ -250,7 +250,7 @@ def test_scores_are_cosines_whatever_is_scored_at_once(
         a, b = clip.encode_image(images), clip.encode_text(clip.ids(captions[0]))
     torch.testing.assert_close(expected[0], torch.cosine_similarity(a, b, dim=1))
     for count in (1, 2, 256):
-        monkeypatch.setattr(clip_model, "SCORED", count)
+        monkeypatch.setattr(clip_ranker, "SCORED", count)
         got = clip.score(captions, images)
         assert got.shape == (2, 5) and got.dtype == torch.float32
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -93,7 +93,7 @@ def test_arguments_know_the_home_folder(
     torch.save(codec.encoder.state_dict(), home / "e.pt")
     torch.save(codec.decoder.state_dict(), home / "d.pt")
     dvae.load_released("~/e.pt", "~/d.pt")
-    with pytest.raises(ValueError, match="no CLIP with a ViT"):
+    with pytest.raises(ValueError, match="no CLIP"):
         dalle1.clip.load_released("~/e.pt")
     with pytest.raises(ValueError, match="expected a line of version"):
         CLIPTokenizer.from_published("~/pairs/0.txt")

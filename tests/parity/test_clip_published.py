@@ -216,7 +216,7 @@ def test_files_that_are_none(published: PublishedCLIP, archive: Path, tmp_path: 
     with pytest.raises(ValueError, match=r"clip\.pt"):
         dalle1.clip.load_released(path)
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"clip\.pt: no CLIP with a ViT"):
+    with pytest.raises(ValueError, match=r"clip\.pt: no CLIP"):
         dalle1.clip.load_released(path)
     for key, value in (
         ("logit_scale", torch.zeros(2)),

@@ -37,6 +37,12 @@ class CLIPStage(Stage):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         assert config.clip is not None and config.tokenizer is not None
+        if config.clip.is_resnet:
+            layers = config.clip.vision_layers
+            raise ValueError(
+                f"clip.vision_layers: expected a number of layers, got {layers}; a ResNet's "
+                "running statistics are neither averaged nor kept in checkpoints: train a ViT"
+            )
         if config.reader.image_size < config.clip.image_size:
             raise ValueError(
                 f"reader.image_size {config.reader.image_size} must be at least clip.image_size "
