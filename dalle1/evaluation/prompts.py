@@ -158,7 +158,7 @@ def true_images(
 
 def _true_image(sample: RawSample, side: int) -> Tensor | None:
     try:
-        return to_tensor(middle_square(read_image(image_of(sample)), side))
+        return to_tensor(np.array(middle_square(read_image(image_of(sample)), side)))
     except BadSample:
         return None
 
