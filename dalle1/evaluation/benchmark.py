@@ -37,7 +37,6 @@ from dalle1.evaluation.features import (
     read_true,
 )
 from dalle1.evaluation.metrics import (
-    BATCH,
     FeatureNetwork,
     FrechetDistance,
     InceptionScore,
@@ -54,6 +53,7 @@ from dalle1.protocols import EmbeddingRanker
 
 FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
+ROWS = 512  # images whose features are added at once; a product of fewer takes longer for each
 
 Point = dict[str, float | list[float]]  # {"mean": ..., "interval": [low, high]}
 
@@ -222,7 +222,7 @@ class _ChosenImages:
     def add(self, found: ChosenFeatures, row: int) -> None:
         """Adds one of a caption's images."""
         self.pending.append((found.features[row], found.logits[row]))
-        if len(self.pending) == BATCH:
+        if len(self.pending) == ROWS:
             self._add_pending()
         self.scores.append(float(found.scores[row]))
         if len(found.correct):

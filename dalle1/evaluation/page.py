@@ -63,14 +63,15 @@ def _curves(results: Results) -> list[str]:
 
 def _blur(results: Results) -> list[str]:
     names, true, side = results["names"], results["true_images"], results["image_size"]
-    unreadable = f" ({true['unreadable']:,} cannot be read)" if true["unreadable"] else ""
+    against = f"against {true['images']:,} true images" if true["images"] else "without true ones"
+    if true["unreadable"]:
+        against += f" ({true['unreadable']:,} cannot be read)"
     parts = [
         "<h2>Against blur</h2>",
-        "<p>One image a caption, CLIP's first of N, against "
-        f"{true['images']:,} true images{unreadable}. Both are {side} x {side} pixels and "
-        f"blurred alike. Features: {html.escape(names['features'])}. The Inception Score is the "
-        f"mean over {results['settings']['inception_splits']} parts of the images, ± its standard "
-        "deviation.</p><img src=blur.png>",
+        f"<p>One image a caption, CLIP's first of N, {against}. Both are {side} x {side} pixels "
+        f"and blurred alike. Features: {html.escape(names['features'])}. The Inception Score "
+        f"is the mean over {results['settings']['inception_splits']} parts of the images, ± its "
+        "standard deviation.</p><img src=blur.png>",
     ]
     for name, group in results["groups"].items():
         for key, cell in (("fid", _fid), ("inception_score", _inception_score)):

@@ -99,16 +99,16 @@ def _figures(
     color: Any,
 ) -> None:
     """A line of the figure `key`, and its standard deviation as a band; none where it is None."""
-    means = [_mean(point[key]) for point in points]
-    if None in means:
+    means = [mean for point in points if (mean := _mean(point[key])) is not None]
+    if len(means) < len(points):
         return
     axes.plot(places, means, style, color=color, label=label, markersize=3)
-    deviations = [point.get(f"{key}_deviation") for point in points]
-    if None not in deviations:
-        low, high = zip(
-            *((m - d, m + d) for m, d in zip(means, deviations, strict=True)), strict=True
-        )
-        axes.fill_between(places, low, high, color=color, alpha=0.08, linewidth=0)
+    found = [point.get(f"{key}_deviation") for point in points]
+    deviations = [float(deviation) for deviation in found if deviation is not None]
+    if len(deviations) == len(means):
+        pairs = list(zip(means, deviations, strict=True))
+        band = [m - d for m, d in pairs], [m + d for m, d in pairs]
+        axes.fill_between(places, *band, color=color, alpha=0.08, linewidth=0)
 
 
 def _shade(place: int, of: int) -> Any:

@@ -100,7 +100,7 @@ def _caption_lists(settings: RankSettings) -> Iterator[list[str]]:
     shards = find_shards(settings.data)
     if kind_of(settings.data, shards) == TOKENS:
         for path in shards:
-            yield from TokenShard(path).captions()
+            yield from filter(None, TokenShard(path).captions())
         return
     bad: Counter[str] = Counter()
     good = False
