@@ -7,7 +7,8 @@
     run/features/<settings>/true-000000.safetensors ...    of 64 samples' true images each
 
 The ranks share the work, and what a run that was stopped has finished stays. The files do not
-depend on the number of ranks. Other settings or another network give a folder of its own.
+depend on the number of ranks. Other settings give a folder of their own; another network under the
+same name is refused.
 
 Dimensions: r blur radii, n images, f features, k classes, q numbers of candidates N, H W image
 height and width.
@@ -43,7 +44,7 @@ from dalle1.evaluation.candidates import (
 )
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.metrics import BATCH, FeatureNetwork, blurred
-from dalle1.evaluation.prompts import Prompt, true_images
+from dalle1.evaluation.prompts import Prompt, data_digest, true_images
 from dalle1.generation.images import decode
 from dalle1.model import Model
 from dvae.calls import trusted
@@ -108,6 +109,7 @@ def open_folder(
     """
     names = ("data", "blur", "image_size", "inception", "features", "reference_images")
     depends: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    depends["data_digest"] = data_digest(settings)
     depends["candidates"] = json.loads(read_text(settings_path(settings)))
     if settings.inception is None and settings.features is None:  # the classes are the captions
         depends["captions"] = hashlib.sha256(

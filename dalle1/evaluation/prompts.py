@@ -5,6 +5,8 @@ Dimensions: H W image height and width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,14 @@ from dalle1.data.samples import (
     image_of,
     split_lines,
 )
-from dalle1.data.shards.index import TOKENS, find_shards, kind_of, no_good, raw_samples
+from dalle1.data.shards.index import (
+    TOKENS,
+    find_pairs,
+    find_shards,
+    kind_of,
+    no_good,
+    raw_samples,
+)
 from dalle1.data.shards.tar import is_remote
 from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import middle_square, read_image
@@ -131,6 +140,21 @@ def _is_list(data: str) -> bool:
 
 def _are_tokens(data: str) -> bool:
     return kind_of(data, find_shards(data)) == TOKENS
+
+
+def data_digest(settings: RankSettings) -> str:
+    """16 digits that change with the names or sizes of the files that the data are.
+
+    Of remote shards only the addresses count.
+    """
+    files: list[str] = []
+    if settings.data != SHAPES:
+        listed = _is_list(settings.data)
+        files = [settings.data] if listed else find_shards(settings.data)
+        files = files or find_pairs(settings.data)
+    sizes = [(Path(f).name, Path(f).stat().st_size) for f in files if not is_remote(f)]
+    remote = [f for f in files if is_remote(f)]
+    return hashlib.sha256(json.dumps([sizes, remote]).encode()).hexdigest()[:16]
 
 
 def true_images(

@@ -202,6 +202,21 @@ def test_other_settings_have_a_folder_of_their_own(
     assert len(paths) == 4
 
 
+def test_data_that_have_changed(
+    make_settings: SettingsMaker, opened: Opener, many_pairs: str
+) -> None:
+    """True images of data that were written anew under their former name: features of images that
+    are not there any more."""
+    settings = make_settings(data=many_pairs, captions=1)
+    folder = opened(settings)
+    assert opened(settings).path == folder.path
+    (Path(many_pairs) / "100.png").unlink()
+    changed = opened(settings)
+    assert changed.path != folder.path
+    measure_true(changed)
+    assert sum(part.samples for part in read_true(changed, 0)) == 149
+
+
 def test_features_of_another_network_are_refused(
     make_settings: SettingsMaker, opened: Opener
 ) -> None:
