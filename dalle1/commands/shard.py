@@ -3,8 +3,12 @@
     dalle1 shard SOURCE OUT [--seed 0]
     python launch/shard.py SOURCE OUT [--seed 0]
 
+    dalle1 shard PICTURES OUT --coco captions_val2014.json
+    dalle1 shard CUB_200_2011 OUT --cub text --classes testclasses.txt
+
 SOURCE is a folder of images with a .txt for each, or a .csv, .tsv or .parquet of paths and
-captions. Rows that cannot be used are left out, counted by cause and named.
+captions; or the folder of MS-COCO's or CUB's pictures (docs/evaluation.md). Rows that cannot be
+used are left out, counted by cause and named.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from collections.abc import Sequence
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser
 from dalle1.common.files import expand_home
+from dalle1.data.curation.captions import CHOICES
+from dalle1.data.curation.cub import SPLITS
 from dalle1.data.curation.write_shards import write_shards
 
 
@@ -31,6 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--image-column", default="path", help="of a table")
     parser.add_argument("--caption-column", default="caption", help="of a table")
+    parser.add_argument("--coco", type=as_path, metavar="JSON", help="MS-COCO's annotations")
+    parser.add_argument("--cub", type=as_path, metavar="FOLDER", help="CUB's captions")
+    parser.add_argument(
+        "--captions", choices=CHOICES, help="of each picture of MS-COCO or CUB; without, all"
+    )
+    parser.add_argument("--split", choices=tuple(SPLITS), help="of CUB; without, both")
+    parser.add_argument(
+        "--classes", type=as_path, metavar="FILE", help="of CUB, a name a line; without, all"
+    )
     parser.add_argument("--seed", type=int, help="shuffles; without, the order of the source")
     parser.add_argument("--workers", type=int, default=4, help="threads that read")
     options = parser.parse_args(arguments)

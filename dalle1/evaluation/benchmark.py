@@ -1,9 +1,10 @@
 """What ranking gains: each figure against the number of candidates N and against the blur.
 
-`curves` takes scores and checks of all candidates. `compare` decodes one image a caption for each
-N, the ranker's first, and compares these images with true ones.
+`curves` takes scores and checks of all candidates. `compare` takes one image a caption for each N,
+the ranker's first, and compares these images with true ones. The memory does not depend on the
+number of images.
 
-Dimensions: b candidates, n images, f features, k classes, H W image height and width.
+Dimensions: b candidates, n images, H W image height and width.
 """
 
 from __future__ import annotations
@@ -18,36 +19,41 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.common.config import SHAPES
 from dalle1.common.files import write_text
 from dalle1.common.images import to_pil
-from dalle1.evaluation.best_of_n import best_of_n, candidate_counts, oracle_of_n
+from dalle1.evaluation.best_of_n import best_of_n, oracle_of_n
 from dalle1.evaluation.candidates import (
     ATTRIBUTES,
     NOT_CLAIMED,
     CaptionCandidates,
-    check_image,
     read_candidates,
 )
 from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.features import (
+    ChosenFeatures,
+    FeatureFolder,
+    chosen_images,
+    read_chosen,
+    read_true,
+)
 from dalle1.evaluation.metrics import (
-    BATCH,
-    Comparison,
     FeatureNetwork,
-    batches,
-    blurred,
+    FrechetDistance,
+    InceptionScore,
+    Moments,
+    inception_network,
     interval,
     named_network,
     no_features,
     ranker_network,
 )
-from dalle1.evaluation.prompts import Prompt, true_images
-from dalle1.generation.images import decode
+from dalle1.evaluation.prompts import Prompt
 from dalle1.model import Model
 from dalle1.protocols import EmbeddingRanker
 
 FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
+ROWS = 512  # images whose features are added at once; a product of fewer takes longer for each
 
 Point = dict[str, float | list[float]]  # {"mean": ..., "interval": [low, high]}
 
@@ -61,34 +67,36 @@ class RankingBenchmark:
     sheet_images: list[list[Tensor]] = field(default_factory=list)  # [prompts][counts] [3, H, W]
 
 
-def measure(
-    model: Model, prompts: Sequence[Prompt], settings: RankSettings, network: FeatureNetwork
-) -> RankingBenchmark:
-    """All figures of the candidates that `draw_candidates` has kept.
-
-    Args:
-        network: what FID and Inception Score are computed with, see `feature_network`.
-    """
-    counts = candidate_counts(settings.candidates)
+def measure(folder: FeatureFolder, prompts: Sequence[Prompt]) -> RankingBenchmark:
+    """All figures of candidates and features that `draw_candidates`, `measure_chosen` and
+    `measure_true` have kept."""
+    model, settings, counts = folder.model, folder.settings, folder.counts
     groups: dict[str, Any] = {}
     for group in dict.fromkeys(p.group for p in prompts):
         of_group = [p for p in prompts if p.group == group]
-        # The tokens of thousands of captions would fill the memory.
-        candidates = [c.without_tokens() for c in read_candidates(of_group, settings)]
+        candidates = list(read_candidates(of_group, settings, tokens=False))
         groups[group] = {
             "captions": len(candidates),
             "curves": curves(candidates, counts, settings.bootstrap),
         }
-    image_figures, sheet_images = compare(model, prompts, counts, settings, network)
+    image_figures, true_images = compare(folder, prompts)
     for group, figures in image_figures.items():
         groups[group]["pictures"] = figures
     results = {
         "settings": settings.model_dump(),
         "counts": counts,
         "blur": settings.blur,
+        "image_size": folder.side,
+        "names": network_names(model, settings),
+        "true_images": true_images,
         "groups": groups,
     }
-    return RankingBenchmark(results, list(prompts[: settings.sheet_captions]), sheet_images)
+    shown = list(prompts[: settings.sheet_captions])
+    images = []
+    for candidates_of_one in read_candidates(shown, settings):
+        different, rows = chosen_images(model, candidates_of_one, counts)
+        images.append([different[row] for row in rows])
+    return RankingBenchmark(results, shown, images)
 
 
 def curves(
@@ -157,116 +165,94 @@ def _mean_and_interval(values: Sequence[float], resamples: int) -> Point:
 
 
 def compare(
-    model: Model,
-    prompts: Sequence[Prompt],
-    counts: Sequence[int],
-    settings: RankSettings,
-    network: FeatureNetwork,
-) -> tuple[dict[str, dict[str, Any]], list[list[Tensor]]]:
+    folder: FeatureFolder, prompts: Sequence[Prompt]
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Figures of one image a caption, the ranker's first of candidates 0 ... N - 1 (figure 9).
 
     Returns:
-        The figures by group, blur radius and N, and the images [captions][counts] of the captions
-        on the contact sheet.
+        The figures by group, blur radius and N; and how many true images there are, and how many
+        samples have none.
     """
-    true = _true_images(model, network, settings)
+    settings = folder.settings
     groups = list(dict.fromkeys(p.group for p in prompts))
-    chosen = {
-        (group, radius, n): _ChosenImages(true[radius], settings)
-        for group in groups
-        for radius in settings.blur
-        for n in counts
-    }
-    sheet_images: list[list[Tensor]] = []
-    bar = tqdm(prompts, desc="measuring", unit="caption", mininterval=5)
-    for prompt, candidates in zip(bar, read_candidates(prompts, settings), strict=True):
-        images, chosen_rows = _chosen_images(model, candidates, counts)
-        if len(sheet_images) < settings.sheet_captions:
-            sheet_images.append([images[row] for row in chosen_rows])
-        for radius in settings.blur:
-            figures = _figures(model, network, prompt.caption, blurred(images, radius), settings)
-            for row, n in zip(chosen_rows, counts, strict=True):
-                chosen[prompt.group, radius, n].add(figures, row)
-    bar.close()
-    return {
-        group: {
-            f"{radius:g}": {n: chosen[group, radius, n].values(settings.bootstrap) for n in counts}
-            for radius in settings.blur
-        }
-        for group in groups
-    }, sheet_images
+    figures: dict[str, dict[str, Any]] = {group: {} for group in groups}
+    true_counts = {"images": 0, "unreadable": 0}
+    for i, radius in enumerate(tqdm(settings.blur, desc="comparing", unit="radius")):
+        true, samples = _true_moments(folder, i)
+        images = 0 if true is None else true.count
+        true_counts = {"images": images, "unreadable": samples - images}
+        chosen = {group: [_ChosenImages(settings) for _ in folder.counts] for group in groups}
+        for prompt in prompts:
+            found = read_chosen(folder, prompt.caption, i)
+            for images_of_n, row in zip(chosen[prompt.group], found.rows.tolist(), strict=True):
+                images_of_n.add(found, row)
+        distance = None if true is None else FrechetDistance(true)
+        for group, by_count in chosen.items():
+            figures[group][f"{radius:g}"] = {
+                n: images_of_n.values(distance, settings.bootstrap)
+                for n, images_of_n in zip(folder.counts, by_count, strict=True)
+            }
+    return figures, true_counts
 
 
-def _chosen_images(
-    model: Model, candidates: CaptionCandidates, counts: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """The ranker's first of candidates 0 ... N - 1 for each N, each decoded once.
+def _true_moments(folder: FeatureFolder, radius: int) -> tuple[Moments | None, int]:
+    """Of the true images at a blur radius, given by its number, and of how many samples.
 
-    Returns:
-        Images [n, 3, H, W], all different, and the row of each N's image among them.
+    None where there are no images.
     """
-    best = [int(candidates.scores[:n].argmax()) for n in counts]
-    different = sorted(set(best))
-    images = decode(model.codec, candidates.tokens[different], model.prior.grid)
-    return images, [different.index(i) for i in best]
-
-
-@dataclass
-class _ImageFigures:
-    """Figures of n images of one caption."""
-
-    features: Tensor  # [n, f]
-    logits: Tensor | None  # [n, k]
-    scores: Tensor  # [n]
-    correct: list[bool] | None  # n; None without a checker
-
-
-def _figures(
-    model: Model, network: FeatureNetwork, caption: str, images: Tensor, settings: RankSettings
-) -> _ImageFigures:
-    """Figures of images [n, 3, H, W] of one caption."""
-    assert model.ranker is not None
-    features, logits = network(images)
-    scores = model.ranker.score([caption], images)[0]
-    correct = None
-    if settings.data == SHAPES:
-        # NOT_CLAIMED is true: what a caption does not claim cannot be wrong.
-        correct = [all(check_image(image, caption)) for image in images]
-    return _ImageFigures(features, logits, scores, correct)
+    moments, samples = None, 0
+    for part in read_true(folder, radius):
+        samples += part.samples
+        if len(part.features):
+            moments = moments or Moments(part.features.shape[1])
+            moments.add(part.features, "true images")
+    return moments, samples
 
 
 class _ChosenImages:
     """Figures of a set of images, one of each caption, added one by one."""
 
-    def __init__(self, true: Comparison, settings: RankSettings) -> None:
-        self.comparison = Comparison(true.features, settings.inception_splits)
-        self.comparison.add_true(true)
-        self.pending: list[tuple[Tensor, Tensor | None]] = []  # features and logits of an image
+    def __init__(self, settings: RankSettings) -> None:
+        self.moments: Moments | None = None
+        self.inception = InceptionScore(settings.inception_splits)
+        self.pending: list[tuple[Tensor, Tensor]] = []  # features and logits of an image
         self.scores: list[float] = []
         self.correct: list[float] = []
 
-    def add(self, figures: _ImageFigures, row: int) -> None:
+    def add(self, found: ChosenFeatures, row: int) -> None:
         """Adds one of a caption's images."""
-        logits = None if figures.logits is None else figures.logits[row]
-        self.pending.append((figures.features[row], logits))
-        if len(self.pending) == BATCH:
-            self._compare_pending()
-        self.scores.append(float(figures.scores[row]))
-        if figures.correct is not None:
-            self.correct.append(float(figures.correct[row]))
+        self.pending.append((found.features[row], found.logits[row]))
+        if len(self.pending) == ROWS:
+            self._add_pending()
+        self.scores.append(float(found.scores[row]))
+        if len(found.correct):
+            self.correct.append(float(found.correct[row]))
 
-    def _compare_pending(self) -> None:
-        if self.pending:
-            features, logits = zip(*self.pending, strict=True)
-            stacked = None if logits[0] is None else torch.stack(logits)
-            self.comparison.add(torch.stack(features), stacked, real=False)
-            self.pending.clear()
+    def _add_pending(self) -> None:
+        if not self.pending:
+            return
+        features, logits = (torch.stack(rows) for rows in zip(*self.pending, strict=True))
+        self.pending.clear()
+        self.moments = self.moments or Moments(features.shape[1])
+        self.moments.add(features, "generated images")
+        if logits.shape[1]:
+            self.inception.add(logits)
 
-    def values(self, resamples: int) -> dict[str, Any]:
-        """`fid`, `inception_score`, `clip_score` and, with a checker, `accuracy`."""
-        self._compare_pending()
-        result: dict[str, Any] = {**self.comparison.values()}
-        result["clip_score"] = _mean_and_interval(self.scores, resamples)
+    def values(self, distance: FrechetDistance | None, resamples: int) -> dict[str, Any]:
+        """`fid` (None without true images, or with fewer than two of either kind),
+        `inception_score` and its standard deviation over the parts (None without classes),
+        `clip_score` and, with a checker, `accuracy`."""
+        self._add_pending()
+        score, deviation = self.inception.values()
+        fid = None
+        if distance is not None and self.moments is not None:
+            fid = distance.to(self.moments)
+        result: dict[str, Any] = {
+            "fid": fid,
+            "inception_score": score,
+            "inception_score_deviation": deviation,
+            "clip_score": _mean_and_interval(self.scores, resamples),
+        }
         if self.correct:
             result["accuracy"] = _mean_and_interval(self.correct, resamples)
         return result
@@ -281,29 +267,37 @@ def feature_network(
     and both figures are left out.
 
     Raises:
-        ValueError: the named network cannot be imported, or fails on a black image.
+        ValueError: the file of the named network cannot be read, or its function not be imported
+            or called on a black image.
     """
+    if settings.inception is not None:
+        return inception_network(settings.inception, model.device)
     if settings.features is None:
         if isinstance(model.ranker, EmbeddingRanker):
             return ranker_network(model.ranker, captions)
         return no_features
     network = named_network(settings.features)
-    network(torch.zeros(1, 3, model.image_size, model.image_size))
+    side = settings.image_size or model.image_size
+    network(torch.zeros(1, 3, side, side))
     return network
 
 
-def _true_images(
-    model: Model, network: FeatureNetwork, settings: RankSettings
-) -> dict[float, Comparison]:
-    """Features of the true images at each blur radius; none where the data has no images."""
-    side = model.image_size
-    features, _ = network(torch.zeros(1, 3, side, side))
-    by_radius = {r: Comparison(features.shape[1], settings.inception_splits) for r in settings.blur}
-    images = true_images(settings, side)
-    for batch in batches(images) if images is not None else ():
-        for radius, comparison in by_radius.items():
-            comparison.add(*network(blurred(batch, radius)), real=True)
-    return by_radius
+def network_names(model: Model, settings: RankSettings) -> dict[str, str]:
+    """What the features are, and what FID and Inception Score of them are called.
+
+    Figures of the ranker's embeddings get names of their own: they are smaller by far than those of
+    the Inception network, and compare runs with the same ranker alone.
+    """
+    if settings.inception is not None:
+        name = "Inception network of 2015"
+        return {"features": name, "fid": "FID", "inception_score": "Inception Score"}
+    if settings.features is not None:
+        name = settings.features
+        return {"features": name, "fid": f"FID of {name}", "inception_score": f"IS of {name}"}
+    if isinstance(model.ranker, EmbeddingRanker):
+        name = "embeddings of the CLIP that ranks; its classes are the captions"
+        return {"features": name, "fid": "CLIP-FID", "inception_score": "CLIP-IS"}
+    return {"features": "none", "fid": "FID", "inception_score": "Inception Score"}
 
 
 def save(benchmark: RankingBenchmark, folder: Path) -> None:

@@ -6,6 +6,7 @@ Dimensions: m candidates, of which n are chosen among.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,9 +36,15 @@ def best_of_n(scores: Tensor, values: Tensor, n: int) -> float:
     _, equals, counts = scores.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, values.double())
     shared = (sums / counts)[equals]  # [m]
-    ordered: list[float] = shared[scores.argsort(descending=True)].tolist()
+    return float(shared[scores.argsort(descending=True)] @ _weights(m, n))
+
+
+@lru_cache(maxsize=64)  # of a benchmark, there are as many as points of a curve
+def _weights(m: int, n: int) -> Tensor:
+    """The share of subsets of which the k-th of m is the best of n, float64 [m]."""
     total = math.comb(m, n)
-    return sum(math.comb(m - 1 - k, n - 1) / total * v for k, v in enumerate(ordered) if v)
+    shares = [math.comb(m - 1 - k, n - 1) / total for k in range(m)]
+    return torch.tensor(shares, dtype=torch.float64)
 
 
 def oracle_of_n(correct: Tensor, n: int) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,10 +59,6 @@ class CaptionCandidates:
         """Whether an image shows all that the caption claims: bool [b]."""
         return (self.checks != 0).all(dim=1)
 
-    def without_tokens(self) -> CaptionCandidates:
-        """Scores and checks alone, which is all that the curves need."""
-        return CaptionCandidates(self.tokens[:, :0].clone(), self.scores, self.checks)
-
     def first(self, count: int) -> CaptionCandidates:
         """Candidates 0 ... count - 1."""
         return CaptionCandidates(self.tokens[:count], self.scores[:count], self.checks[:count])
@@ -83,7 +79,7 @@ def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0)
     current["judged"] = settings.data == SHAPES
     current["model"] = model_fingerprint(model)
     current["tokenizers"] = _tokenizers(model)
-    path = folder / "settings.json"
+    path = settings_path(settings)
     if not path.exists():
         if rank == 0:
             write_text(path, json.dumps(current, indent=2) + "\n")
@@ -137,9 +133,12 @@ def draw_candidates(
 
 
 def read_candidates(
-    prompts: Sequence[Prompt], settings: RankSettings
+    prompts: Sequence[Prompt], settings: RankSettings, tokens: bool = True
 ) -> Iterator[CaptionCandidates]:
     """The first `settings.candidates` candidates of every prompt, one prompt after the other.
+
+    tokens: whether they are read; without, they are [b, 0]. The curves need none, and those of
+        30,000 captions are 30 GB.
 
     Raises:
         ValueError: candidates are missing, or a file is damaged.
@@ -153,7 +152,12 @@ def read_candidates(
                 f"{path} holds {count} of {settings.candidates} candidates of {prompt.caption!r}; "
                 "several machines need a shared run folder, and all ranks must finish drawing"
             )
-        yield _load(path).first(settings.candidates)
+        yield _load(path, tokens).first(settings.candidates)
+
+
+def settings_path(settings: RankSettings) -> Path:
+    """The file that says what the candidates of a run depend on."""
+    return _folder(settings) / "settings.json"
 
 
 def path_of(folder: Path, caption: str) -> Path:
@@ -218,10 +222,12 @@ def _append(path: Path, new: CaptionCandidates) -> None:
         save_file(tensors, temporary)
 
 
-def _load(path: Path) -> CaptionCandidates:
+def _load(path: Path, tokens: bool = True) -> CaptionCandidates:
     try:
-        tensors = load_file(path)
-        return CaptionCandidates(tensors["tokens"].long(), tensors["scores"], tensors["verdicts"])
+        with safe_open(path, "pt") as file:
+            scores, checks = file.get_tensor("scores"), file.get_tensor("verdicts")
+            drawn = file.get_tensor("tokens").long() if tokens else torch.zeros(len(scores), 0)
+        return CaptionCandidates(drawn, scores, checks)
     except (SafetensorError, KeyError) as error:
         raise _damaged(path, error) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,7 +31,15 @@ class RankSettings(Section):
         "captions alone, and then no FID: token shards, or a .txt with one a line"
     )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
-    captions: int = Field(128, ge=1, description="number of captions, from the first on")
+    captions: int = Field(128, ge=1, description="largest number of captions")
+    caption_seed: int | None = Field(
+        None,
+        ge=0,
+        description="chooses different captions at random among all of the data; null: the first",
+    )
+    captions_per_image: Literal["one", "all"] = Field(
+        "one", description="of images with several captions"
+    )
     candidates: int = Field(512, ge=1, description="candidates of each caption")
     seed: int = Field(0, ge=0, description="of the random numbers that candidates are drawn with")
     temperature: float = Field(
@@ -54,11 +62,25 @@ class RankSettings(Section):
     blur: list[float] = Field(
         [0, 1, 2, 4, 8], min_length=1, description="blur radii, in pixels; 0: none"
     )
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        description="side in pixels that generated and true images are brought to before they are "
+        "blurred and compared; null: the model's",
+    )
+    inception: Location | None = Field(
+        None,
+        description="file of FID's Inception network, pt_inception-2015-12-05-6726825d.pth; null: "
+        "FID and Inception Score use `features`",
+    )
     features: str | None = Field(
         None, description="'module:function' that returns a network for FID; null: CLIP"
     )
     reference_images: int = Field(
-        30_000, ge=2, description="largest number of true images that candidates are compared with"
+        30_000,
+        ge=2,
+        description="number of samples, from the first on, whose true images candidates are "
+        "compared with",
     )
     inception_splits: int = Field(
         10, ge=1, description="parts that the Inception Score is averaged over"
@@ -81,6 +103,11 @@ class RankSettings(Section):
         for name in ("heldout_captions", "training_captions"):
             if self.data != SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name} is read with data=shapes alone: take it out")
+        for name in ("caption_seed", "captions_per_image"):
+            if self.data == SHAPES and getattr(self, name) not in (None, "one"):
+                raise ValueError(f"{name} is not read with data=shapes: take it out")
+        if self.inception is not None and self.features is not None:
+            raise ValueError("inception and features are two networks for FID: take one out")
         if min(self.blur) < 0 or len(set(self.blur)) < len(self.blur):
             raise ValueError(f"blur: expected different radii >= 0, got {self.blur}")
         return self

@@ -1,16 +1,12 @@
-"""How good chosen images are: FID, Inception Score, and intervals of means over captions.
+"""How good chosen images are: networks, FID, Inception Score, intervals of means over captions.
 
 Dimensions: q captions, n images, f features, k classes, H W image height and width.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +14,7 @@ from PIL import ImageFilter
 from torch import Tensor, nn
 
 from dalle1.common.images import to_pil, to_tensor
+from dalle1.evaluation.inception import load_inception
 from dalle1.protocols import EmbeddingRanker
 from dvae.images import check_images
 
@@ -57,6 +54,20 @@ def ranker_network(ranker: EmbeddingRanker, captions: Sequence[str]) -> FeatureN
 
     with torch.inference_mode():
         class_embeddings = ranker.embed_captions(classes)  # [k, f]
+    return network
+
+
+def inception_network(path: str, device: torch.device) -> FeatureNetwork:
+    """FID's own network, see `inception.load_inception`; path: of its file."""
+    inception = load_inception(path).to(device)
+
+    @torch.inference_mode()
+    def network(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_images(images)
+        results = [inception(part.to(device)) for part in images.split(BATCH)]
+        features, logits = (torch.cat(values).cpu() for values in zip(*results, strict=True))
+        return features, logits
+
     return network
 
 
@@ -133,105 +144,114 @@ def check_rows(
         )
 
 
-class _Precomputed(nn.Identity):
-    """Stands where torchmetrics expects a network and hands on features that are computed."""
+class Moments:
+    """Mean and covariance of features, added batch by batch, in 64 bits.
+
+    The memory does not depend on the number of images.
+    """
 
     def __init__(self, features: int) -> None:
-        super().__init__()
-        self.num_features = features  # an attribute that torchmetrics reads
+        """features: f."""
+        self.features, self.count = features, 0
+        self._sum = torch.zeros(features, dtype=torch.float64)
+        self._products = torch.zeros(features, features, dtype=torch.float64)
 
+    def add(self, features: Tensor, source: str = "images") -> None:
+        """Adds features [n, f] of n images; source: what they are of, for messages.
 
-class Comparison:
-    """FID and Inception Score of generated images against true ones, added batch by batch."""
-
-    def __init__(self, features: int, splits: int) -> None:
-        """Starts without images.
-
-        Args:
-            features: f; 0 leaves FID out.
-            splits: parts that the Inception Score is averaged over.
-
-        Raises:
-            ValueError: torchmetrics is missing.
+        Raises ValueError where they have another shape, or are not finite.
         """
-        fid, inception = metric_classes()
-        self.features = features
-        self._has_classes = False
-        # Rank 0 alone compares, the other ranks have left: there is nothing to reduce.
-        self.fid = fid(feature=_Precomputed(max(1, features)), sync_on_compute=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it keeps the logits of all images
-            self.inception = inception(feature=nn.Identity(), splits=splits, sync_on_compute=False)
-
-    def add(self, features: Tensor, logits: Tensor | None, real: bool) -> None:
-        """Adds features [n, f] and, if there are classes, logits [n, k].
-
-        Args:
-            real: whether they are of true images.
-
-        Raises:
-            ValueError: they have another shape, or are not finite.
-        """
-        source = "true images" if real else "generated images"
         check_rows(features, "features", source, columns=self.features)
-        if logits is not None:
-            check_rows(logits, "logits", source, rows=len(features))
-        if self.features:
-            self.fid.update(features, real=real)
-        if logits is not None and not real:
-            # In 32 bits the probability of a class may be 0 in all images, and the score NaN.
-            self.inception.update(logits.double())
-            self._has_classes = True
+        rows = features.double()
+        self.count += len(rows)
+        self._sum += rows.sum(0)
+        self._products += rows.T @ rows
 
-    def add_true(self, other: Comparison) -> None:
-        """Copies the true images of another comparison; ValueError for one of other features."""
-        if other.features != self.features:
-            raise ValueError(
-                f"features: expected [n, {self.features}] of true images, got [n, {other.features}]"
-            )
-        for name in ("real_features_sum", "real_features_cov_sum", "real_features_num_samples"):
-            setattr(self.fid, name, getattr(other.fid, name).clone())
+    def mean(self) -> Tensor:
+        """[f]; NaN of no images."""
+        return self._sum / self.count
 
-    def values(self) -> dict[str, float | None]:
-        """`fid` (None without features, or with fewer than two true or generated images) and
-        `inception_score` (None without classes).
+    def covariance(self) -> Tensor:
+        """[f, f], over count - 1."""
+        mean = self.mean()
+        return (self._products - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
-        Raises ValueError where features are too large for the FID.
+
+class FrechetDistance:
+    """The distance of Gaussians from that of the true images (FID, Heusel et al. 2017).
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), whose last trace is that of the root of the
+    symmetric matrix S1^(1/2) S2 S1^(1/2). S1^(1/2) is computed once for all distances.
+    """
+
+    def __init__(self, true: Moments) -> None:
+        self.true = true
+        self._root: Tensor | None = None
+
+    def to(self, generated: Moments) -> float | None:
+        """The distance; None without features, or of fewer than two true or generated images.
+
+        Raises ValueError where features are of another width.
         """
-        counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
-        enough = self.features > 0 and min(map(int, counts)) > 1
-        score = None
-        if self._has_classes:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                torch.manual_seed(0)  # the score is a mean over random parts
-                warnings.simplefilter("ignore")  # that one part has no deviation
-                score = float(self.inception.compute()[0])
-        fid = float(self.fid.compute()) if enough else None
-        if fid is not None and not math.isfinite(fid):
+        if self.true.features != generated.features:
             raise ValueError(
-                f"features: expected numbers whose squares fit 32 bits, got an FID of {fid}; scale "
-                "them down"
+                f"features: expected [n, {self.true.features}] as of true images, got "
+                f"[n, {generated.features}]"
             )
-        return {"fid": fid, "inception_score": score}
+        if not generated.features or min(self.true.count, generated.count) < 2:
+            return None
+        covariance, other = self.true.covariance(), generated.covariance()
+        if self._root is None:
+            values, vectors = torch.linalg.eigh(covariance)
+            self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        mixed = self._root @ other @ self._root
+        # Rounding leaves values a little below 0 where there are fewer images than features.
+        shared = torch.linalg.eigvalsh((mixed + mixed.T) / 2).clamp(min=0).sqrt().sum()
+        apart = (self.true.mean() - generated.mean()).square().sum()
+        distance = apart + covariance.trace() + other.trace() - 2 * shared
+        return max(0.0, float(distance))
 
 
-def metric_classes() -> tuple[Any, Any]:
-    """torchmetrics' FID and Inception Score; ValueError that says how to install them."""
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.inception import InceptionScore
-    except ImportError as error:
-        raise ValueError(
-            "FID and Inception Score need torchmetrics: pip install 'dalle1[eval]'"
-        ) from error
-    return FrechetInceptionDistance, InceptionScore
+class InceptionScore:
+    """exp of the mean of KL(p(class | image) || p(class)), over parts of the images (Salimans et
+    al. 2016), added batch by batch.
 
+    Only sums are kept. In 64 bits: in 32, the probability of a class may be 0 in all images.
+    """
 
-def batches(images: Iterable[Tensor], size: int = BATCH) -> Iterable[Tensor]:
-    """Images [3, H, W] as batches [<= size, 3, H, W]."""
-    stream = iter(images)
-    while block := list(islice(stream, size)):
-        yield torch.stack(block)
+    def __init__(self, splits: int) -> None:
+        """splits: parts that the score is averaged over; image i is of part i modulo `splits`."""
+        self.splits, self.count = splits, 0
+        self._counts = torch.zeros(splits, dtype=torch.float64)
+        self._negative_entropies = torch.zeros(splits, dtype=torch.float64)
+        self._probabilities: Tensor | None = None  # [splits, k], summed
+
+    def add(self, logits: Tensor) -> None:
+        """Adds class logits [n, k] of the next n images; ValueError where they are not finite."""
+        columns = None if self._probabilities is None else self._probabilities.shape[1]
+        check_rows(logits, "logits", "images", columns=columns)
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        if self._probabilities is None:
+            self._probabilities = torch.zeros(self.splits, p.shape[1], dtype=torch.float64)
+        part = torch.arange(self.count, self.count + len(p)) % self.splits
+        self.count += len(p)
+        self._counts.index_add_(0, part, torch.ones(len(p), dtype=torch.float64))
+        self._negative_entropies.index_add_(0, part, torch.special.xlogy(p, p).sum(1))
+        self._probabilities.index_add_(0, part, p)
+
+    def values(self) -> tuple[float | None, float | None]:
+        """The mean over the parts and their standard deviation; None without classes, the latter
+        also of one part alone."""
+        if self._probabilities is None:
+            return None, None
+        held = self._counts > 0  # there may be fewer images than parts
+        counts = self._counts[held]
+        marginal = self._probabilities[held] / counts[:, None]
+        entropies = -torch.special.xlogy(marginal, marginal).sum(1)
+        scores = (self._negative_entropies[held] / counts + entropies).exp()
+        deviation = float(scores.std(correction=0)) if len(scores) > 1 else None
+        return float(scores.mean()), deviation
 
 
 def interval(values: Sequence[float], resamples: int) -> tuple[float, float]:

@@ -62,15 +62,21 @@ def _curves(results: Results) -> list[str]:
 
 
 def _blur(results: Results) -> list[str]:
-    features = results["settings"]["features"] or "embeddings of the CLIP that ranks"
+    names, true, side = results["names"], results["true_images"], results["image_size"]
+    against = f"against {true['images']:,} true images" if true["images"] else "without true ones"
+    if true["unreadable"]:
+        against += f" ({true['unreadable']:,} cannot be read)"
     parts = [
         "<h2>Against blur</h2>",
-        "<p>One image a caption, CLIP's first of N; generated and true images are blurred. "
-        f"Features: {html.escape(features)}.</p><img src=blur.png>",
+        f"<p>One image a caption, CLIP's first of N, {against}. Both are {side} x {side} pixels "
+        f"and blurred alike. Features: {html.escape(names['features'])}. The Inception Score "
+        f"is the mean over {results['settings']['inception_splits']} parts of the images, ± its "
+        "standard deviation.</p><img src=blur.png>",
     ]
     for name, group in results["groups"].items():
-        for title, cell in (("FID", _fid), ("Inception Score", _inception_score)):
-            parts.append(f"<h3>{html.escape(name)}: {title} by blur radius</h3>")
+        for key, cell in (("fid", _fid), ("inception_score", _inception_score)):
+            title = f"{html.escape(name)}: {html.escape(names[key])} by blur radius"
+            parts.append(f"<h3>{title}</h3>")
             parts.append(_blur_table(group["pictures"], results["counts"], cell))
     return parts
 
@@ -110,4 +116,7 @@ def _fid(point: Results) -> str:
 
 
 def _inception_score(point: Results) -> str:
-    return "-" if point["inception_score"] is None else f"{point['inception_score']:.2f}"
+    if point["inception_score"] is None:
+        return "-"
+    deviation = point["inception_score_deviation"]
+    return f"{point['inception_score']:.2f}" + (f" ± {deviation:.2f}" if deviation else "")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 Results = dict[str, Any]
-TITLES = {"fid": "FID", "inception_score": "Inception Score", "clip_score": "CLIP score"}
 COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
@@ -38,41 +37,83 @@ def plot_counts(results: Results, path: Path) -> None:
 
 
 def plot_blur(results: Results, path: Path) -> None:
-    """FID, Inception Score and CLIP score against the blur radius and against N (figure 9)."""
-    with Figure(path, 2 * len(TITLES), columns=len(TITLES)) as panels:
-        for i, key in enumerate(TITLES):
-            by_radius, by_count = panels[i], panels[i + len(TITLES)]
+    """FID, Inception Score and CLIP score against the blur radius, above, and against N, below.
+
+    The paper's figure 9 shows the former two so. There is a column for each, and a line for each N
+    or each radius. Of several groups only some N are shown.
+    """
+    names = {**results["names"], "clip_score": "CLIP score"}
+    keys = ("fid", "inception_score", "clip_score")
+    with Figure(path, 2 * len(keys), columns=len(keys)) as panels:
+        for i, key in enumerate(keys):
+            by_radius, by_count = panels[i], panels[i + len(keys)]
             _plot_by_radius(by_radius, results, key)
             _plot_by_count(by_count, results, key)
             for axes in (by_radius, by_count):
-                axes.set(title=TITLES[key])
+                axes.set(title=names[key])
                 axes.grid(alpha=0.3)
                 if axes.lines:
                     axes.legend(fontsize=6)
 
 
 def _plot_by_radius(axes: Any, results: Results, key: str) -> None:
-    """A line for each group and the first, middle and last N."""
-    counts, radii = results["counts"], results["blur"]
-    some = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
-    for (name, group), color in zip(results["groups"].items(), COLORS, strict=False):
-        for n, style in zip(some, (":", "--", "-")[-len(some) :], strict=True):
-            values = [_mean(group["pictures"][f"{r:g}"][n][key]) for r in radii]
-            if None not in values:
-                axes.plot(radii, values, style, color=color, label=f"{name}, N = {n}")
+    """A line for each N; of several groups, for the first, middle and last N of each."""
+    counts, radii, groups = results["counts"], results["blur"], results["groups"]
+    if len(groups) > 1:
+        counts = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
+    for g, (name, group) in enumerate(groups.items()):
+        for i, n in enumerate(counts):
+            points = [group["pictures"][f"{r:g}"][n] for r in radii]
+            if len(groups) > 1:
+                style, color = (":", "--", "-")[-len(counts) :][i], COLORS[g % len(COLORS)]
+                _figures(axes, radii, points, key, f"{name}, N = {n}", style, color)
+            else:
+                _figures(axes, radii, points, key, f"N = {n}", "o-", _shade(i, len(counts)))
     axes.set(xlabel="blur radius, pixels")
 
 
 def _plot_by_count(axes: Any, results: Results, key: str) -> None:
-    """A line for each group and the first and last blur radius."""
-    counts, radii = results["counts"], results["blur"]
-    for (name, group), color in zip(results["groups"].items(), COLORS, strict=False):
-        for r, style in zip((radii[0], radii[-1]), ("-", ":"), strict=True):
-            values = [_mean(group["pictures"][f"{r:g}"][n][key]) for n in counts]
-            if None not in values:
-                axes.plot(counts, values, style, color=color, label=f"{name}, r = {r:g}")
+    """A line for each blur radius; of several groups, for the first and last of each."""
+    counts, radii, groups = results["counts"], results["blur"], results["groups"]
+    if len(groups) > 1:
+        radii = sorted({radii[0], radii[-1]})
+    for g, (name, group) in enumerate(groups.items()):
+        for i, r in enumerate(radii):
+            points = [group["pictures"][f"{r:g}"][n] for n in counts]
+            if len(groups) > 1:
+                style, color = ("-", ":")[i], COLORS[g % len(COLORS)]
+                _figures(axes, counts, points, key, f"{name}, r = {r:g}", style, color)
+            else:
+                _figures(axes, counts, points, key, f"r = {r:g}", "o-", _shade(i, len(radii)))
     axes.set(xlabel="candidates N")
     _counts_axis(axes, counts)
+
+
+def _figures(
+    axes: Any,
+    places: Sequence[float],
+    points: Sequence[Results],
+    key: str,
+    label: str,
+    style: str,
+    color: Any,
+) -> None:
+    """A line of the figure `key`, and its standard deviation as a band; none where it is None."""
+    means = [mean for point in points if (mean := _mean(point[key])) is not None]
+    if len(means) < len(points):
+        return
+    axes.plot(places, means, style, color=color, label=label, markersize=3)
+    found = [point.get(f"{key}_deviation") for point in points]
+    deviations = [float(deviation) for deviation in found if deviation is not None]
+    if len(deviations) == len(means):
+        pairs = list(zip(means, deviations, strict=True))
+        band = [m - d for m, d in pairs], [m + d for m, d in pairs]
+        axes.fill_between(places, *band, color=color, alpha=0.08, linewidth=0)
+
+
+def _shade(place: int, of: int) -> Any:
+    """A color of an ordered series."""
+    return pyplot().get_cmap("viridis")(0.9 * place / max(1, of - 1))
 
 
 class Figure:

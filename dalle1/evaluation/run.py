@@ -12,7 +12,8 @@ from dalle1.common.hardware import DTYPES
 from dalle1.evaluation import benchmark, page, plots
 from dalle1.evaluation.candidates import draw_candidates, write_or_check_settings
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.metrics import FeatureNetwork, metric_classes
+from dalle1.evaluation.features import measure_chosen, measure_true, open_folder
+from dalle1.evaluation.metrics import FeatureNetwork
 from dalle1.evaluation.prompts import Prompt, read_prompts
 from dalle1.model import Model, load
 from dalle1.protocols import cuts_told_once, cuts_untold
@@ -36,7 +37,6 @@ def prepare(settings: RankSettings, device: str = "cpu") -> Prepared:
         ValueError: something is wrong that would fail after hours of drawing otherwise.
     """
     check_writable(settings.run, "run")
-    metric_classes()
     plots.pyplot()
     model = load(settings.model, settings.ranker)
     if model.ranker is None:
@@ -60,9 +60,9 @@ def run(
     world_size: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> Path | None:
-    """Draws this rank's share of the captions; rank 0 then reports on all of them.
+    """Draws and measures this rank's share of the captions; rank 0 then reports on all of them.
 
-    A run that was stopped resumes with the missing candidates.
+    A run that was stopped resumes with the missing candidates and features.
 
     Args:
         rank: number of this process.
@@ -80,9 +80,13 @@ def run(
     wait()  # nobody draws into a folder that another rank has refused
     with cuts_untold():
         draw_candidates(model, prompts, settings, rank, world_size, progress=rank == 0)
+        features = open_folder(model, prompts, prepared.network, settings, rank)
+        wait()
+        measure_true(features, rank, world_size)
+        measure_chosen(features, prompts, rank, world_size)
         wait()
         if rank > 0:
             return None
-        measured = benchmark.measure(model, prompts, settings, prepared.network)
+        measured = benchmark.measure(features, prompts)
     benchmark.save(measured, folder)
     return page.write_page(measured, folder)

@@ -19,7 +19,10 @@ from dalle1.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-KINDS: dict[str, type[Section]] = {"rank": RankSettings, "tokens": TokenizeSettings}
+KINDS: dict[str, type[Section]] = {
+    **dict.fromkeys(("rank", "coco", "cub"), RankSettings),
+    "tokens": TokenizeSettings,
+}
 CLASSES = [(path, kind) for root in ROOTS for path, kind in sections(root.kind)]
 
 

@@ -24,8 +24,10 @@ from dalle1.evaluation.candidates import (
     CaptionCandidates,
     draw_candidates,
     read_candidates,
+    write_or_check_settings,
 )
 from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.features import measure_chosen, measure_true, open_folder
 from dalle1.evaluation.prompts import (
     HELDOUT,
     UNSEEN,
@@ -96,7 +98,11 @@ def test_chosen_pictures(model: Model, make_settings: SettingsMaker) -> None:
     prompts = read_prompts(settings)
     draw_candidates(model, prompts, settings, progress=False)
     network = benchmark.feature_network(model, CAPTIONS, settings)
-    measured = benchmark.measure(model, prompts, settings, network)
+    write_or_check_settings(model, settings)
+    folder = open_folder(model, prompts, network, settings)
+    measure_true(folder)
+    measure_chosen(folder, prompts)
+    measured = benchmark.measure(folder, prompts)
     candidates = list(read_candidates(prompts, settings))
     pictures = measured.results["groups"]["captions"]["pictures"]
     for n in (1, 2, 4):
@@ -159,8 +165,8 @@ def test_true_images(make_settings: SettingsMaker) -> None:
     settings = make_settings(reference_images=3)
     true = true_images(settings, 8)
     assert true is not None
-    images = list(true)
-    assert len(images) == 3 and {i.shape for i in images} == {(3, 8, 8)}
+    numbers, images = zip(*true, strict=True)
+    assert numbers == (0, 1, 2) and {i.shape for i in images} == {(3, 8, 8)}
     assert all(float(i.min()) >= 0 and 0.2 < float(i.max()) <= 1 for i in images)
 
 

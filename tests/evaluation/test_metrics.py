@@ -13,11 +13,11 @@ from torch import nn
 
 from dalle1 import CLIP, Model
 from dalle1.evaluation.metrics import (
-    Comparison,
-    batches,
+    FrechetDistance,
+    InceptionScore,
+    Moments,
     blurred,
     interval,
-    metric_classes,
     named_network,
     ranker_network,
 )
@@ -32,44 +32,133 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * mixed)
 
 
+def moments(features: torch.Tensor, batch: int = 7) -> Moments:
+    """Of features [n, f], added in batches."""
+    found = Moments(features.shape[1])
+    for part in features.split(batch):
+        found.add(part)
+    return found
+
+
+def random_features(count: int, seed: int, width: int = 4, shift: float = 0.0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=g) @ torch.randn(width, width, generator=g) + shift
+
+
 def test_fid_and_inception_score() -> None:
     """Figures of another definition, true and drawn images mixed up, or a batch forgotten."""
     g = torch.Generator().manual_seed(0)
-    true = torch.randn(50, 4, generator=g) @ torch.randn(4, 4, generator=g) + 1
-    drawn, logits = torch.randn(30, 4, generator=g), torch.randn(30, 7, generator=g)
-    found = Comparison(4, splits=1)
-    for part in true.split(20):
-        found.add(part, torch.zeros(len(part), 7), real=True)
-    taken_over = Comparison(4, splits=1)
-    taken_over.add_true(found)
-    for comparison in (found, taken_over):
-        for i in range(30):
-            comparison.add(drawn[i, None], logits[i, None], real=False)
-        values = comparison.values()
-        expected = frechet(true.double().numpy(), drawn.double().numpy())
-        assert values["fid"] == pytest.approx(expected, rel=1e-4)
+    true, drawn = random_features(50, 0, shift=1), torch.randn(30, 4, generator=g)
+    logits = torch.randn(30, 7, generator=g)
+    distance = FrechetDistance(moments(true, 20))
+    expected = frechet(true.double().numpy(), drawn.double().numpy())
+    for batch in (1, 8, 30):
+        assert distance.to(moments(drawn, batch)) == pytest.approx(expected, rel=1e-9)
+        score = InceptionScore(1)
+        for part in logits.split(batch):
+            score.add(part)
         p = logits.double().softmax(-1)
-        score = (p * (p / p.mean(0)).log()).sum(1).mean().exp()
-        assert values["inception_score"] == pytest.approx(float(score), rel=1e-4)
-    # Taking over copies: what one adds, the other does not see.
-    taken_over.add(true, torch.zeros(50, 7), real=True)
-    assert found.values()["fid"] == pytest.approx(expected, rel=1e-4)
+        wanted = float((p * (p / p.mean(0)).log()).sum(1).mean().exp())
+        assert score.values() == (pytest.approx(wanted, rel=1e-9), None)
+
+
+def test_fid_of_known_gaussians() -> None:
+    """A distance whose root is of another product, or that forgets a part; on covariances that
+    commute the closed form needs no root of a matrix."""
+    turned, _ = torch.linalg.qr(random_features(6, 3, 6).double())
+    first, second = torch.tensor([4.0, 1, 0.25, 9, 1, 0]), torch.tensor([1.0, 1, 4, 0.01, 0, 2])
+    apart = torch.tensor([1.0, 0, -2, 0, 0.5, 0])
+    found = []
+    for variances, mean in ((first, torch.zeros(6)), (second, apart)):
+        made = Moments(6)  # of exactly these moments, as if of infinitely many images
+        made.count = 10**9
+        mean, scaled = turned @ mean.double(), turned * variances.double()
+        made._sum = made.count * mean
+        covariance = (scaled @ turned.T) * (made.count - 1)
+        made._products = covariance + made.count * torch.outer(mean, mean)
+        found.append(made)
+    expected = float(apart.square().sum() + (first.sqrt() - second.sqrt()).square().sum())
+    for a, b in (found, reversed(found)):
+        assert FrechetDistance(a).to(b) == pytest.approx(expected, abs=1e-6)
+    assert FrechetDistance(found[0]).to(found[0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_figures_of_torchmetrics() -> None:
+    """Figures that differ from those of a library that others publish with."""
+    fid = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance
+    inception = pytest.importorskip("torchmetrics.image.inception").InceptionScore
+    true, drawn = random_features(90, 1, 12, 0.5), random_features(70, 2, 12)
+
+    class Given(nn.Identity):
+        num_features = 12
+
+    theirs = fid(feature=Given())
+    theirs.update(true, real=True)
+    theirs.update(drawn, real=False)
+    ours = FrechetDistance(moments(true)).to(moments(drawn))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-5)
+    score = inception(feature=nn.Identity(), splits=1)
+    score.update(drawn.double())
+    found = InceptionScore(1)
+    found.add(drawn)
+    assert found.values()[0] == pytest.approx(float(score.compute()[0]), rel=1e-6)
+
+
+def test_parts_of_the_inception_score() -> None:
+    """Parts that share images or lose some; a deviation of one part, or over count - 1; parts that
+    depend on the batches; fewer images than parts."""
+    logits = random_features(23, 4, 5)
+    score = InceptionScore(4)
+    for part in logits.split([5, 1, 9, 8]):
+        score.add(part)
+    values = []
+    for i in range(4):
+        p = logits[i::4].double().softmax(-1)
+        values.append(float((p * (p / p.mean(0)).log()).sum(1).mean().exp()))
+    mean = sum(values) / 4
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 4)
+    assert score.values() == (pytest.approx(mean), pytest.approx(deviation))
+    few = InceptionScore(10)
+    few.add(logits[:3])
+    assert few.values() == (pytest.approx(1), pytest.approx(0))  # each image is alone in its part
+    certain = InceptionScore(1)
+    certain.add(1e4 * torch.eye(6))  # each of its own class
+    assert certain.values()[0] == pytest.approx(6)
 
 
 def test_no_fid_without_true_images() -> None:
-    """A distance from nothing, or a crash in place of a gap."""
-    found = Comparison(4, splits=1)
-    found.add(torch.randn(5, 4), torch.randn(5, 3), real=False)
-    values = found.values()
-    assert values["fid"] is None
-    assert values["inception_score"] is not None and values["inception_score"] >= 1
-    state = torch.get_rng_state()
-    assert found.values() == values  # the random parts are the same ones
-    assert torch.equal(torch.get_rng_state(), state)
-    # Without classes there is no Inception Score either: features are none.
-    found = Comparison(4, splits=1)
-    found.add(torch.randn(5, 4), None, real=False)
-    assert found.values() == {"fid": None, "inception_score": None}
+    """A distance from nothing, or of one image, or of no features; a crash in place of a gap."""
+    some = moments(torch.randn(5, 4))
+    assert FrechetDistance(Moments(4)).to(some) is None
+    assert FrechetDistance(some).to(moments(torch.randn(1, 4))) is None
+    assert FrechetDistance(Moments(0)).to(Moments(0)) is None
+    assert InceptionScore(1).values() == (None, None)
+
+
+def test_fewer_images_than_features() -> None:
+    """NaN, or less than 0, where covariances have no full rank."""
+    few, others = random_features(5, 0, 40), random_features(6, 1, 40)
+    expected = frechet(few.double().numpy(), others.double().numpy())
+    assert FrechetDistance(moments(few)).to(moments(others)) == pytest.approx(expected, rel=1e-6)
+    same = FrechetDistance(moments(few)).to(moments(few))
+    assert same is not None and 0 <= same < 1e-4
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    """Features or logits of all images kept, which 30,000 of them fill the memory with."""
+    found, score = Moments(8), InceptionScore(10)
+
+    def held() -> int:
+        parts = [*vars(found).values(), *vars(score).values()]
+        return sum(p.numel() for p in parts if isinstance(p, torch.Tensor))
+
+    found.add(torch.randn(4, 8))
+    score.add(torch.randn(4, 6))
+    before = held()
+    for _ in range(50):
+        found.add(torch.randn(64, 8))
+        score.add(torch.randn(64, 6))
+    assert held() == before and found.count == score.count == 3204
 
 
 def test_blur() -> None:
@@ -158,47 +247,46 @@ def test_named_network(monkeypatch: pytest.MonkeyPatch) -> None:
 NAN, INF = math.nan, math.inf
 
 
-@pytest.mark.parametrize("real", [True, False])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_features_that_are_not_finite(real: bool, value: float) -> None:
+def test_features_that_are_not_finite(value: float) -> None:
     """An FID that ends in an error of linear algebra, or an Inception Score of NaN."""
-    found = Comparison(4, splits=1)
     features, logits = torch.randn(6, 4), torch.randn(6, 3)
     features[2, 1] = value
-    kind = "true" if real else "generated"
-    with pytest.raises(ValueError, match=rf"features: .* of {kind} images, got .* 1 of 6 rows"):
-        found.add(features, None, real=real)
+    with pytest.raises(ValueError, match=r"features: .* of true images, got .* 1 of 6 rows"):
+        Moments(4).add(features, "true images")
     logits[4] = value
     with pytest.raises(ValueError, match="logits: expected finite numbers"):
-        found.add(torch.randn(6, 4), logits, real=real)
+        InceptionScore(1).add(logits)
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (6, 5), (6,), (6, 4, 1), (4, 6)])
 def test_features_of_another_shape(shape: tuple[int, ...]) -> None:
     """Features of another width, or [f, n], that are broadcast or end in a matrix product."""
-    found = Comparison(4, splits=1)
     with pytest.raises(ValueError, match=r"features: expected \[n, f\].*\[n, 4\]"):
-        found.add(torch.rand(shape), None, real=True)
-    with pytest.raises(ValueError, match=r"logits: expected .*\[6, f\].*\[5, 2\]"):
-        found.add(torch.rand(6, 4), torch.rand(5, 2), real=False)
+        Moments(4).add(torch.rand(shape))
+    score = InceptionScore(1)
+    score.add(torch.rand(6, 4))
+    with pytest.raises(ValueError, match=r"logits: expected \[n, f\].*\[n, 4\]"):
+        score.add(torch.rand(shape))
     with pytest.raises(ValueError, match=r"features: expected \[n, 4\].*\[n, 3\]"):
-        found.add_true(Comparison(3, splits=1))
+        FrechetDistance(moments(torch.rand(5, 4))).to(moments(torch.rand(5, 3)))
 
 
-def test_features_that_are_too_large() -> None:
-    """An FID of infinity, which is no JSON."""
-    found = Comparison(2, splits=1)
-    for real in (True, False):
-        found.add(1e30 * torch.randn(5, 2), None, real=real)
-    with pytest.raises(ValueError, match=r"features: .*scale them down"):
-        found.values()
+def test_large_features() -> None:
+    """Features whose squares do not fit 32 bits, and an FID of infinity, which is no JSON."""
+    true, drawn = random_features(9, 0, 3), random_features(9, 1, 3)
+    plain = FrechetDistance(moments(true)).to(moments(drawn))
+    large = FrechetDistance(moments(1e30 * true)).to(moments(1e30 * drawn))
+    assert plain is not None and large == pytest.approx(1e60 * plain, rel=1e-4)
 
 
 def test_classes_that_no_image_has() -> None:
     """A probability that 32 bits round to 0 in every image, and a score of NaN for it."""
-    found = Comparison(0, splits=1)
-    found.add(torch.zeros(4, 0), torch.tensor([[0.0, -200.0, 0.0]] * 4), real=False)
-    assert found.values()["inception_score"] == pytest.approx(1)
+    score = InceptionScore(1)
+    score.add(torch.tensor([[0.0, -200.0, 0.0]] * 4))
+    assert score.values()[0] == pytest.approx(1)
+    score.add(torch.tensor([[0.0, -2000.0, 0.0]] * 4))  # beyond 64 bits
+    assert score.values()[0] == pytest.approx(1)
 
 
 def test_images_beyond_their_range_have_no_features(
@@ -243,18 +331,3 @@ def test_interval_of_no_numbers(values: list[float]) -> None:
     """An interval of NaN, or an error that names nothing."""
     with pytest.raises(ValueError, match="values: expected finite numbers"):
         interval(values, 10)
-
-
-def test_without_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra that shows as a traceback."""
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ValueError, match=r"pip install 'dalle1\[eval\]'"):
-        metric_classes()
-
-
-def test_batches() -> None:
-    """A last, shorter batch that is lost."""
-    images = [torch.full((3, 2, 2), float(i)) for i in range(5)]
-    found = list(batches(iter(images), 2))
-    assert [len(part) for part in found] == [2, 2, 1]
-    assert torch.equal(torch.cat(found), torch.stack(images))

@@ -1,4 +1,4 @@
-"""Images and captions as WebDataset shards: from a folder of pairs, or from a table of paths.
+"""Images and captions as WebDataset shards: of a folder of pairs, a table, MS-COCO or CUB.
 
 A sample is `<key>.jpg` (or .png, .webp: what the bytes are), `<key>.txt` and `<key>.json`. Its key
 is its running number in the source, so that keys are unique by construction and depend neither on
@@ -8,7 +8,6 @@ the shuffle nor on which rows are bad; the json says where the image came from.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 import tarfile
@@ -17,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +32,8 @@ from dalle1.common.files import (
     saying_what_is_missing,
     size_text,
 )
-from dalle1.data.curation.rows import SHARDS, SOURCES, Row, read_rows
+from dalle1.data.curation.rows import SHARDS, SOURCES, Row
+from dalle1.data.curation.sources import AnyPath, row_reader
 from dalle1.data.samples import (
     CAPTION_TOO_LARGE,
     IMAGE_KEYS,
@@ -87,8 +86,8 @@ class WrittenShards:
 
 
 def write_shards(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    source: AnyPath,
+    out: AnyPath,
     shard_size: int = 1000,
     max_bytes: int = 10**9,
     image_column: str = "path",
@@ -96,8 +95,13 @@ def write_shards(
     seed: int | None = None,
     workers: int = 4,
     progress: bool = False,
+    coco: AnyPath | None = None,
+    cub: AnyPath | None = None,
+    captions: str | None = None,
+    split: str | None = None,
+    classes: AnyPath | None = None,
 ) -> WrittenShards:
-    """Writes `000000.tar`, `000001.tar` ... of a folder of pairs or of a table.
+    """Writes `000000.tar`, `000001.tar` ... of a folder of pairs, a table, MS-COCO or CUB.
 
     Images are copied byte for byte; captions become UTF-8 without space around them. Next to each
     shard is a `000000_stats.json` with the rows that went into it and those left out, by cause. A
@@ -107,7 +111,8 @@ def write_shards(
     Args:
         source: a folder that is searched to any depth for images, each with a `.txt` of the same
             name; or a .csv, .tsv or .parquet with a header, whose paths are absolute or relative to
-            it. The json of a sample keeps the row of a table.
+            it. The json of a sample keeps the row of a table. With coco or cub, the folder of the
+            pictures.
         out: folder for the shards.
         shard_size: most samples of a shard.
         max_bytes: most bytes of a shard, unless a single sample is larger.
@@ -117,6 +122,13 @@ def write_shards(
             or of the sorted paths.
         workers: threads that read.
         progress: whether a bar is shown.
+        coco: MS-COCO's caption annotations, see `coco.read_coco`.
+        cub: the folder of CUB's captions, see `cub.read_cub`. With coco or cub, the txt of a sample
+            has its first caption and the json all of them, as `captions`.
+        captions: with coco or cub, which of a picture's captions stay: "all" (None), "first", or
+            "one", which the seed chooses.
+        split: with cub, "train" or "test"; None: both.
+        classes: with cub, a file with the names of the classes that stay; None: all.
 
     Raises:
         ValueError: a setting out of range, a source that cannot be read or has no usable row,
@@ -131,7 +143,9 @@ def write_shards(
     _check_least(0, seed=seed)
     check_writable(out, "out")
     _check_unused(out)
-    rows = partial(read_rows, source, image_column, caption_column)
+    rows = row_reader(
+        source, image_column, caption_column, seed, coco, cub, captions, split, classes
+    )
     count, expected = 0, 0
     for _, size in _in_threads(_expected_size, rows(), workers):
         count, expected = count + 1, expected + size
@@ -143,8 +157,9 @@ def write_shards(
     ):
         samples = _Samples(_in_threads(_read, _shuffled(rows(), seed), workers), written, bar)
         if samples.next is None:
-            found = "; ".join(written.faults()) or _what_was_expected(source)
-            names = explain_folder(source) if source.is_dir() else ""
+            listed = coco is not None or cub is not None
+            found = "; ".join(written.faults()) or _what_was_expected(source, listed)
+            names = explain_folder(source) if source.is_dir() and not listed else ""
             raise ValueError(f"source: no usable row in {str(source)!r}: {found}{names}")
         out.mkdir(parents=True, exist_ok=True)
         while samples.next is not None:
@@ -348,7 +363,9 @@ def _check_space(out: Path, expected: int) -> None:
         )
 
 
-def _what_was_expected(source: Path) -> str:
+def _what_was_expected(source: Path, listed: bool) -> str:
+    if listed:
+        return "the list has no images, or none of those that were asked for"
     if source.is_dir():
         images = f"it has no images ({', '.join(IMAGE_KEYS)}) with a .txt of the same name"
         return f"{images}; {SHARDS}" if find_shards(str(source)) else images
