@@ -272,7 +272,7 @@ def _read_zip(path: Path, allows: Callable[[str, str], bool]) -> Any:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """A file's bytes, read where and when they are used; what is written to them stays in memory."""
+    """A file's bytes, read when they are used; what is written to them stays in memory."""
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 

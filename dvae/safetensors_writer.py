@@ -51,7 +51,7 @@ def write_safetensors(
     path: Path,
     expected: Mapping[str, Tensor],
     read: Callable[[str], Tensor],
-    on_bytes: Callable[[int], None] = lambda count: None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Writes a file; the caller renames it (`storage.replacing`).
 
@@ -87,8 +87,8 @@ def check_space(folder: Path, count: int) -> None:
     free = shutil.disk_usage(there).free
     if count > free:
         raise ValueError(
-            f"{folder}: expected {count:,} bytes free, got {free:,}; free {count - free:,} more, or "
-            "name a folder on another disk"
+            f"{folder}: expected {count:,} bytes free, got {free:,}; free {count - free:,} more, "
+            "or name a folder on another disk"
         )
 
 
