@@ -21,7 +21,7 @@ from dalle1 import registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
-from dalle1.common.origins import Origin, origins_text, read_origins, write_origins
+from dalle1.common.origins import CARD, Origin, origins_text, read_origins, write_origins
 from dalle1.common.weights import check_finite, device_of, in_32_bits
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
@@ -39,8 +39,6 @@ from dalle1.tokenizer import TOKENIZER
 from dvae.calls import isolated
 from dvae.codec import Codec
 from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
-
-CARD = "README.md"
 
 
 class Model:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dalle1.common.files import read_text, write_text
 from dvae.storage import read_config, write_section
 
 SECTION = "origins"  # of config.json
+CARD = "README.md"
+TITLE = "## Origin and license"  # of the card's last section
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,26 @@ def write_origins(folder: Path, origins: Mapping[str, Origin]) -> None:
         write_section(folder, SECTION, entries or None)
 
 
+def add_origins(folder: Path, origins: Mapping[str, Origin]) -> None:
+    """Puts them into the `config.json` and the card of a folder that holds its parts already."""
+    write_origins(folder, origins)
+    card = folder / CARD
+    if not origins and not card.is_file():
+        return
+    text = read_text(card) if card.is_file() else "# A part of a DALL-E model of dalle1\n"
+    before = text.partition(f"\n{TITLE}\n")[0]
+    write_text(card, before + origins_text(origins))
+
+
 def origins_text(origins: Mapping[str, Origin]) -> str:
-    """A section of a model card; empty where there are no origins."""
+    """The end of a model card; empty where there are no origins."""
     if not origins:
         return ""
-    lines = ["", "## Origin and license", ""]
+    lines = ["", TITLE, ""]
     for role, origin in origins.items():
-        lines.append(
-            f"- {role}: {origin.title}, of {origin.source}. License of the weights: "
-            f"{origin.license}."
-        )
+        lines.append(f"- {role}: {origin.title}")
+        lines.append(f"  - from {origin.source}")
+        lines.append(f"  - license of the weights: {origin.license}")
         lines += [f"  - {note}" for note in origin.notes]
     lines += ["", "What is trained further from these weights stays under their licenses.", ""]
     return "\n".join(lines)

@@ -26,8 +26,8 @@ from dalle1.common.files import (
     saying_what_is_missing,
     write_text,
 )
-from dalle1.common.origins import Origin, origins_text, write_origins
-from dalle1.model import CARD, Model
+from dalle1.common.origins import CARD, Origin, origins_text, write_origins
+from dalle1.model import Model
 from dalle1.published.gathering import Gathered, check_complete, gather
 from dalle1.published.parts import PublishedModel, PublishedPart
 from dalle1.published.table import find_family

@@ -61,7 +61,7 @@ def test_origin_and_license_stay(source: Path, tmp_path: Path) -> None:
     import_model(source, tmp_path / "out", progress=False)
     for folder in (tmp_path / "out", tmp_path / "again", tmp_path / "third"):
         card = (folder / "README.md").read_text()
-        assert "prior: Fake-E, of nobody, nowhere" in card and "CC-BY-NC 4.0" in card
+        assert "- prior: Fake-E\n  - from nobody, nowhere\n" in card and "CC-BY-NC 4.0" in card
         assert "version 7" in card
         origins = json.loads((folder / "config.json").read_text())["origins"]
         assert (
