@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -306,3 +308,30 @@ def test_verb(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "KIND: expected one of dvae, " in capsys.readouterr().err
     assert command.main(["--list"]) == 0
     assert "modified MIT" in capsys.readouterr().out
+
+
+MEMORY = """
+import resource, sys
+from dalle1.published import import_model
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+made = import_model(sys.argv[1], sys.argv[2], progress=False)
+print(before, peak(), made.bytes)
+"""
+
+
+def test_memory_of_an_import(tmp_path: Path) -> None:
+    """Weights that are in memory twice: as they are read, and again as they are written."""
+    with torch.device("meta"):
+        codec = dvae.DVAE()  # of the published size, 98 million numbers
+    for part in ("encoder", "decoder"):
+        state = getattr(codec, part).state_dict()
+        weights = {name: torch.full(w.shape, 0.5, dtype=torch.float16) for name, w in state.items()}
+        torch.save(weights, tmp_path / f"{part}.pkl")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    before, peak, size = map(int, done.stdout.split())
+    assert size == 2 * sum(w.numel() for w in codec.state_dict().values()) > 190e6
+    assert peak - before < 1.3 * size, (peak - before) / size
