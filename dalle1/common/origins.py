@@ -11,6 +11,7 @@ from dvae.storage import read_config, write_section
 
 SECTION = "origins"  # of config.json
 CARD = "README.md"
+TRAINED_FURTHER = "trained further with dalle1"  # a note
 TITLE = "## Origin and license"  # of the card's last section
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dalle1 import registry
-from dalle1.common.origins import Origin, read_origins
+from dalle1.common.origins import TRAINED_FURTHER, Origin, read_origins
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer
@@ -29,7 +29,6 @@ PARTS = {
 }
 # Settings of a part that its weights do not depend on.
 FREE = {"init_std", "init_gain", "text_loss_weight"}
-TRAINED_FURTHER = "trained further with dalle1"  # in the card
 
 
 def with_initial_parts(config: RunConfig) -> RunConfig:
