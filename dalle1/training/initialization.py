@@ -157,7 +157,7 @@ def passed_on(config: RunConfig, exported: Path) -> dict[str, Origin]:
 
     exported: the run's own model, of an earlier save, which still says it when a folder is gone.
     """
-    trained, _, _ = PARTS[config.stage]
+    trained = PARTS[config.stage][0]
     found = _origins_of(exported)
     if config.init is not None and (origin := _origins_of(Path(config.init)).get(trained)):
         notes = dict.fromkeys((*origin.notes, TRAINED_FURTHER))
