@@ -22,6 +22,7 @@ from dalle1 import registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
+from dalle1.common.origins import CARD, Origin, origins_text, read_origins, write_origins
 from dalle1.common.weights import check_finite, device_of, in_32_bits
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
@@ -42,7 +43,6 @@ from dvae.calls import isolated
 from dvae.codec import Codec
 from dvae.storage import CONFIG, Kind, has_part, read_config, save_part, write_section
 
-CARD = "README.md"
 NO_RANKER = "none"
 
 
@@ -71,6 +71,7 @@ class Model:
                 )
         self.tokenizer, self.prior, self.codec = tokenizer, prior, in_32_bits(codec)
         self.ranker = ranker
+        self.origins: dict[str, Origin] = {}  # of parts that others have trained, by role
         for part in (prior, codec):
             if isinstance(part, nn.Module):
                 part.eval()
@@ -231,10 +232,12 @@ class Model:
             save_part(kind, parts[role], folder)
         if self.ranker is None:
             write_section(folder, "ranker", None)
+        write_origins(folder, self.origins)
         _remove_files_of_others(folder, kinds)
-        write_text(folder / CARD, self._card())
+        write_text(folder / CARD, self.card())
 
-    def _card(self) -> str:
+    def card(self) -> str:
+        """The text of the folder's README.md."""
         height, width = image_size(self.codec, self.prior.grid)
         rows, columns = self.prior.grid
         weights = self.prior.parameters() if isinstance(self.prior, nn.Module) else ()
@@ -250,7 +253,7 @@ class Model:
             f"- ranker: {ranker}\n\n"
             '```python\nimport dalle1\n\nmodel = dalle1.load("this folder")\n'
             'result = dalle1.sample("a caption", model=model, candidates=64, keep=4)\n'
-            'result.save("out")\n```\n'
+            'result.save("out")\n```\n' + origins_text(self.origins)
         )
 
 
@@ -322,7 +325,9 @@ def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model
     prior = registry.load("prior", folder)
     kind = config.get("tokenizer", {}).get("kind", "bpe")
     tokenizer = registry.load_tokenizer(folder / TOKENIZER, kind)
-    return Model(tokenizer, prior, registry.load("codec", folder), opened)
+    model = Model(tokenizer, prior, registry.load("codec", folder), opened)
+    model.origins = read_origins(folder)
+    return model
 
 
 def _ranker(folder: Path, given: Ranker | str | Path | None) -> Ranker | None:

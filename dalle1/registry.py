@@ -98,6 +98,16 @@ def tokenizer_kind(tokenizer: object) -> str:
     )
 
 
+def find_kind(role: str, name: str, where: str | Path) -> Kind:
+    """The kind of a role and a name; where: it is named, for the message of the ValueError."""
+    if name not in KINDS[role]:
+        _import_entry_points()
+    if name not in KINDS[role]:
+        known = ", ".join(KINDS[role])
+        raise ValueError(f"{where}: {role}.kind: expected one of {known}, got {name!r}")
+    return KINDS[role][name]
+
+
 def load(role: str, folder: str | Path) -> Any:
     """A codec, prior or ranker of a model folder, in eval mode; ValueError as `load_part`."""
     section = read_config(folder).get(role) or {}
@@ -149,6 +159,17 @@ def load_tokenizer(path: str | Path, kind: str | None = None) -> Any:
         known = ", ".join(TOKENIZERS)
         raise ValueError(f"{path}: tokenizer.kind: expected one of {known}, got {kind!r}")
     return TOKENIZERS[kind].load(path)
+
+
+def open_tokenizer_file(path: Path) -> Any:
+    """The tokenizer of a file of any kind; ValueError where it is of none."""
+    reasons = []
+    for name, kind in TOKENIZERS.items():
+        try:
+            return kind.load(path)
+        except ValueError as error:
+            reasons.append(f"{name}: {error}")
+    raise ValueError(f"{path}: a tokenizer of no kind that is known ({'; '.join(reasons)})")
 
 
 def _import_entry_points() -> None:

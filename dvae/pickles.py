@@ -4,11 +4,13 @@ A file of `torch.save` or TorchScript is a pickle, and a pickle is a program tha
 names. Here it may name tensors, plain containers and the module classes that the caller allows;
 those become empty nodes that hold attributes. Any other name is an error before it is looked up.
 Nothing is allocated because a file says so: every tensor lies within bytes that the file holds.
+Those of the newer format are mapped: their numbers are read where and when they are used.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import pickle
 import struct
@@ -30,6 +32,8 @@ LARGEST_PROGRAM = 64 * 2**20  # bytes of a pickle without its tensors; the publi
 # Where training scripts, Lightning and DeepSpeed keep the state dictionary in their checkpoints.
 STATES = ("state_dict", "model_state_dict", "model", "module")
 PART = 2**20  # bytes that are read at once
+# Of a zip's header in front of each member: its length without names, where their lengths stand.
+LOCAL_HEADER, LOCAL_LENGTHS = 30, 26
 
 # Whose objects lie beside the weights in checkpoints of training: arguments, schedules, callbacks.
 PACKAGES = {
@@ -306,6 +310,7 @@ def _read_zip(path: Path, allows: Names, ignores: Names) -> Any:
             raise zipfile.BadZipFile("written on a big-endian machine")
         held: dict[str, Tensor] = {}
         left = os.path.getsize(path)
+        mapped = _mapped(path)
 
         def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
             nonlocal left
@@ -317,13 +322,33 @@ def _read_zip(path: Path, allows: Names, ignores: Names) -> Any:
                     raise zipfile.BadZipFile(f"{member.filename} does not hold {size} bytes")
                 if left < 0:
                     raise zipfile.BadZipFile("its members are longer than the file")
-                held[key] = torch.empty(count, dtype=dtype)
                 with archive.open(member) as numbers:
-                    _read_into(held[key], numbers)
+                    while numbers.read(PART):  # compares the checksum at the end
+                        pass
+                start = _start_of(mapped, member)
+                if not count or start % dtype.itemsize:  # as nothing of torch's own
+                    held[key] = torch.empty(count, dtype=dtype)
+                    with archive.open(member) as numbers:
+                        _read_into(held[key], numbers)
+                else:
+                    held[key] = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start)
             return held[key]
 
         with archive.open(pickles[0]) as file:
             return _Unpickler(file, allows, ignores, storage).load()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """A file's bytes, read when they are used; what is written to them stays in memory."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _start_of(mapped: mmap.mmap, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member that is not compressed begin, behind a header of its own."""
+    name, extra = struct.unpack_from("<HH", mapped, member.header_offset + LOCAL_LENGTHS)
+    start: int = member.header_offset + LOCAL_HEADER + name + extra
+    return start
 
 
 def _read_legacy(file: IO[bytes], allows: Names, ignores: Names) -> Any:

@@ -34,7 +34,15 @@ _CLASSES = {
 
 @isolated()
 def load_released(encoder: str | Path, decoder: str | Path) -> DVAE:
-    """The published dVAE, in eval mode, from its two files.
+    """The published dVAE, in eval mode, from its two files; see `read_released`."""
+    config, weights = read_released(encoder, decoder)
+    codec: DVAE = fill(lambda: DVAE(config), weights, Path(encoder), "a released dVAE")
+    return codec.eval()
+
+
+@isolated()
+def read_released(encoder: str | Path, decoder: str | Path) -> tuple[DVAEConfig, dict[str, Tensor]]:
+    """The shape and the weights, by our names, of the published dVAE's two files.
 
     Each is the published pickle, or a state dictionary of that part (torch.save or safetensors).
     Nothing in the files is executed. The size is read off the weights.
@@ -49,11 +57,9 @@ def load_released(encoder: str | Path, decoder: str | Path) -> DVAE:
         frame = DVAE(config)
     check_fits(frame.encoder.state_dict(), parts["encoder"], encoder, "a released encoder")
     check_fits(frame.decoder.state_dict(), parts["decoder"], decoder, "a released decoder")
-    weights = {
+    return config, {
         f"{part}.{name}": weight for part, held in parts.items() for name, weight in held.items()
     }
-    codec: DVAE = fill(lambda: DVAE(config), weights, Path(encoder), "a released dVAE")
-    return codec.eval()
 
 
 def _allows(module: str, name: str) -> bool:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dvae.calls import isolated
 from dvae.loading import fill, fit
+from dvae.safetensors_writer import write_safetensors
 from dvae.weights import read_safetensors, weights_file
 
 CONFIG = "config.json"
@@ -256,10 +256,10 @@ def write_section(folder: Path, role: str, section: Mapping[str, Any] | None) ->
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Writes a module's weights as safetensors."""
-    weights = {name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}
+    """Writes a module's weights as safetensors; copies one at a time, where they need copies."""
+    weights = module.state_dict()
     with replacing(path) as temporary:
-        save_file(weights, temporary)
+        write_safetensors(temporary, weights, weights.__getitem__)
 
 
 def read_weights(kind: Kind, config: BaseModel, folder: str | Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ VERBS = {
     "sample": "draw images for captions and keep the best",
     "rank": "score images against a caption",
     "train": "train a codec, a ranker or a prior",
+    "import": "write a model folder from somebody else's files",
     "tokenize": "encode shards of images as token shards, once",
     "evaluate": "draw, rank and report over many captions",
     "shard": "write WebDataset shards from a folder or a table",
@@ -25,6 +26,8 @@ VERBS = {
     "benchmark": "measure speed and memory",
     "demo": "train all parts on built-in images, draw, rank, report",
 }
+# Modules of verbs that are words of Python.
+MODULES = {"import": "import_model"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: VERB: expected {', '.join(VERBS)}, got {verb!r}", file=sys.stderr)
         return MISTAKE
-    status: int = import_module(f"dalle1.commands.{verb}").main(rest)
+    status: int = import_module(f"dalle1.commands.{MODULES.get(verb, verb)}").main(rest)
     return status
 
 

@@ -270,7 +270,8 @@ class RunConfig(Section):
         None,
         min_length=1,
         description="names of the modules or weights of the model that are trained, such as "
-        "'layers.3' or 'image_head'; all others stay as they are; null: all are trained",
+        "'layers.3' or 'image_head', ends of names, such as 'attention' for that of all layers, or "
+        "patterns, such as 'layers.1?'; all others stay as they are; null: all are trained",
     )
     steps: int = Field(ge=1, description="updates in all")
     batch_size: int = Field(ge=1, description="samples of an update, over all ranks")

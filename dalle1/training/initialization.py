@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from dalle1 import registry
+from dalle1.common.origins import TRAINED_FURTHER, Origin, read_origins
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer, read_alike
@@ -174,6 +176,30 @@ def _tokenizer(config: RunConfig, folder: Path) -> dict[str, Any]:
             f"{folder}; take the setting out"
         )
     return {}
+
+
+def passed_on(config: RunConfig, exported: Path) -> dict[str, Origin]:
+    """Whose the parts of a run's model are, by role: of the folders that it began with or reads.
+
+    exported: the run's own model, of an earlier save, which still says it when a folder is gone.
+    """
+    trained = PARTS[config.stage][0]
+    found = _origins_of(exported)
+    if config.init is not None and (origin := _origins_of(Path(config.init)).get(trained)):
+        notes = dict.fromkeys((*origin.notes, TRAINED_FURTHER))
+        found[trained] = replace(origin, notes=tuple(notes))
+    for role in ("codec", "ranker"):
+        folder = getattr(config, role)
+        if folder is not None and (origin := _origins_of(Path(folder)).get(role)):
+            found[role] = origin
+    return found
+
+
+def _origins_of(folder: Path) -> dict[str, Origin]:
+    try:
+        return read_origins(folder)
+    except ValueError:
+        return {}  # gone, or nothing is there yet
 
 
 def _other_parts(config: RunConfig, folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dalle1.common.config import save_settings
 from dalle1.common.files import check_writable
 from dalle1.common.hardware import has_bfloat16, known_peak
+from dalle1.common.origins import add_origins
 from dalle1.data.shards.loader import Batch
 from dalle1.protocols import cuts_untold
 from dalle1.training import checkpoints
@@ -37,7 +38,7 @@ from dalle1.training.engine import (
     make_zero_sharding,
     start_processes,
 )
-from dalle1.training.initialization import InitialWeights, with_initial_parts
+from dalle1.training.initialization import InitialWeights, passed_on, with_initial_parts
 from dalle1.training.launcher import read_launch
 from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
@@ -351,7 +352,10 @@ class Trainer:
         elif self.rank == 0:
             try:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
-                self.stage.export(self.stage.model_with(average), self.folder / EXPORTED)
+                exported = self.folder / EXPORTED
+                origins = passed_on(self.config, exported)
+                self.stage.export(self.stage.model_with(average), exported)
+                add_origins(exported, origins)
             except (OSError, SafetensorError, ValueError) as error:
                 # A full disk raises one of the former, a file that cannot be read back the latter.
                 print(f"warning: model not exported: {error}", file=sys.stderr)

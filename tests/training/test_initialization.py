@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def test_a_fine_tuned_run_resumes_to_the_bit(
     assert all(torch.equal(full[name], resumed[name]) for name in full)
 
 
+# Names that stand for more than one module.
+MEANT = {
+    "attention": r"layers\.\d\.attention",
+    "*.up.bias": r"layers\.\d\.mlp\.up\.bias",
+    "layers.[12].mlp.down": r"layers\.[12]\.mlp\.down",
+}
+
+
 @pytest.mark.parametrize(
     ("stage", "names", "parallel"),
     [
@@ -99,6 +108,7 @@ def test_a_fine_tuned_run_resumes_to_the_bit(
         ("clip", ["visual", "logit_scale"], {}),
         ("dalle", ["layers.2.mlp", "norm", "text_position"], {}),
         ("dalle", ["image_head"], {"zero_stage": 1}),
+        ("dalle", ["attention", "*.up.bias", "layers.[12].mlp.down"], {}),
         ("dalle", ["layers.0", "image_head.bias"], {"zero_stage": 3}),
     ],
 )
@@ -113,7 +123,7 @@ def test_only_what_is_named_is_trained(
     saved = tensors(tmp_path / "run", 6)
     before = load_file(models / stage / "model" / f"{FILES[stage]}.safetensors")
     for name, weight in before.items():
-        chosen = any(name == n or name.startswith(n + ".") for n in names)
+        chosen = any(re.match(f"({MEANT.get(n, re.escape(n))})(\\.|$)", name) for n in names)
         for kind in ("weights", "average"):
             after = saved[f"{kind}/model.{name}"]
             assert torch.equal(after, weight) != chosen or not bool(weight.any()), name
@@ -122,9 +132,15 @@ def test_only_what_is_named_is_trained(
 
 def test_names_that_the_model_lacks(shards: str, models: Path, tmp_path: Path) -> None:
     """A misspelled module, and so a run that trains nothing or everything."""
-    config = from_model("dalle", shards, tmp_path / "run", models, train_only=["layers.9"])
-    with pytest.raises(ValueError, match=r"train_only: .*no module 'layers\.9'; it has layers\.\d"):
-        Trainer(config)
+    for name, near in {
+        "layers.9": r"layers\.\d",
+        "atention": ".*attention",
+        "*.x": "layers",
+    }.items():
+        config = from_model("dalle", shards, tmp_path / "run", models, train_only=["norm", name])
+        message = f"train_only: .*no module '{re.escape(name)}'; it has .*{near}"
+        with pytest.raises(ValueError, match=message):
+            Trainer(config)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,22 +70,17 @@ class Stage(nn.Module):
     def freeze_the_rest(self) -> None:
         """Leaves only what `train_only` names to be trained; called once `model` is there.
 
-        Raises ValueError for a name that is neither a module nor a weight of the model.
+        Raises ValueError for a name that no module and no weight of the model has.
         """
-        names = self.settings.train_only
-        if names is None:
+        if self.settings.train_only is None:
             return
         weights = dict(self.model.named_parameters())
-        known = [name for name, _ in self.model.named_modules() if name]
-        for name in names:
-            if name not in known and name not in weights:
-                near = get_close_matches(name, known, 5) or known[:12]
-                raise ValueError(
-                    f"train_only: the model has no module {name!r}; it has {', '.join(near)} ..."
-                )
+        modules = [name for name, _ in self.model.named_modules() if name]
+        chosen = {found for n in self.settings.train_only for found in _named(n, modules, weights)}
         for name, weight in weights.items():
-            chosen = any(name == n or name.startswith(f"{n}.") for n in names)
-            weight.requires_grad_(chosen)
+            weight.requires_grad_(
+                name in chosen or any(name.startswith(f"{module}.") for module in chosen)
+            )
 
     @property
     @abstractmethod
@@ -187,6 +183,28 @@ class Stage(nn.Module):
     def pop_metrics(self) -> dict[str, float]:
         """Values for the log that were collected since the last call; all ranks call it."""
         return {}
+
+
+def _named(name: str, modules: Sequence[str], weights: Iterable[str]) -> list[str]:
+    """The modules and weights that a name of `train_only` stands for.
+
+    It is their full name, or a pattern of it, or else the end of it: `norm` is the model's own
+    module of that name, `*.norm` are all below, and `attention` are the attention of all layers.
+    """
+    known = [*modules, *weights]
+    if name in known:
+        return [name]
+    if set(name) & set("*?["):
+        found = [full for full in known if fnmatchcase(full, name)]
+    else:
+        found = [full for full in known if full.endswith(f".{name}")]
+    if not found:
+        ends = sorted({full.rpartition(".")[2] for full in modules})
+        near = get_close_matches(name, [*modules, *ends], 5) or modules[:12]
+        raise ValueError(
+            f"train_only: the model has no module {name!r}; it has {', '.join(near)} ..."
+        )
+    return found
 
 
 SHEET_COLUMNS = 8

@@ -1,0 +1,270 @@
+"""Where other people's files lie: a file, a folder, an archive, or a cache of the Hugging Face Hub.
+
+Nothing is fetched from a network unless the caller says so.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from dalle1.common.files import expand_home
+
+HUB = "hub:"
+ADDRESS = re.compile(
+    r"hub:(?P<owner>[^/@]+)/(?P<name>[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?"
+)
+CACHED = "models--"  # in front of a repository's name in the cache
+# Weights hardly get smaller in an archive; one that unpacks to far more is made to fill a disk.
+LARGEST_RATIO, SPARE = 20, 10**9
+MAX_MEMBERS = 10_000
+PART = 2**20  # bytes that are unpacked at once
+
+
+@contextmanager
+def opened(source: str | Path, work: Path | None = None, download: bool = False) -> Iterator[Path]:
+    """The file or folder that a source stands for, for as long as the block lasts.
+
+    Args:
+        source: a file or folder; an archive (tar, also compressed, or zip), which is unpacked; a
+            folder of the Hub's cache; or `hub:OWNER/NAME[@REVISION][/FILE]`, which is looked for in
+            that cache.
+        work: folder for what is unpacked, which is removed afterwards; None: the system's.
+        download: whether what the cache lacks is fetched, by the package huggingface_hub.
+
+    Raises:
+        ValueError: there is no such source, or it is not safe to read.
+    """
+    if isinstance(source, str) and source.startswith(HUB):
+        yield _from_hub(source, download)
+        return
+    path = Path(expand_home(source))
+    if not path.exists():
+        why = "a link to nothing" if os.path.lexists(path) else "nothing"
+        raise ValueError(f"SOURCE: expected a file or folder, got {str(path)!r}, where is {why}")
+    if path.is_file() and _is_archive(path):
+        with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as folder:
+            _unpack(path, Path(folder))
+            yield _only_folder(Path(folder))
+        return
+    if path.is_dir() and path.name.startswith(CACHED):
+        path = _snapshot(path, None)
+    cache = next((p for p in path.absolute().parents if p.name.startswith(CACHED)), None)
+    if cache is not None:
+        _check_links(path, cache)
+    yield path
+
+
+def _from_hub(source: str, download: bool) -> Path:
+    """A folder, or a file, of the Hub's cache on this machine."""
+    match = ADDRESS.fullmatch(source)
+    if match is None or (match["file"] and not _is_inside(match["file"])):
+        raise ValueError(f"SOURCE: expected hub:OWNER/NAME[@REVISION][/FILE], got {source!r}")
+    name, revision, file = f"{match['owner']}/{match['name']}", match["revision"], match["file"]
+    if download:
+        return _download(name, revision, file)
+    cache = hub_cache()
+    folder = cache / f"{CACHED}{match['owner']}--{match['name']}"
+    hint = (
+        "fetch it with --download, or as `hf download` does, or give a folder that holds the files"
+    )
+    if not folder.is_dir():
+        raise ValueError(f"SOURCE: {source} is not in the cache {cache}; {hint}")
+    path = _snapshot(folder, revision)
+    if file is not None:
+        path /= file
+        if not path.exists():
+            raise ValueError(f"SOURCE: {source} is not in the cache: no {path}; {hint}")
+    _check_links(path, folder)
+    return path
+
+
+def hub_cache() -> Path:
+    """The folder of the Hub's cache, by the variables that its own package reads."""
+    variables = os.environ
+    for name, below in (("HF_HUB_CACHE", "."), ("HUGGINGFACE_HUB_CACHE", "."), ("HF_HOME", "hub")):
+        if variables.get(name):
+            return Path(expand_home(variables[name])) / below
+    home = variables.get("XDG_CACHE_HOME") or expand_home("~/.cache")
+    return Path(home) / "huggingface" / "hub"
+
+
+def _download(name: str, revision: str | None, file: str | None) -> Path:
+    if find_spec("huggingface_hub") is None:
+        raise ValueError(
+            "--download: expected the package huggingface_hub, got none; "
+            "`pip install huggingface_hub`"
+        )
+    import huggingface_hub
+
+    try:
+        if file is not None:
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision))
+    except Exception as error:  # of several libraries: no network, no such repository, a gate
+        raise ValueError(f"--download: {name}: {error}") from error
+
+
+def _snapshot(folder: Path, revision: str | None) -> Path:
+    """The folder of a revision, or of the newest one, of a repository in the cache."""
+    snapshots = folder / "snapshots"
+    held = sorted(p.name for p in snapshots.iterdir()) if snapshots.is_dir() else []
+    reference = folder / "refs" / (revision or "main")
+    if revision in held:
+        commit = revision
+    elif reference.is_file():
+        commit = reference.read_text().strip()
+    elif revision is None and len(held) == 1:
+        (commit,) = held
+    else:
+        commit = None
+    if commit not in held or commit is None:
+        there = ", ".join(held) or "none"
+        raise ValueError(
+            f"SOURCE: {folder}: expected the revision {revision or 'main'}, got {there}; say which"
+        )
+    return snapshots / commit
+
+
+def _check_links(path: Path, cache: Path) -> None:
+    """Raises ValueError for a link that leads out of the repository's folder, or to nothing."""
+    root = cache.resolve()
+    files = [path] if path.is_file() or path.is_symlink() else []
+    for folder, folders, names in os.walk(path):
+        files += [Path(folder) / name for name in (*folders, *names)]
+    for file in files:
+        if not file.is_symlink():
+            continue
+        target = file.resolve()
+        if root not in target.parents:
+            raise ValueError(f"SOURCE: {file}: expected a link within {cache}, got one to {target}")
+        if not target.exists():
+            raise ValueError(
+                f"SOURCE: {file}: a link to {target}, which is missing; fetch it again"
+            )
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file or folder of an archive."""
+
+    name: str
+    size: int
+    is_folder: bool
+    is_file: bool
+    open: Callable[[], IO[bytes] | None]
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a tar, or a zip that is no file of torch.save (which is one, too)."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return not any(
+                n.count("/") == 1 and n.endswith("/data.pkl") for n in archive.namelist()
+            )
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+        return False
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                kind = info.external_attr >> 28  # of Unix; 0 elsewhere, 8 a file, 10 a link
+                yield _Member(
+                    info.filename,
+                    info.file_size,
+                    info.is_dir(),
+                    not info.is_dir() and kind in (0, 8),
+                    lambda info=info: archive.open(info),  # type: ignore[misc]
+                )
+        return
+    with tarfile.open(path) as tar:
+        for entry in tar:
+            yield _Member(
+                entry.name,
+                entry.size,
+                entry.isdir(),
+                entry.isreg(),
+                lambda entry=entry: tar.extractfile(entry),  # type: ignore[misc]
+            )
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpacks the files of an archive, in their order; ValueError for one that is not safe."""
+    left = SPARE + LARGEST_RATIO * path.stat().st_size
+    try:
+        for count, member in enumerate(_members(path)):
+            if count >= MAX_MEMBERS:
+                raise ValueError(f"{path}: expected at most {MAX_MEMBERS:,} members, got more")
+            if not _is_inside(member.name):
+                raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
+            target = folder / member.name
+            if member.is_folder:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            if not member.is_file:
+                raise ValueError(f"{path}: expected files and folders, got {member.name!r}, a link")
+            left -= member.size
+            if left < 0:
+                raise ValueError(
+                    f"{path}: unpacks to more than {LARGEST_RATIO} times its size at "
+                    f"{member.name!r}; unpack it yourself if that is right, and give the folder"
+                )
+            free = shutil.disk_usage(folder).free
+            if member.size > free:
+                raise ValueError(
+                    f"{path}: {member.name!r} needs {member.size:,} bytes in {folder.parent}, "
+                    f"{free:,} are free"
+                )
+            _unpack_file(path, member, target)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: truncated, or no readable archive: {error}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path}: a member is there twice: {error.filename}") from error
+
+
+def _unpack_file(path: Path, member: _Member, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
+    content = member.open()
+    assert content is not None  # of a file
+    with content, open(target, "xb") as file:
+        while part := content.read(PART):
+            done += len(part)
+            if done > member.size:
+                break
+            file.write(part)
+    if done != member.size:
+        raise ValueError(
+            f"{path}: {member.name!r}: expected {member.size:,} bytes, got {done:,}; fetch the "
+            "archive again"
+        )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path stays in the folder that it is put into, on every system."""
+    return bool(name) and all(
+        not path.anchor and ".." not in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
+
+
+def _only_folder(folder: Path) -> Path:
+    """The one folder in a folder, where that is all."""
+    held = list(folder.iterdir())
+    return held[0] if len(held) == 1 and held[0].is_dir() else folder

@@ -1,0 +1,50 @@
+"""The families of other people's models, by the KIND of `dalle1 import`.
+
+A family is a line of `READERS` and a module of this package. Modules are imported when somebody
+asks for the table, not before.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from dalle1.published.parts import Family
+
+READERS = ("dvae", "vqgan", "rudalle", "mindalle", "dalle_mini", "min_dalle", "clip", "ruclip")
+
+
+def families() -> dict[str, Family]:
+    """All families by their names."""
+    found: dict[str, Family] = {}
+    for reader in READERS:
+        if find_spec(f"dalle1.published.{reader}") is None:
+            continue
+        module = import_module(f"dalle1.published.{reader}")
+        several = getattr(module, "FAMILIES", None) or (module.FAMILY,)
+        found.update({family.name: family for family in several})
+    return found
+
+
+def find_family(path: Path, kind: str | None = None) -> Family:
+    """The family of a file or folder: the one called `kind`, or the one that recognizes it.
+
+    Raises ValueError where there is no such family, or none or several recognize it.
+    """
+    known = families()
+    if kind is not None:
+        if kind not in known:
+            raise ValueError(f"KIND: expected one of {', '.join(known)}, got {kind!r}")
+        return known[kind]
+    matches = [family for family in known.values() if family.recognizes(path)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = " or ".join(family.name for family in matches)
+        raise ValueError(f"KIND: {path} may be of several families; say which: {names}")
+    lines = ", ".join(f"{family.name} ({family.title})" for family in known.values())
+    raise ValueError(
+        f"KIND: {path} looks like none of the families: {lines}; check that all files of a model "
+        "are there, or say which family it is"
+    )
