@@ -33,6 +33,13 @@ class CodebookSettings(Section):
         description="updates after which codes that none of them has used are moved to vectors of "
         "the last batch, drawn in proportion to their error; null: dead codes stay so",
     )
+    warm_start_steps: int = Field(
+        0,
+        ge=0,
+        description="updates in which the decoder reads the encoder's vectors themselves, after "
+        "which k-means of them sets the codes; 0: none (ours, docs/vqgan.md)",
+    )
+    warm_start_images: int = Field(2048, ge=1, description="images given to k-means")
 
 
 class GumbelSettings(Section):

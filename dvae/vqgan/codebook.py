@@ -65,4 +65,5 @@ def revival_keys(errors: Tensor, generator: torch.Generator) -> Tensor:
 def perplexity(counts: Tensor) -> Tensor:
     """How many codes, equally often used, would have the entropy of these counts [k]."""
     shares = counts / counts.sum().clamp(min=1)
-    return torch.special.entr(shares).sum().exp()
+    effective: Tensor = torch.special.entr(shares).sum().exp()
+    return effective

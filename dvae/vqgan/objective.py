@@ -68,7 +68,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
     Returns:
         The quotient of the two norms, a scalar in [0, 1e4] without a gradient.
     """
-    quotient = reconstruction.norm() / (adversarial.norm() + SOFTENING)
+    quotient: Tensor = reconstruction.norm() / (adversarial.norm() + SOFTENING)
     return quotient.clamp(0, LARGEST_WEIGHT).detach()
 
 

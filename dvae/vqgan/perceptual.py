@@ -92,7 +92,7 @@ def load(vgg: str | Path, lin: str | Path) -> LPIPS:
     with torch.device("meta"):
         lpips = LPIPS()
     expected = lpips.state_dict()
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for path, begin, what in (
         (vgg, "features.", "VGG16 as torchvision has it"),
         (lin, "lin", "LPIPS' weights of VGG16's channels"),

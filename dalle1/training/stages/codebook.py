@@ -35,17 +35,21 @@ class Codebook(nn.Module):
     idle: Tensor  # int64 [k]: updates since each code was used
     mass: Tensor  # float32 [k]: the running mean of its uses in an update
 
-    def __init__(self, shape: VQGANConfig, settings: CodebookSettings, positions: int) -> None:
-        """positions: tokens of an update, which is what the mean use of a code begins with."""
+    def __init__(
+        self, shape: VQGANConfig, settings: CodebookSettings, positions: int, frozen: bool = False
+    ) -> None:
+        """positions: tokens of an update, of which codes begin with equal shares as their mean use;
+        frozen: whether codes stay where they are."""
         super().__init__()
         k = shape.codebook_size
         self.settings = settings
-        self.frozen = False  # whether codes stay where they are
+        self.frozen = frozen
         self.register_buffer("idle", torch.zeros(k, dtype=torch.int64))
         if settings.ema_decay is not None:
             self.register_buffer("mass", torch.full((k,), positions / k))
         self._start_mass = positions / k
-        self._counts = torch.zeros(k)  # of an update
+        self._k = k
+        self._counts: Tensor | None = None  # of an update; None: it has looked nothing up
         self._sums: Tensor | None = None
         self._candidates: list[tuple[Tensor, Tensor]] = []  # keys [n], vectors [n, d]
         self._since_log = torch.zeros(k)
@@ -75,8 +79,8 @@ class Codebook(nn.Module):
         """
         z = F.normalize(latents.float(), dim=1) if quantize.normalized else latents.float()
         rows, flat = rearrange(z, "b d h w -> (b h w) d"), tokens.flatten()
-        k = len(self._counts)
-        self._counts = self._counts.to(z.device) + count_tokens(flat, k)
+        k, counts = self._k, count_tokens(flat, self._k)
+        self._counts = counts if self._counts is None else self._counts + counts
         if self.settings.ema_decay is not None and not self.frozen:
             sums = sum_vectors(flat, rows, k)
             self._sums = sums if self._sums is None else self._sums + sums
@@ -95,9 +99,8 @@ class Codebook(nn.Module):
             read: gives the present codes, [k, d].
         """
         counts, sums, candidates = self._counts, self._sums, self._candidates
-        self._counts, self._sums = torch.zeros_like(counts), None
-        self._candidates = []
-        if not done:
+        self._counts, self._sums, self._candidates = None, None, []
+        if counts is None or not done:
             return None
         counts = distributed.sum_of(counts)
         self._since_log = self._since_log.to(counts.device) + counts

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from dalle1.training.schedules import cosine
 from dalle1.training.stages.base import (
     Metrics,
     ParameterGroup,
+    Phase,
     Stage,
     Weights,
     autocast,
@@ -34,7 +36,8 @@ from dvae.calls import trusted
 from dvae.vqgan import perceptual
 from dvae.vqgan.discriminator import PatchDiscriminator, smallest_side
 from dvae.vqgan.objective import Adversary, Reconstruction, adversarial_losses
-from dvae.vqgan.quantizers import GumbelQuantizer, NearestQuantizer, Quantized, codebook_loss
+from dvae.vqgan.quantizers import GumbelQuantizer, codebook_loss
+from dvae.warm_start import k_means
 
 CODES = "model.quantize.embedding.weight"  # by the names of this stage's parameters
 
@@ -43,77 +46,48 @@ class VQGANStage(Stage):
     """A VQGAN: pixels, LPIPS, codebook, and from an update on a discriminator of patches.
 
     Generator and discriminator are updated at the same time, from the same weights. Each has a
-    parameter group of its own, and neither gets a gradient of the other's loss.
+    parameter group of its own, and neither gets a gradient of the other's loss. A warm start (ours)
+    trains encoder and decoder without the codebook. Then k-means of the encoder's vectors sets it.
     """
 
     model: dvae.VQGAN
+    codebook: Codebook | None  # of the quantizer that has one to look after
+    discriminator: PatchDiscriminator | None
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         assert config.vqgan is not None and config.vqgan_training is not None
         self.objective = config.vqgan_training
         self.model = dvae.VQGAN(config.vqgan)
-        self._check(config)
-        if isinstance(self.model.quantize, NearestQuantizer):
-            settings = self.objective.codebook or CodebookSettings()
-            # Codes that are running means have no gradient.
-            self.model.quantize.embedding.requires_grad_(settings.ema_decay is None)
-            positions = config.batch_size * (config.reader.image_size // self.model.out_stride) ** 2
-            self.codebook = Codebook(self.model.config, settings, positions)
+        _check(config, self.model)
         self.freeze_the_rest()
-        lpips = self.objective.perceptual
+        self.codebook, self._codes, self._gumbel = None, CodebookSettings(), GumbelSettings()
+        if isinstance(self.model.quantize, GumbelQuantizer):
+            self._gumbel = self.objective.gumbel or self._gumbel
+        else:
+            self._codes = self.objective.codebook or self._codes
+            self._make_codebook(config)
+        self.warm_start_steps = self._codes.warm_start_steps
+        lpips, d = self.objective.perceptual, self.objective.discriminator
         # In a tuple, where neither DeepSpeed nor the checkpoint takes it for trained weights.
-        self._frozen = (perceptual.load(lpips.vgg, lpips.lin) if lpips else None,)
-        d = self.objective.discriminator
+        self._frozen = (perceptual.load(lpips.vgg, lpips.lin) if lpips is not None else None,)
+        self.discriminator = None
         if d is not None:
             gather = distributed.all_gather if distributed.world_size() > 1 else None
-            channels = self.model.config.channels
-            self.discriminator = PatchDiscriminator(channels, d.layers, d.width, gather)
+            shape = (self.model.config.channels, d.layers, d.width)
+            self.discriminator = PatchDiscriminator(*shape, gather)
 
-    def _check(self, config: RunConfig) -> None:
-        """Raises ValueError where the settings do not fit one another."""
-        shape, side, d = self.model.config, config.reader.image_size, self.objective.discriminator
-        if not shape.encoder:
+    def _make_codebook(self, config: RunConfig) -> None:
+        codes = self.model.quantize.embedding.weight
+        positions = config.batch_size * (config.reader.image_size // self.model.out_stride) ** 2
+        frozen = not codes.requires_grad
+        self.codebook = Codebook(self.model.config, self._codes, positions, frozen)
+        if self._codes.ema_decay is not None:  # codes that are running means have no gradient
+            codes.requires_grad_(False)
+        if frozen and self._codes.warm_start_steps:
             raise ValueError(
-                "vqgan.encoder: expected true, got false: without it nothing is learned"
-            )
-        other = "gumbel" if shape.quantizer == "nearest" else "codebook"
-        if getattr(self.objective, other) is not None:
-            raise ValueError(
-                f"vqgan_training.{other} is not read by quantizer {shape.quantizer!r}: take it out"
-            )
-        if side % self.model.out_stride:
-            raise ValueError(
-                f"reader.image_size {side} must be a multiple of {self.model.out_stride}, the "
-                "pixels of a token's side"
-            )
-        if d is not None and side < smallest_side(d.layers):
-            raise ValueError(
-                f"reader.image_size {side} is too small for a discriminator of {d.layers} layers: "
-                f"expected at least {smallest_side(d.layers)}; lower "
-                "vqgan_training.discriminator.layers"
-            )
-        if self.objective.perceptual is not None and shape.channels != 3:
-            raise ValueError(
-                f"vqgan_training.perceptual: LPIPS reads 3 colors, got vqgan.channels "
-                f"{shape.channels}; take the section out"
-            )
-
-    def freeze_the_rest(self) -> None:
-        codes = self.model.quantize.embedding
-        moves = codes.weight.requires_grad  # by its gradient
-        super().freeze_the_rest()
-        if self.settings.train_only is None:
-            return
-        if hasattr(self, "codebook"):
-            self.codebook.frozen = not codes.weight.requires_grad
-            codes.requires_grad_(moves and codes.weight.requires_grad)
-        d = self.objective.discriminator
-        if d is not None and d.adaptive and not self.model.decoder.conv_out.weight.requires_grad:
-            raise ValueError(
-                "train_only: expected decoder.conv_out among the names, at whose gradients the "
-                "adaptive weight looks; add it, or set vqgan_training.discriminator.adaptive to "
-                "false"
+                f"vqgan_training.codebook.warm_start_steps {self._codes.warm_start_steps}: its end "
+                "sets the codes, which train_only leaves out; set it to 0"
             )
 
     @property
@@ -130,105 +104,123 @@ class VQGANStage(Stage):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         names = [name for name, _ in self.named_parameters()]
-        own = [name for name in names if name.startswith("discriminator.")]
-        rest = [name for name in names if name not in own]
-        generator = ParameterGroup(rest, part="generator")
-        return [generator, ParameterGroup(own, part="discriminator")] if own else [generator]
+        generator = [name for name in names if name.startswith("model.")]
+        groups = [ParameterGroup(generator, part="generator")]
+        if self.discriminator is not None:
+            rest = [name for name in names if not name.startswith("model.")]
+            groups.append(ParameterGroup(rest, part="discriminator"))
+        return groups
 
     def learning_rate_factors(self, step: int) -> list[float]:
         d = self.objective.discriminator
         if d is None:
             return [1.0]
-        return [1.0, d.learning_rate_factor if step >= d.start else 0.0]  # no weight decay before
+        # 0 before it begins, so that its weights do not decay meanwhile.
+        return [1.0, d.learning_rate_factor if step >= d.start else 0.0]
+
+    def phase(self, step: int) -> Phase:
+        rate, middle, last = (
+            self.settings.optimizer.learning_rate,
+            self.warm_start_steps,
+            self.settings.steps,
+        )
+        return Phase(0, middle, rate) if step < middle else Phase(middle, last, rate)
 
     def changes_loss(self, step: int) -> bool:
         d = self.objective.discriminator
         return super().changes_loss(step) or (d is not None and step == d.start)
 
-    def _targets(self, batch: Batch) -> Tensor:
-        """What the decoder is to write: [b, c, R, R] in [0, 1]."""
-        images = pixels_of(batch, device_of(self.model))
-        return images.contiguous(memory_format=torch.channels_last)
-
     def _inputs(self, images: Tensor) -> Tensor:
-        """What the encoder reads: the images, or their half where the decoder writes twice."""
-        return _half(images) if self.model.out_stride > self.model.stride else images
+        """What the encoder reads: the images that the decoder is to write, or where it writes twice
+        the side, half of theirs, each pixel the mean of four."""
+        smaller = self.model.out_stride // self.model.stride
+        return F.avg_pool2d(images, smaller) if smaller > 1 else images
 
     @trusted()
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        images = self._targets(micro_batch)
-        generators = [torch.Generator(images.device).manual_seed(s) for s in micro_batch.seeds]
-        with autocast(self.settings, images.device):
+        device = device_of(self.model)
+        images = pixels_of(micro_batch, device).contiguous(memory_format=torch.channels_last)
+        # One for each image, so that draws do not depend on how ranks divide a batch.
+        generators = [torch.Generator(device).manual_seed(seed) for seed in micro_batch.seeds]
+        with autocast(self.settings, device):
             latents = self.model.latents(self._inputs(images))
-            quantized, regularization, metrics = self._quantize(latents, step, generators)
-            pixels = self.model.pixels(quantized.vectors).float()
-            decoded, targets = self._signed(pixels), 2 * images - 1
-            loss, more = self._losses(decoded, targets, step)
-        if self.training and hasattr(self, "codebook"):
-            self.codebook.observe(self.model.quantize, latents, quantized.tokens, step, generators)
-        return loss + regularization, metrics | more
-
-    def _signed(self, pixels: Tensor) -> Tensor:
-        """What the decoder writes, in [-1, 1] also where it writes [0, 1]."""
-        return pixels if self.model.config.signed_pixels else 2 * pixels - 1
+            vectors, loss, metrics = self._quantize(latents, step, generators)
+            pixels = self.model.pixels(vectors).float()
+            if not self.model.config.signed_pixels:
+                pixels = 2 * pixels - 1
+            rest, more = self._image_losses(pixels, 2 * images - 1, step)
+        return loss + rest, metrics | more
 
     def _quantize(
-        self, latents: Tensor, step: int, generators: list[torch.Generator]
-    ) -> tuple[Quantized, Tensor, Metrics]:
-        """The codes, their weighted loss, and scalars for the log."""
+        self, latents: Tensor, step: int, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """What the decoder reads, the codes' weighted loss, and scalars for the log."""
         quantize = self.model.quantize
+        if step < self.warm_start_steps:
+            return latents, zero_loss_of(quantize), {}
+        # Below, methods in place of the modules' calls: ZeRO 3 cannot look into what they return.
         if isinstance(quantize, GumbelQuantizer):
-            s = self.objective.gumbel or GumbelSettings()
+            s = self._gumbel
             tau = cosine(step, s.temperature_start, s.temperature_end, s.temperature_steps)
-            quantized = quantize(latents, tau, s.hard, generators)
+            quantized = quantize.forward(latents, tau, s.hard, generators)
             kl = quantized.losses["kl"]
-            return (
-                quantized,
-                s.kl_weight * kl,
-                {
-                    "kl": kl.detach(),
-                    "temperature": torch.tensor(tau),
-                },
-            )
-        c = self.objective.codebook or CodebookSettings()
-        quantized = quantize(latents)
+            metrics = {"kl": kl.detach(), "temperature": torch.tensor(tau)}
+            return quantized.vectors, s.kl_weight * kl, metrics
+        c = self._codes
+        quantized = quantize.forward(latents)
         if c.ema_decay is None:
             loss = codebook_loss(quantized, c.beta, c.legacy)
         else:
             loss = c.beta * quantized.losses["commitment"]
-        return quantized, c.weight * loss, {"codebook": quantized.losses["codebook"].detach()}
+        if self.training and self.codebook is not None:
+            self.codebook.observe(quantize, latents, quantized.tokens, step, generators)
+        metrics = {"codebook": quantized.losses["codebook"].detach()}
+        return quantized.vectors, c.weight * loss, metrics
 
-    def _losses(self, decoded: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Metrics]:
-        """Of reconstruction, adversary and discriminator."""
-        s, d = self.objective, self.objective.discriminator
-        (lpips,) = self._frozen
+    def _image_losses(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Metrics]:
+        """Of reconstruction, adversary and discriminator; both [b, c, R, R] in [-1, 1]."""
+        s, d, (lpips,) = self.objective, self.objective.discriminator, self._frozen
         if lpips is not None:
-            lpips.to(decoded.device)
+            lpips.to(images.device)
         weight = s.perceptual.weight if s.perceptual is not None else 0.0
         reconstruction = Reconstruction(s.pixel_error, lpips, weight)
-        if d is None:
-            return reconstruction(decoded, targets)
+        if d is None or self.discriminator is None:
+            return reconstruction(images, targets)
         if step < d.start:
-            loss, metrics = reconstruction(decoded, targets)
+            loss, metrics = reconstruction(images, targets)
             return loss + zero_loss_of(self.discriminator), metrics
-        adversary = Adversary(
-            self.discriminator,
-            d.loss,
-            d.weight,
-            self.model.decoder.conv_out.weight if d.adaptive else None,
-            distributed.mean_of,
-        )
-        loss, own, metrics = adversarial_losses(decoded, targets, reconstruction, adversary)
+        last = self.model.decoder.conv_out.weight if d.adaptive else None
+        adversary = Adversary(self.discriminator, d.loss, d.weight, last, distributed.mean_of)
+        loss, own, metrics = adversarial_losses(images, targets, reconstruction, adversary)
         return loss + own, metrics
 
+    def replaces_weights(self, step: int) -> bool:
+        return bool(self.warm_start_steps) and step == self.warm_start_steps
+
+    @torch.no_grad()
+    def replacement_weights(
+        self, weights: Weights, read: Callable[[int], Tensor]
+    ) -> dict[str, Tensor]:
+        device, prefix = device_of(self.model), "model."
+        own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        model = self.model_with(own)
+        assert isinstance(model, dvae.VQGAN)
+        rows = []
+        for part in read(self._codes.warm_start_images).split(64):
+            z = model.latents(self._inputs(part.to(device).float() / 255)).float()
+            z = F.normalize(z, dim=1) if model.config.normalized_codes else z
+            rows.append(rearrange(z, "b d h w -> (b h w) d"))
+        generator = torch.Generator(device).manual_seed(self.settings.seed)
+        return {CODES: k_means(torch.cat(rows), model.vocab_size, 20, generator)}
+
     def after_update(self, step: int, done: bool, read: Callable[[str], Tensor]) -> Weights:
-        if not hasattr(self, "codebook"):
+        if self.codebook is None:
             return {}
         codes = self.codebook.after_update(step, done, lambda: read(CODES))
         return {} if codes is None else {CODES: codes}
 
     def pop_metrics(self) -> dict[str, float]:
-        return self.codebook.pop_metrics() if hasattr(self, "codebook") else {}
+        return {} if self.codebook is None else self.codebook.pop_metrics()
 
     def empty_model(self) -> dvae.VQGAN:
         with torch.device("meta"):
@@ -247,6 +239,44 @@ class VQGANStage(Stage):
         model.save(folder)
 
 
-def _half(images: Tensor) -> Tensor:
-    """Images of half the side, each pixel the mean of four."""
-    return F.avg_pool2d(images, 2)
+def _check(config: RunConfig, model: dvae.VQGAN) -> None:
+    """Raises ValueError where the settings do not fit one another."""
+    s, shape, side = config.vqgan_training, model.config, config.reader.image_size
+    assert s is not None
+    if not shape.encoder:
+        raise ValueError(
+            "vqgan.encoder: expected true, got false; a decoder alone cannot be trained"
+        )
+    other = "gumbel" if shape.quantizer == "nearest" else "codebook"
+    if getattr(s, other) is not None:
+        raise ValueError(
+            f"vqgan_training.{other} is not read by quantizer {shape.quantizer!r}: take it out"
+        )
+    if side % model.out_stride:
+        raise ValueError(
+            f"reader.image_size {side} must be a multiple of {model.out_stride}, the pixels of a "
+            "token's side"
+        )
+    if s.codebook is not None and s.codebook.warm_start_steps >= config.steps:
+        raise ValueError(
+            f"vqgan_training.codebook.warm_start_steps {s.codebook.warm_start_steps} must be less "
+            f"than steps {config.steps}"
+        )
+    if s.perceptual is not None and shape.channels != 3:
+        raise ValueError(
+            f"vqgan_training.perceptual: expected vqgan.channels 3, which LPIPS reads, got "
+            f"{shape.channels}; take the section out"
+        )
+    d = s.discriminator
+    if d is not None and side < smallest_side(d.layers):
+        raise ValueError(
+            f"vqgan_training.discriminator.layers {d.layers}: expected reader.image_size of at "
+            f"least {smallest_side(d.layers)}, got {side}; lower the layers"
+        )
+    only, last = config.train_only, "decoder.conv_out.weight"
+    trained = only is None or any(last == name or last.startswith(f"{name}.") for name in only)
+    if d is not None and d.adaptive and not trained:
+        raise ValueError(
+            f"train_only: expected {last} to be trained, whose gradients the adaptive weight "
+            "reads; add decoder.conv_out, or set vqgan_training.discriminator.adaptive=false"
+        )
