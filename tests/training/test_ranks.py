@@ -62,6 +62,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, shards: str, parts: Path) ->
     ("stage", "ranks", "settings"),
     [
         ("dvae", 2, {}),
+        ("vqgan", 2, {}),
+        ("vqgan", 2, {"zero_stage": 2}),
+        ("vqgan", 2, {"zero_stage": 3}),
         ("clip", 2, {"zero_stage": 1}),
         ("dalle", 2, {}),
         ("dalle", 2, {"zero_stage": 1}),
@@ -97,6 +100,8 @@ def test_losses_do_not_depend_on_the_ranks(
 COVERED = {
     (1, "dvae", 3),
     (2, "dvae", 1),
+    (1, "vqgan", 3),
+    (2, "vqgan", 1),
     (1, "clip", 1),
     (2, "clip", 3),
     (1, "dalle", 1),

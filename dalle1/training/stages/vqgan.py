@@ -273,6 +273,13 @@ def _check(config: RunConfig, model: dvae.VQGAN) -> None:
             f"vqgan_training.discriminator.layers {d.layers}: expected reader.image_size of at "
             f"least {smallest_side(d.layers)}, got {side}; lower the layers"
         )
+    offload, clip_norm = config.parallel.offload, config.optimizer.clip_norm
+    if d is not None and offload != "none" and clip_norm is not None:
+        raise ValueError(
+            f"parallel.offload {offload!r} does not go with optimizer.clip_norm {clip_norm} and a "
+            "discriminator, since each net is clipped by its own norm; set one of the two to null "
+            "or none"
+        )
     only, last = config.train_only, "decoder.conv_out.weight"
     trained = only is None or any(last == name or last.startswith(f"{name}.") for name in only)
     if d is not None and d.adaptive and not trained:
