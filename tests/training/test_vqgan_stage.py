@@ -85,11 +85,12 @@ def test_a_run_without_an_adversary_is_another_nets_run(tmp_path: Path, shards: 
     its random numbers."""
     for name, own in (("with", ADVERSARY | {"start": 99}), ("without", None)):
         config = vqgan(shards, tmp_path / name, steps=5, vqgan_training={"discriminator": own})
-        Trainer(config).run()
+        # DeepSpeed clips a net that is alone, and rounds otherwise than we do.
+        optimizer = config.optimizer.model_copy(update={"clip_norm": None})
+        Trainer(config.model_copy(update={"optimizer": optimizer})).run()
     one, two = (weights_after(tmp_path / name, 5) for name in ("with", "without"))
     assert set(two) == {name for name in one if name.startswith("model.")}
-    for name, weight in two.items():  # but for rounding, since DeepSpeed clips a net that is alone
-        torch.testing.assert_close(one[name], weight)
+    assert all(torch.equal(one[name], weight) for name, weight in two.items())
 
 
 def test_each_net_is_clipped_by_its_own_norm() -> None:
