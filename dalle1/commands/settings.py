@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -63,6 +63,7 @@ BOUNDS = {
     "le": "≤ {}",
     "multiple_of": "multiple of {}",
     "min_length": "length ≥ {}",
+    "max_length": "length ≤ {}",
     "allow_inf_nan": "finite",
 }
 
@@ -133,6 +134,8 @@ def _word(kind: Any, path: str) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in inner)
     if origin is list:
         return f"list of {_word(inner[0], path)}s"
+    if origin is Annotated:
+        return _word(inner[0], path)
     if origin is tuple and inner[-1] is Ellipsis:
         return f"list, each {_word(inner[0], path)}"
     if origin is tuple:

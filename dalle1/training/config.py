@@ -13,8 +13,9 @@ from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
 from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.training.vqgan_config import VQGANSettings
 from dalle1.transformer.config import Execution, TransformerConfig
-from dvae import DVAEConfig
+from dvae import DVAEConfig, VQGANConfig
 
 
 class DataSettings(Section):
@@ -255,8 +256,9 @@ class RunConfig(Section):
         "clip_model": "ranker",
     }
 
-    stage: Literal["dvae", "clip", "dalle"] = Field(
-        description="what is trained: the codec (dvae), the ranker (clip) or the prior (dalle)"
+    stage: Literal["dvae", "vqgan", "clip", "dalle"] = Field(
+        description="what is trained: a codec (dvae or vqgan), the ranker (clip) or the prior "
+        "(dalle)"
     )
     run: Location = Field(description="folder of the run")
     data: Location = Field(description="training data: shards, a folder of pairs, or 'shapes'")
@@ -315,6 +317,10 @@ class RunConfig(Section):
     dvae_training: DVAESettings | None = Field(
         None, description="schedules of its loss, and its warm start; stage dvae needs it"
     )
+    vqgan: VQGANConfig | None = Field(None, description="shape of a VQGAN; stage vqgan needs it")
+    vqgan_training: VQGANSettings | None = Field(
+        None, description="losses of a VQGAN; stage vqgan needs it"
+    )
     # CLIP.
     clip: CLIPConfig | None = Field(None, description="shape of CLIP; stage clip needs it")
     # CLIP and stage two.
@@ -362,6 +368,7 @@ class RunConfig(Section):
     def _sections(self) -> RunConfig:
         needed = {
             "dvae": {"dvae", "dvae_training"},
+            "vqgan": {"vqgan", "vqgan_training"},
             "clip": {"clip", "tokenizer"},
             "dalle": {"transformer", "codec", "tokenizer"},
         }
@@ -379,7 +386,7 @@ class RunConfig(Section):
             given = getattr(self, name) is not None
             if given and name not in own | optional:
                 raise ValueError(f"{name} is not read by stage {self.stage!r}: take it out")
-            if not given and name in own and (self.init is None or name == "dvae_training"):
+            if not given and name in own and (self.init is None or name.endswith("_training")):
                 raise ValueError(f"{name} is needed by stage {self.stage!r}")
         if self.seq2seq is not None and self.execution and self.execution.attention != "auto":
             raise ValueError(

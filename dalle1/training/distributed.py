@@ -164,6 +164,20 @@ def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(values, (tensor / world_size()).tolist(), strict=True))
 
 
+def sum_of(value: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks, all of which give one of the same shape."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def mean_of(value: Tensor) -> Tensor:
+    """As `sum_of`, divided by the number of ranks."""
+    return sum_of(value) / world_size()
+
+
 def broadcast(value: Tensor, source: int) -> Tensor:
     """The CPU tensor of rank `source`, on the CPU of every rank.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dalle1.common.hardware import default_device
 from dalle1.training import distributed
 from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training.gradient_clipping import clip_by_part
 from dalle1.training.gradient_exchange import GradientExchange
 from dalle1.training.launcher import deepspeed_environment, environment, read_launch
 from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, OVERFLOW_AT_LOWEST
@@ -155,14 +156,19 @@ class Engine:
         self._parameters = dict(stage.named_parameters())
         self._trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
         self._shard_groups = _shard_groups(config.parallel, self.dims)
-        trained = [self._optimizer_group(group) for group in stage.parameter_groups()]
+        groups = stage.parameter_groups()
+        trained = [self._optimizer_group(group) for group in groups]
         # A group whose parameters are all frozen is left out; see `step`.
         self._groups = [i for i, group in enumerate(trained) if group["params"]]
+        self._part = {name: group.part for group in groups for name in group.names}
+        self._parts = [groups[i].part for i in self._groups]
+        # DeepSpeed clips all gradients by one norm.
+        clips = config.optimizer.clip_norm if len(set(self._parts)) == 1 else None
         self._optimizer = TrainingOptimizer([trained[i] for i in self._groups], config.optimizer)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,
-            config=_deepspeed_config(config, self.dims),
+            config=_deepspeed_config(config, self.dims, clips),
             dist_init_required=False,
             mpu=self._shard_groups,
         )
@@ -170,6 +176,9 @@ class Engine:
             stage.after_move_to_device()
         if config.parallel.zero_stage == 3:
             self._keep_gathered()
+        saved = stage.state_dict(keep_vars=True)
+        # Running statistics and the like: state that is no weight, the same on all ranks.
+        self.buffers = {n: x for n, x in saved.items() if n not in self._parameters}
         self._optimizer.init_state(self._optimized_tensors())
         self.exchange = GradientExchange(config, self.dims, self._trained, self._shard_groups)
         if config.parallel.zero_stage in (1, 2):
@@ -222,6 +231,7 @@ class Engine:
         factors = self._stage.learning_rate_factors(step)
         for group, i in zip(self._optimizer.param_groups, self._groups, strict=True):
             group["lr"] = factors[i] * learning_rate
+        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
         metrics = self._accumulate_gradients(micro_batches, step)
         loss = metrics.pop("loss")
         overflow = self._update_gradient_scales()  # whatever else is wrong, each scale moves
@@ -229,6 +239,10 @@ class Engine:
         if self.exchange.needed:
             self.exchange.average(self._gradients(), step, skipped is not None)
         norm = self._gradient_norm()
+        if len(set(self._parts)) > 1:
+            norms = self._clip_parts()
+            metrics |= {f"gradient_norm/{part}": value for part, value in norms.items()}
+            norm = math.hypot(*norms.values())
         if norm is not None and not math.isfinite(norm):
             skipped = skipped or NOT_FINITE
         self._optimizer.skip = skipped is not None
@@ -237,6 +251,8 @@ class Engine:
             skipped = skipped or NOT_FINITE
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
+        if skipped is not None:
+            self.load_buffers(before)
         return Update(loss, metrics, norm, skipped)
 
     def _accumulate_gradients(self, micro_batches: Sequence[object], step: int) -> dict[str, float]:
@@ -306,6 +322,37 @@ class Engine:
             return None
         gradients = [p.grad for p in self._trained.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _clip_parts(self) -> dict[str, float]:
+        """Clips the gradients of each part by their own norm; the norms before, by part."""
+        parts: dict[str, list[Tensor]] = {part: [] for part in self._parts}
+        for name, gradient in self._gradients().items():
+            # At ZeRO stages 1 and 2 a name is a place in one of the optimizer's groups.
+            in_groups = self.parallel.zero_stage in (1, 2)
+            group = name.partition("/")[0]
+            parts[self._parts[int(group)] if in_groups else self._part[name]].append(gradient)
+        return clip_by_part(parts, self.settings.clip_norm, self._sum_over_shards)
+
+    def _sum_over_shards(self, values: Tensor) -> Tensor:
+        """The sum over the ranks that share one copy of the state."""
+        if self.parallel.zero_stage and distributed.world_size() > 1:
+            group = self._shard_groups
+            dist.all_reduce(values, group=group.get_data_parallel_group() if group else None)
+        return values
+
+    @torch.no_grad()
+    def load_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """Sets the buffers; ValueError where a checkpoint does not hold them all."""
+        for name, buffer in self.buffers.items():
+            if name not in values:
+                raise ValueError(f"checkpoint: expected the buffer {name}, got none of this name")
+            buffer.copy_(values[name])
+
+    def weight(self, name: str) -> Tensor:
+        """A copy of one unsharded weight; under ZeRO 3 all ranks must call it together."""
+        parameter = self._parameters[name]
+        with _unsharded([parameter]) if self.parallel.zero_stage == 3 else nullcontext():
+            return parameter.detach().clone()
 
     def weights(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Unsharded weights, one after the other, by name without the prefix.
@@ -404,7 +451,9 @@ def _unsharded(
     return context
 
 
-def _deepspeed_config(config: RunConfig, dims: ParallelDims) -> dict[str, Any]:
+def _deepspeed_config(
+    config: RunConfig, dims: ParallelDims, clip_norm: float | None = None
+) -> dict[str, Any]:
     parallel = config.parallel
     zero: dict[str, Any] = {"stage": parallel.zero_stage}
     if parallel.zero_stage == 3:
@@ -419,7 +468,7 @@ def _deepspeed_config(config: RunConfig, dims: ParallelDims) -> dict[str, Any]:
         "train_batch_size": config.batch_size // replicas,
         "train_micro_batch_size_per_gpu": dims.micro_batch,
         "gradient_accumulation_steps": dims.grad_accum_steps,
-        "gradient_clipping": config.optimizer.clip_norm or 0.0,
+        "gradient_clipping": clip_norm or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # a subclass of AdamW, whose update is AdamW's
         "zero_force_ds_cpu_optimizer": False,

@@ -25,6 +25,7 @@ from dvae.storage import Kind, has_part, read_config, read_shape, read_weights
 # Of each stage: the part that it trains, and the kinds of it with their sections of the settings.
 PARTS = {
     "dvae": ("codec", {"dvae": "dvae"}),
+    "vqgan": ("codec", {"vqgan": "vqgan"}),
     "clip": ("ranker", {"clip": "clip"}),
     "dalle": ("prior", {"sparse_transformer": "transformer", "seq2seq": "seq2seq"}),
 }
@@ -56,7 +57,7 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
     else:
         _check_shape(config, section, _flat(given), _flat(shape))
     _weights(config, folder, shape)  # refuses those of another model before one is built
-    if config.stage != "dvae":
+    if config.stage not in ("dvae", "vqgan"):
         update |= _tokenizer(config, folder)
     if config.stage == "dalle":
         update |= _other_parts(config, folder)

@@ -29,7 +29,17 @@ EXPORTED = "model"  # the folder of the exported model
 LOCK = "run.lock"
 POLL = 0.1  # seconds between two attempts to lock
 # Settings that a run keeps to its end.
-KEPT = ("stage", "seed", "batch_size", "dvae", "clip", "transformer", "seq2seq", "train_only")
+KEPT = (
+    "stage",
+    "seed",
+    "batch_size",
+    "dvae",
+    "vqgan",
+    "clip",
+    "transformer",
+    "seq2seq",
+    "train_only",
+)
 
 
 class RunFolder:

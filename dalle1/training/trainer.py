@@ -109,7 +109,8 @@ class Trainer:
         self.engine = Engine(self.stage, config)
         if config.init is not None and latest is None:
             self.engine.load_weights(InitialWeights(config, MODEL))
-        self._owner = assign_owners(self.engine.sizes(), self.world_size)
+        sizes = self.engine.sizes() | {n: x.numel() for n, x in self.engine.buffers.items()}
+        self._owner = assign_owners(sizes, self.world_size)
         mine = [
             name.removeprefix(MODEL)
             for name, owner in self._owner.items()
@@ -195,7 +196,7 @@ class Trainer:
 
     def _update(self, batch: Batch) -> tuple[float, Update]:
         """One update of all that trains; the learning rate and what came of it."""
-        if self.step == self.stage.phase(self.step).first:
+        if self.stage.changes_loss(self.step):
             self.plateau.begin_phase()
             self.loss_guard.begin_phase()
         if self.stage.replaces_weights(self.step):
@@ -208,6 +209,9 @@ class Trainer:
         self.step += 1
         self.loss_guard.record(self.step, update.loss, update.skipped)
         done = update.skipped is None
+        moved = self.stage.after_update(self.step - 1, done, self.engine.weight)
+        if moved:
+            self.engine.load_weights(moved)
         self.ema.after_update(self.step - 1, done, self.engine.weights(MODEL))
         if done and self.config.optimizer.schedule == "plateau":
             self.plateau.update(update.loss)
@@ -381,6 +385,7 @@ class Trainer:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"weights/{name}", value) for name, value in self.engine.weights())
         yield from ((f"moments/{name}", value) for name, value in self.engine.moments())
+        yield from ((f"buffers/{name}", value) for name, value in self.engine.buffers.items())
 
     def _load(self, path: Path) -> None:
         """Resumes from a checkpoint, of any number of ranks and any ZeRO stage."""
@@ -390,6 +395,7 @@ class Trainer:
         average = checkpoint.tensors.under(f"average/{MODEL}")
         self.ema.average = {name: average[name].clone() for name in self.ema.mine}
         self.engine.load_moments(checkpoint.tensors.under("moments/"), checkpoint.state["updates"])
+        self.engine.load_buffers(checkpoint.tensors.under("buffers/"))
         lost = self.engine.exchange.load_state(checkpoint.tensors.under("compression/"))
         if lost is not None and self.rank == 0:
             print(f"warning: compression: {path} {lost}", file=sys.stderr)

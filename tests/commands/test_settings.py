@@ -37,6 +37,7 @@ class Part(Section):
 
     limit: float | None = Field(1e-3, gt=0, le=1, description="a | b")
     sizes: list[int] = Field([1, 2], min_length=1, description="of all")
+    counts: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), max_length=9, description="many")
 
 
 class All(Section):
@@ -68,6 +69,7 @@ def test_a_table_says_what_the_fields_say() -> None:
         "| `part.limit` | number or null | `0.001` | > 0, ≤ 1 | "
         r"a \| b; was called `part.most`; was called `part.top` |",
         "| `part.sizes` | list of whole numbers | `[1, 2]` | length ≥ 1 | of all |",
+        "| `part.counts` | list, each whole number | `[1]` | length ≤ 9 | many |",
     ]
 
 

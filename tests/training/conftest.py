@@ -80,6 +80,22 @@ def tiny(stage: str, shards: str, run: Path, parts: Path, **settings: object) ->
                 "warm_start_images": 32,
             },
         },
+        "vqgan": {
+            "vqgan": {
+                "width": 8,
+                "multipliers": [1, 1, 2],
+                "blocks_per_level": 1,
+                "attention_levels": [],
+                "latent_channels": 8,
+                "embedding_dim": 4,
+                "codebook_size": 32,
+                "norm_groups": 4,
+            },
+            "vqgan_training": {
+                "codebook": {"revive_every": 6},
+                "discriminator": {"start": 4, "layers": 2, "width": 8, "weight": 0.8},
+            },
+        },
         "clip": {
             "clip": {
                 "embedding": 16,

@@ -62,6 +62,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, shards: str, parts: Path) ->
     ("stage", "ranks", "settings"),
     [
         ("dvae", 2, {}),
+        ("vqgan", 2, {}),
+        ("vqgan", 2, {"zero_stage": 2}),
+        ("vqgan", 2, {"zero_stage": 3}),
         ("clip", 2, {"zero_stage": 1}),
         ("dalle", 2, {}),
         ("dalle", 2, {"zero_stage": 1}),
@@ -84,10 +87,12 @@ def test_losses_do_not_depend_on_the_ranks(
     whole: Whole,
 ) -> None:
     """Gradients summed in place of averaged, a text loss that is a mean of means, a CLIP that
-    compares within a rank alone, noise that depends on the rank, replicas that drift apart."""
+    compares within a rank alone, noise that depends on the rank, replicas that drift apart; a
+    discriminator whose norms, an adaptive weight or dead codes that see one rank's images."""
     config = calm(stage, shards, tmp_path / "run", parts, parallel=settings)
     found, run = spread(config, ranks)
-    assert found == pytest.approx(whole[stage], abs=1e-5)
+    # A VQGAN's nearest code may tip over by rounding; norms of one rank's images differ by 1e-2.
+    assert found == pytest.approx(whole[stage], abs=1e-3 if stage == "vqgan" else 1e-5)
     if stage == "dalle":  # what was sharded is exported whole
         result = dalle1.sample("a circle", run / "model", candidates=1, keep=1, progress=False)
         assert result.tokens.shape == (1, 1, 4, 4)
@@ -97,6 +102,8 @@ def test_losses_do_not_depend_on_the_ranks(
 COVERED = {
     (1, "dvae", 3),
     (2, "dvae", 1),
+    (1, "vqgan", 3),
+    (2, "vqgan", 1),
     (1, "clip", 1),
     (2, "clip", 3),
     (1, "dalle", 1),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle1.clip.model import CLIP
@@ -25,9 +26,12 @@ from dalle1.transformer.config import Execution, TransformerConfig
 from dalle1.transformer.loss import CHUNK
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.model import Transformer
-from dvae import DVAE
+from dvae import DVAE, VQGAN
 from dvae.calls import trusted
 from dvae.objective import relaxed_elb
+from dvae.vqgan.discriminator import PatchDiscriminator
+from dvae.vqgan.objective import Adversary, Reconstruction, adversarial_losses
+from dvae.vqgan.perceptual import LPIPS
 from dvae.warm_start import ContinuousBottleneck
 
 FLOAT_BYTES = 4  # of a float32
@@ -57,12 +61,23 @@ def build_module(config: RunConfig) -> nn.Module:
             return Transformer(config.transformer, execution)
         if config.stage == "clip":
             return CLIP(config.clip)
+        if config.stage == "vqgan":
+            return _vqgan_with_discriminator(config)
         assert config.dvae_training is not None
         codec = DVAE(config.dvae)
         if config.dvae_training.warm_start_steps:
             size = config.dvae_training.warm_start_bottleneck
             codec.add_module("bottleneck", ContinuousBottleneck(codec, size))
         return codec
+
+
+def _vqgan_with_discriminator(config: RunConfig) -> VQGAN:
+    assert config.vqgan_training is not None
+    codec, d = VQGAN(config.vqgan), config.vqgan_training.discriminator
+    if d is not None:
+        discriminator = PatchDiscriminator(codec.config.channels, d.layers, d.width)
+        codec.add_module("discriminator", discriminator)
+    return codec
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -246,7 +261,7 @@ def saved_bytes(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> tupl
 
 
 def measured_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepCost:
-    """Of the dVAE or CLIP, by a pass over tensors without values, with the CPU's kernels.
+    """Of a codec or CLIP, by a pass over tensors without values, with the CPU's kernels.
 
     FLOPs are those of matrix products and convolutions, without attention's scores.
     """
@@ -257,10 +272,13 @@ def measured_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepC
         images = torch.empty(micro_batch, 3, side, side)
         # The dVAE's logits are among what autograd keeps.
         logits, products = 0, 0.0
-        module: CLIP | DVAE
+        module: CLIP | DVAE | VQGAN
         if config.stage == "dvae":
             module = DVAE(config.dvae)
             run = _dvae_pass(module, images)
+        elif config.stage == "vqgan":
+            module = _vqgan_with_discriminator(config)
+            run = _vqgan_pass(module, images, config)
         else:
             module = CLIP(config.clip)
             run = _clip_pass(module, images)
@@ -279,6 +297,29 @@ def _dvae_pass(codec: DVAE, images: Tensor) -> Callable[[], Tensor]:
         x = images.contiguous(memory_format=torch.channels_last)
         loss: Tensor = relaxed_elb(codec, x, 1.0, 1.0).loss
         return loss
+
+    return run
+
+
+def _vqgan_pass(codec: VQGAN, images: Tensor, config: RunConfig) -> Callable[[], Tensor]:
+    """Of both nets, as once the discriminator has begun."""
+    assert config.vqgan_training is not None
+    s, d = config.vqgan_training, config.vqgan_training.discriminator
+    reconstruction = Reconstruction(s.pixel_error, LPIPS() if s.perceptual is not None else None)
+    smaller = codec.out_stride // codec.stride
+
+    @trusted()  # the images have no values
+    def run() -> Tensor:
+        x = images.contiguous(memory_format=torch.channels_last)
+        quantized = codec.quantize.forward(codec.latents(F.avg_pool2d(x, smaller)))
+        pixels = codec.pixels(quantized.vectors).float()
+        loss = torch.stack(list(quantized.losses.values())).sum()
+        if d is None:
+            return loss + reconstruction(pixels, x)[0]
+        last = codec.decoder.conv_out.weight if d.adaptive else None
+        adversary = Adversary(codec.get_submodule("discriminator"), d.loss, d.weight, last)
+        total, own, _ = adversarial_losses(pixels, x, reconstruction, adversary)
+        return loss + total + own
 
     return run
 

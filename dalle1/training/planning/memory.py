@@ -17,6 +17,7 @@ from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count, step_co
 from dalle1.training.planning.network import compressed_matrices
 from dalle1.transformer.model import Transformer
 from dvae import DVAE, DVAEConfig
+from dvae.vqgan.perceptual import LPIPS
 
 LIVE = 10**9  # weights that DeepSpeed keeps unsharded for reuse (stage3_max_reuse_distance)
 RESERVE = 4 * 10**9  # bytes: DeepSpeed's bucket of 5e8 gradients, CUDA's context, NCCL
@@ -32,7 +33,7 @@ class Memory:
     moments: int
     errors: int  # PowerSGD's buffers and its fixed Qs
     gathered: int  # weights that are unsharded for a while under ZeRO 3
-    frozen: int  # the dVAE that encodes a transformer's images, of the paper's size
+    frozen: int  # a dVAE of the paper's size that encodes a transformer's images, or LPIPS
     activations: int  # kept from forward to backward
     block: int  # of one block's backward pass: what is recomputed, and gradients of activations
     copies: int  # of weights, in 16 bits
@@ -50,6 +51,16 @@ def _codec_parameters() -> int:
     """Parameters of a dVAE of the paper's size."""
     with torch.device("meta"):
         return parameter_count(DVAE(DVAEConfig()))
+
+
+def _frozen_parameters(config: RunConfig) -> int:
+    """Parameters of what is read and not trained."""
+    if config.stage == "dalle":
+        return _codec_parameters()
+    if config.vqgan_training is None or config.vqgan_training.perceptual is None:
+        return 0
+    with torch.device("meta"):
+        return parameter_count(LPIPS())
 
 
 def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batch: int) -> Memory:
@@ -74,7 +85,7 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
         moments=2 * (share if p.zero_stage else full) if on_gpu else 0,
         errors=FLOAT_BYTES * sum(m * n + max(m, n) * r for m, n, r in compressed),
         gathered=gathered,
-        frozen=FLOAT_BYTES * _codec_parameters() if config.stage == "dalle" else 0,
+        frozen=FLOAT_BYTES * _frozen_parameters(config),
         activations=cost.activations,
         block=cost.block,
         copies=cost.copies,

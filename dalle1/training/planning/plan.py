@@ -32,7 +32,7 @@ from dalle1.training.planning.flops import FLOAT_BYTES, build_module, parameter_
 from dalle1.training.planning.memory import Memory, cpu_memory, gpu_memory
 from dalle1.training.planning.network import ClusterSettings, Transfer, transfers
 from dalle1.transformer.config import Execution
-from dvae import DVAE
+from dvae import DVAE, VQGAN
 
 COMFORT = 0.95  # of the memory, above which a run barely fits: an allocator leaves gaps
 
@@ -90,7 +90,7 @@ def parameters_by_part(module: nn.Module) -> dict[str, int]:
 def _part(module: nn.Module, name: str) -> str:
     if isinstance(module, CLIP):
         return "image encoder" if name.startswith("visual.") else "text encoder"
-    if isinstance(module, DVAE | Seq2Seq):
+    if isinstance(module, DVAE | VQGAN | Seq2Seq):
         return name.partition(".")[0]
     if name.startswith("layers."):
         return "attention blocks" if ".attention." in name else "MLP blocks"
@@ -144,6 +144,8 @@ def _tokens_of_a_sample(config: RunConfig) -> int:
         return config.prior.sequence_length
     if config.clip is not None:
         return (config.clip.image_size // config.clip.patch_size) ** 2 + config.clip.text_length
+    if config.vqgan is not None:
+        return int((config.reader.image_size // config.vqgan.out_stride) ** 2)
     assert config.dvae is not None
     return int((config.reader.image_size // config.dvae.stride) ** 2)
 

@@ -17,7 +17,7 @@ MEMORY = {
     "moments": "moments",
     "errors": "PowerSGD's buffers",
     "gathered": "weights gathered (ZeRO 3)",
-    "frozen": "frozen dVAE",
+    "frozen": "frozen codec or LPIPS",
     "activations": "activations kept",
     "block": "a block's backward pass",
     "copies": "weights in 16 bits",

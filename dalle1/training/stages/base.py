@@ -51,6 +51,7 @@ class ParameterGroup:
     names: list[str]  # frozen ones too
     decayed: bool = True  # by optimizer.weight_decay
     maximum: float | None = None  # that they are clamped to after each update
+    part: str = ""  # gradients of the groups of one part are clipped by their common norm
 
 
 class Stage(nn.Module):
@@ -145,6 +146,10 @@ class Stage(nn.Module):
         """The phase that an update belongs to; there is one unless a stage has more."""
         return Phase(0, self.settings.steps, self.settings.optimizer.learning_rate)
 
+    def changes_loss(self, step: int) -> bool:
+        """Whether the loss of update `step` cannot be compared with those before it."""
+        return step == self.phase(step).first
+
     def after_move_to_device(self) -> None:
         """Called once the engine has put unsharded weights on their device."""
 
@@ -179,6 +184,19 @@ class Stage(nn.Module):
             read: read(n) gives n training images, uint8 [n, 3, R, R], the same on all ranks.
         """
         raise NotImplementedError  # only called where `replaces_weights` says so
+
+    def after_update(self, step: int, done: bool, read: Callable[[str], Tensor]) -> Weights:
+        """Weights that the stage itself sets after update `step`; all ranks call it.
+
+        Args:
+            step: number of the update.
+            done: whether it was done, not skipped. A skipped one changes nothing.
+            read: read(name) gives a present weight unsharded; all ranks call it alike.
+
+        Returns:
+            Unsharded weights by the names of this stage's parameters, the same on all ranks.
+        """
+        return {}
 
     def pop_metrics(self) -> dict[str, float]:
         """Values for the log that were collected since the last call; all ranks call it."""

@@ -10,14 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dvae
-from dalle1.common.images import contact_sheet, to_pil
 from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dvae
 from dalle1.training import distributed
 from dalle1.training.config import DVAESettings, RunConfig
 from dalle1.training.schedules import cosine
 from dalle1.training.stages.base import (
-    SHEET_COLUMNS,
     Metrics,
     ParameterGroup,
     Phase,
@@ -28,6 +26,7 @@ from dalle1.training.stages.base import (
     pixels_of,
     zero_loss_of,
 )
+from dalle1.training.stages.codec_sheet import reconstruction_sheet
 from dvae.calls import trusted
 from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
@@ -165,11 +164,7 @@ class DVAEStage(Stage):
             return None  # the warm start has no tokens to draw
         assert isinstance(model, dvae.DVAE)
         images = pixels_of(batch, device_of(model))
-        decoded = model.decode(model.encode(images))
-        error = (decoded - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-        psnr = float(-10 * torch.log10(error).mean())
-        rows = [[to_pil(p.cpu()) for p in side[:SHEET_COLUMNS]] for side in (images, decoded)]
-        return contact_sheet(rows, ["image", "encoded and decoded"]), {"psnr": psnr}
+        return reconstruction_sheet(images, model.decode(model.encode(images)))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, dvae.DVAE)

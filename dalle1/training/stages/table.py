@@ -7,8 +7,14 @@ from dalle1.training.stages.base import Sharding, Stage
 from dalle1.training.stages.clip import CLIPStage
 from dalle1.training.stages.dvae import DVAEStage
 from dalle1.training.stages.prior import PriorStage
+from dalle1.training.stages.vqgan import VQGANStage
 
-STAGES: dict[str, type[Stage]] = {"dvae": DVAEStage, "clip": CLIPStage, "dalle": PriorStage}
+STAGES: dict[str, type[Stage]] = {
+    "dvae": DVAEStage,
+    "vqgan": VQGANStage,
+    "clip": CLIPStage,
+    "dalle": PriorStage,
+}
 
 
 def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
