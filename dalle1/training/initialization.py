@@ -116,7 +116,7 @@ def _kind(config: RunConfig, folder: Path) -> Kind:
     role, kinds = PARTS[config.stage]
     given = [kind for kind, section in kinds.items() if getattr(config, section) is not None]
     found = _section(config, folder).get("kind")
-    if found not in (given or kinds):
+    if not isinstance(found, str) or found not in (given or kinds):
         holds = f"a {role} of kind {found!r}" if found else f"no {role}"
         names = " or ".join(map(repr, given or kinds))
         raise ValueError(
