@@ -144,7 +144,8 @@ def normal_code(text: str) -> str:
 def plain_name(label: str) -> str:
     """A label of CLDR as words that a sentence can take: "waving hand: light skin tone" is
     "waving hand with light skin", "flag: Japan" is "flag of japan"."""
-    stem, _, details = label.lower().replace("“", "").replace("”", "").partition(":")
+    plain = label.lower().translate({0x201C: None, 0x201D: None, 0x2019: "'"})  # as people type
+    stem, _, details = plain.partition(":")
     parts = [part.strip() for part in details.split(",") if part.strip()]
     if stem == "flag":
         return f"flag of {', '.join(parts)}"

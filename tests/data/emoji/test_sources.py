@@ -18,7 +18,7 @@ from .packages import BASES, TONES, write_packages
     [
         ("red apple", "red apple"),
         ("waving hand: medium-light skin tone", "waving hand with medium-light skin"),
-        ("flag: Côte d’Ivoire", "flag of côte d’ivoire"),
+        ("flag: Côte d\u2019Ivoire", "flag of côte d'ivoire"),
         ("keycap: 10", "keycap 10"),
         ("woman: red hair", "woman with red hair"),
         ("man: bald", "man with bald head"),
@@ -30,7 +30,7 @@ from .packages import BASES, TONES, write_packages
             "couple with heart of man and man with light and dark skin",
         ),
         ("person walking: facing right", "person walking, facing right"),
-        ("Japanese “here” button", "japanese here button"),
+        ("Japanese \u201chere\u201d button", "japanese here button"),
     ],
 )
 def test_names_are_words_that_a_sentence_takes(label: str, name: str) -> None:
