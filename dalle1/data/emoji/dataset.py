@@ -1,0 +1,327 @@
+"""Scenes of emoji: one, two in a relation, or one in two styles; and their captions.
+
+Every sample is a pure function of (emoji, seed, split, index), so two machines, or a run and its
+resumption, see the same images. Lengths and positions are fractions of the image's side, x to the
+right and y downwards.
+
+What training never shows is chosen by the code points alone, without their skin tones, so that it
+stays the same when emoji are added:
+
+- "heldout_emoji": whole emoji, for the reach of the codec and the ranker;
+- "heldout_styles": an emoji in a style, whose other styles training shows;
+- "heldout_pairs": two emoji side by side, which training shows with others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dalle1.common.files import add_file, expand_home, make_folder, replacing
+from dalle1.data.emoji.captions import pair, pick, single, twice
+from dalle1.data.emoji.sources import Emoji
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "grey": (160, 160, 160),
+    "black": (24, 24, 24),
+    "blue": (120, 170, 240),
+    "green": (150, 210, 150),
+    "yellow": (250, 230, 130),
+    "pink": (245, 190, 205),
+    "orange": (250, 190, 120),
+}
+WHITE_SHARE = 0.4
+HELD_OUT_SPLITS = ("heldout_emoji", "heldout_styles", "heldout_pairs")
+SPLITS = ("train", "test", *HELD_OUT_SPLITS)
+SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
+KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
+RELATIONS = ("left of", "right of", "above", "below", "framed by")
+SINGLE_SIDES = (0.625, 0.75, 0.875)
+PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE, FRAME_SIDE = 0.4375, 0.46875, 0.4375, 0.25
+PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
+LATTICE = 16  # positions are whole multiples of so many parts of the image
+SMALLEST_SIDE = 32
+LARGEST_PICTURE = 64  # pixels of a side that are kept of a source
+TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+MOST_TRIES = 10_000
+TAR_FORMAT = tarfile.USTAR_FORMAT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One drawn emoji: `x`, `y` of its upper left corner and its side are fractions."""
+
+    code: str
+    style: str
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an image shows.
+
+    `relation` is that of the first piece to the second: one of `RELATIONS`; "twice" for one emoji
+    in two styles, one above the other; None for one piece. Of "framed by" the pieces behind the
+    first are the frame.
+    """
+
+    pieces: tuple[Piece, ...]
+    relation: str | None
+    background: str
+
+
+@dataclass(frozen=True, eq=False)
+class EmojiSample:
+    """An image (uint8 [side, side, 3]), its caption, the scene both come from, and a key that is
+    unique within a data set of one seed."""
+
+    key: str
+    image: np.ndarray
+    caption: str
+    scene: Scene
+
+
+def base_code(code: str) -> str:
+    """A code without skin tones, which all variants share."""
+    return "-".join(part for part in code.split("-") if part not in TONES)
+
+
+class EmojiDataset:
+    """Samples of a list of emoji, as `sources.read_emoji` gives it.
+
+    Raises ValueError where too few are left for a split.
+    """
+
+    def __init__(self, emoji: Sequence[Emoji]) -> None:
+        self.by_code = {e.code: e for e in emoji}
+        self._variants: dict[str, list[Emoji]] = {}  # by base, the one without a tone first
+        for e in sorted(emoji, key=lambda e: (len(e.code), e.code)):
+            self._variants.setdefault(base_code(e.code), []).append(e)
+        self._seen = [b for b in self._variants if not _is_chosen("heldout_emoji", b)]
+        self._unseen = [b for b in self._variants if _is_chosen("heldout_emoji", b)]
+        self._with_held_out_style = [b for b in self._seen if self._held_out_style(b)]
+        if len(self._seen) < 2:
+            raise ValueError(f"emoji: expected at least 2 for training, got {len(self._seen)}")
+
+    def styles(self, emoji: Emoji, split: str = "train") -> list[str]:
+        """The styles that a split shows the emoji in."""
+        held_out = self._held_out_style(base_code(emoji.code))
+        if split == "heldout_styles":
+            return [s for s in emoji.pictures if s == held_out]
+        if split == "heldout_emoji":
+            return list(emoji.pictures)
+        return [s for s in emoji.pictures if s != held_out]
+
+    def is_held_out_pair(self, first: str, second: str) -> bool:
+        """Whether training never shows these two codes side by side, in whatever order."""
+        codes = sorted((base_code(first), base_code(second)))
+        return _is_chosen("heldout_pairs", "+".join(codes))
+
+    def make(self, seed: int, index: int, split: str = "train", side: int = 64) -> EmojiSample:
+        """A sample of a split: always the same one for the same arguments.
+
+        Scene and caption do not depend on `side`. "train" and "test" are separate draws without
+        what is held out; each other split shows what its name says in every image.
+
+        Raises:
+            ValueError: an unknown split, a negative seed or index, a side below 32, a split that
+                this list of emoji is too short for.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if seed < 0 or index < 0:
+            raise ValueError(f"seed, index: expected 0 or more, got {seed} and {index}")
+        if side < SMALLEST_SIDE:
+            raise ValueError(f"side: expected at least {SMALLEST_SIDE} pixels, got {side}")
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        scene, caption = self._draw(rng, split)
+        return EmojiSample(f"{split}-{index:08d}", self.render(scene, side), caption, scene)
+
+    def render(self, scene: Scene, side: int) -> np.ndarray:
+        """The image of a scene: uint8 [side, side, 3]."""
+        canvas = Image.new("RGBA", (side, side), (*BACKGROUNDS[scene.background], 255))
+        for piece in scene.pieces:
+            picture = _read(self.by_code[piece.code].pictures[piece.style])
+            size = round(piece.side * side)
+            drawn = picture.resize((size, size), Image.Resampling.LANCZOS)
+            canvas.alpha_composite(drawn, (round(piece.x * side), round(piece.y * side)))
+        return np.asarray(canvas.convert("RGB"))
+
+    def _draw(self, rng: np.random.Generator, split: str) -> tuple[Scene, str]:
+        background = "white"
+        if rng.random() >= WHITE_SHARE:
+            background = pick(rng, [name for name in BACKGROUNDS if name != "white"])
+        kind = {"heldout_emoji": "single", "heldout_pairs": "pair"}.get(split)
+        kinds, shares = list(KINDS), np.array(list(KINDS.values()))
+        if split == "heldout_styles":
+            kinds, shares = ["single", "twice"], np.array([0.5, 0.5])
+        kind = kind or kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+        if kind == "pair":
+            return self._pair(rng, split, background)
+        emoji = self._one(rng, split, styles=2 if kind == "twice" else 1)
+        if kind == "single":
+            style = pick(rng, self.styles(emoji, split))
+            size = SINGLE_SIDES[int(rng.integers(len(SINGLE_SIDES)))]
+            piece = Piece(emoji.code, style, _place(rng, size), _place(rng, size), size)
+            caption = single(rng, emoji.name, style, background, emoji.keywords)
+            return Scene((piece,), None, background), caption
+        # The held-out style is the lower one, which completion asks for.
+        other = pick(rng, self.styles(emoji, split))
+        known = "train" if split == "heldout_styles" else split
+        style = pick(rng, [s for s in self.styles(emoji, known) if s != other])
+        x = _place(rng, TWICE_SIDE)
+        gap = (1 - 2 * TWICE_SIDE) / 4
+        upper = Piece(emoji.code, style, x, gap, TWICE_SIDE)
+        lower = Piece(emoji.code, other, x, 0.5 + gap, TWICE_SIDE)
+        caption = twice(rng, emoji.name, style, other, background)
+        return Scene((upper, lower), "twice", background), caption
+
+    def _pair(self, rng: np.random.Generator, split: str, background: str) -> tuple[Scene, str]:
+        wanted = split == "heldout_pairs"
+        for _ in range(MOST_TRIES):
+            first, second = self._one(rng, "train"), self._one(rng, "train")
+            shared = [s for s in self.styles(first) if s in self.styles(second)]
+            same = base_code(first.code) == base_code(second.code)
+            if shared and not same and self.is_held_out_pair(first.code, second.code) == wanted:
+                break
+        else:
+            raise ValueError(f"split: {split} has no pair of these {len(self.by_code)} emoji")
+        style, relation = pick(rng, shared), pick(rng, RELATIONS)
+        pieces = _arranged(rng, first.code, second.code, style, relation)
+        caption = pair(rng, first.name, second.name, relation, style, background)
+        return Scene(pieces, relation, background), caption
+
+    def _one(self, rng: np.random.Generator, split: str, styles: int = 1) -> Emoji:
+        """An emoji that the split shows, and that has at least so many styles to show it in.
+
+        Every emoji without its skin tones is as likely, however many tones it has.
+        """
+        bases = {"heldout_emoji": self._unseen, "heldout_styles": self._with_held_out_style}
+        possible = bases.get(split, self._seen)
+        for _ in range(MOST_TRIES if possible else 0):
+            variants = self._variants[pick(rng, possible)]
+            plain = len(variants) == 1 or rng.random() < PLAIN_SHARE
+            emoji = variants[0 if plain else int(rng.integers(1, len(variants)))]
+            shown = self.styles(emoji, split)
+            others = self.styles(emoji) if split == "heldout_styles" else shown[1:]
+            if shown and len(others) >= styles - 1:
+                return emoji
+        raise ValueError(f"split: {split} has no emoji among these {len(self.by_code)}")
+
+    def _held_out_style(self, base: str) -> str | None:
+        """The style that training never shows an emoji in, if there is one."""
+        if not _is_chosen("heldout_styles", base):
+            return None
+        styles = sorted({s for e in self._variants.get(base, ()) for s in e.pictures})
+        return styles[zlib.crc32(f"style:{base}".encode()) % len(styles)] if styles else None
+
+
+def write_shards(
+    dataset: EmojiDataset,
+    folder: str | os.PathLike[str],
+    split: str,
+    count: int,
+    seed: int = 0,
+    side: int = 64,
+    samples_per_shard: int = 1000,
+) -> list[Path]:
+    """Writes samples 0 ... count - 1 of a split as WebDataset shards and returns their paths.
+
+    A sample is `<key>.png`, `<key>.txt` (the caption) and `<key>.json` (caption, seed, split,
+    index, scene). Shards have the same bytes every time, and appear only when complete; those that
+    are there already are left as they are.
+
+    Raises:
+        ValueError: as `EmojiDataset.make`; a count or samples_per_shard below 1; a folder with
+            shards of this split beyond those to be written.
+    """
+    for name, value in (("count", count), ("samples_per_shard", samples_per_shard)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    folder = Path(expand_home(folder))
+    make_folder(folder)
+    starts = range(0, count, samples_per_shard)
+    paths = [folder / f"{split}-{number:05d}.tar" for number in range(len(starts))]
+    stale = sorted(set(folder.glob(f"{split}-*.tar")) - set(paths))
+    if stale:
+        raise ValueError(f"{folder} holds {stale[0].name} of a larger data set: use an empty one")
+    for path, start in zip(paths, starts, strict=True):
+        if path.exists():
+            continue
+        with replacing(path) as temporary, tarfile.open(temporary, "w", format=TAR_FORMAT) as tar:
+            for index in range(start, min(start + samples_per_shard, count)):
+                sample = dataset.make(seed, index, split, side)
+                details = {"caption": sample.caption, "seed": seed, "split": split, "index": index}
+                details["scene"] = asdict(sample.scene)
+                add_file(tar, f"{sample.key}.png", _png(sample.image))
+                add_file(tar, f"{sample.key}.txt", sample.caption.encode())
+                add_file(tar, f"{sample.key}.json", json.dumps(details).encode())
+    return paths
+
+
+def _is_chosen(salt: str, text: str) -> bool:
+    """Whether a text is among the share of a split, by a hash that no Python changes."""
+    return zlib.crc32(f"{salt}:{text}".encode()) < SHARES[salt] * 2**32
+
+
+def _place(rng: np.random.Generator, size: float) -> float:
+    """A corner on the lattice, such that a piece of this side stays within the image."""
+    return float(rng.integers(int((1 - size) * LATTICE) + 1)) / LATTICE
+
+
+def _arranged(
+    rng: np.random.Generator, first: str, second: str, style: str, relation: str
+) -> tuple[Piece, ...]:
+    """Two emoji in a relation, along one axis as far apart as fits, anywhere along the other."""
+    if relation == "framed by":
+        edge = (1 - FRAMED_SIDE) / 2
+        inner = Piece(first, style, edge, edge, FRAMED_SIDE)
+        steps = [i * FRAME_SIDE for i in range(round(1 / FRAME_SIDE))]
+        ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
+        return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
+    gap = (0.5 - PAIR_SIDE) / 2
+    near, far = gap, 0.5 + gap
+    one, other = (near, far) if relation in ("left of", "above") else (far, near)
+    across = [_place(rng, PAIR_SIDE) for _ in range(2)]
+    if relation in ("left of", "right of"):
+        places = ((one, across[0]), (other, across[1]))
+    else:
+        places = ((across[0], one), (across[1], other))
+    return tuple(
+        Piece(code, style, x, y, PAIR_SIDE)
+        for code, (x, y) in zip((first, second), places, strict=True)
+    )
+
+
+@lru_cache(maxsize=16384)
+def _read(path: Path) -> Image.Image:
+    """A picture as RGBA of at most 64 pixels; ValueError where it is none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            picture = image.convert("RGBA")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: no picture: {error}") from error
+    if max(picture.size) > LARGEST_PICTURE:
+        size = (LARGEST_PICTURE, LARGEST_PICTURE)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return picture
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=False)
+    return buffer.getvalue()
