@@ -4,6 +4,7 @@
     dalle1 benchmark train CONFIG [--batch 2] [key=value ...]
     dalle1 benchmark sample CONFIG [--candidates 1,8,64,512] [key=value ...]
     dalle1 benchmark windows MODEL CAPTION ... [--candidates 1,4] [--windows 4,16,64]
+    dalle1 benchmark published [malevich mindalle dalle_mini] [--candidates 1,16] [--dtype bfloat16]
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
     dalle1 benchmark dropout [--repeats 5]
@@ -14,6 +15,7 @@
 training steps: loss, gradients, clipping, AdamW. `sample` draws images of one caption with random
 weights. They print the median and the extremes of the repeats; `sample`, those of the grid's rows.
 `windows` draws images of a trained model, with windows of tokens in one pass and without.
+`published` draws the image tokens of other people's models at full size with random weights.
 `half` trains a deep narrow model in float16 on the CPU, with one loss scale and with one for each
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
 encodes the photographs, and trains a few steps on both. `dropout` makes tokens of captions in five
@@ -39,6 +41,7 @@ from dalle1.benchmarks.dropout import report_dropout
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.loading import report_loading
+from dalle1.benchmarks.published import PRIORS, report_published
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.benchmarks.windows import report_windows
 from dalle1.commands.command_line import as_path, exit_status, make_parser
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of products")
     parser.add_argument("--repeats", type=int, default=5, help="that are measured")
     parser.add_argument(
-        "--candidates", type=_integers, help="of a caption: 1,8,64,512, of windows 1,4"
+        "--candidates", type=_integers, help="of a caption: 1,8,64,512; windows 1,4, published 1,16"
     )
     parser.add_argument("--windows", type=_integers, default="4,16,64", help="of windows")
     parser.add_argument("--layers", type=int, default=64, help="of half")
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if options.candidates is None:
-        options.candidates = [1, 4] if options.what == "windows" else [1, 8, 64, 512]
+        options.candidates = CANDIDATES.get(options.what, [1, 8, 64, 512])
     if min(options.batch, options.repeats, *options.candidates, *options.windows) < 1:
         raise ValueError("--batch, --repeats, --candidates and --windows must be 1 or more")
     for name in ("out", "figure") if options.what == "half" else ("out",):
@@ -132,6 +135,11 @@ def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
     )
 
 
+def _published(options: argparse.Namespace, device: torch.device) -> Figures:
+    names = [options.config, *options.overrides] if options.config else list(PRIORS)
+    return report_published(names, options.dtype, device, options.candidates)
+
+
 def _half(options: argparse.Namespace, device: torch.device) -> Figures:
     _refuse_config(options)
     return report_float16(
@@ -153,12 +161,14 @@ def _loading(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_loading(_transformer(options)[0], options.dtype, options.repeats)
 
 
+CANDIDATES = {"windows": [1, 4], "published": [1, 16]}  # of a caption, where nothing is said
 ON_CPU = ("half", "dropout", "loading")  # whatever else there is
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
     "sample": _sample,
     "windows": _windows,
+    "published": _published,
     "half": _half,
     "data": _data,
     "dropout": _dropout,

@@ -16,10 +16,12 @@ from PIL import Image
 
 from dalle1 import Model, TransformerConfig
 from dalle1.benchmarks import dataloading as data
-from dalle1.benchmarks import dropout, float16
+from dalle1.benchmarks import dropout, float16, published
 from dalle1.benchmarks import generation as sampling
 from dalle1.commands import benchmark
 from dalle1.data.transforms import augment_dalle, read_image
+from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.planning.flops import training_flops
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import layer_pattern
@@ -130,6 +132,30 @@ def test_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         names = {unicodedata.name(c).split()[0].lower() for c in text if c.isalpha()}
         assert len(text) == 60 and names == {"cjk" if script == "Chinese" else script.lower()}
     assert benchmark.main(["dropout", "configs/shapes/dalle.yaml"]) == 2
+
+
+def test_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures of another model than the line says, norms at random, or a name that is guessed."""
+    c = Seq2SeqConfig(
+        width=16, heads=2, encoder_layers=1, decoder_layers=1, ffn_width=8, text_vocab=90,
+        text_length=6, image_vocab=12, grid=3,
+    )  # fmt: skip
+    monkeypatch.setattr(published, "PRIORS", {"dalle_mini": lambda: Seq2Seq(c)})
+    out = tmp_path / "published.json"
+    options = ["--candidates", "1,2", "--dtype", "bfloat16", "--out", str(out)]
+    assert benchmark.main(["published", *options]) == 0
+    said = capsys.readouterr().out
+    count = sum(p.numel() for p in Seq2Seq(c).parameters())
+    assert f"dalle_mini: {count:,} parameters in bfloat16, 9 tokens an image, guidance 10.0" in said
+    results = json.loads(out.read_text())["results"]["dalle_mini"]
+    assert list(results) == ["1", "2"] and all(r["seconds"] > 0 for r in results.values())
+    prior = published.random_prior("dalle_mini", torch.bfloat16)
+    assert {p.dtype for p in prior.parameters()} == {torch.bfloat16}
+    assert all(bool(p.isfinite().all()) for p in prior.parameters())
+    assert benchmark.main(["published", "dalle"]) == 2
+    assert "published: expected one of dalle_mini, got 'dalle'" in capsys.readouterr().err
 
 
 def test_windows(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
