@@ -41,7 +41,7 @@ from dalle1.benchmarks.dropout import report_dropout
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.loading import report_loading
-from dalle1.benchmarks.published import PRIORS, report_published
+from dalle1.benchmarks.published import report_published
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.benchmarks.windows import report_windows
 from dalle1.commands.command_line import as_path, exit_status, make_parser
@@ -136,7 +136,7 @@ def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
 
 
 def _published(options: argparse.Namespace, device: torch.device) -> Figures:
-    names = [options.config, *options.overrides] if options.config else list(PRIORS)
+    names = [options.config, *options.overrides] if options.config else None
     return report_published(names, options.dtype, device, options.candidates)
 
 
