@@ -90,8 +90,8 @@ class Model:
     def ranker(self) -> Ranker | None:
         """What scores images; another one may be put in its place.
 
-        Raises ValueError for one that needs a tokenizer and does not fit the model's, or that
-        scores by the likelihood of another model.
+        Of one that scores by the model itself, the model gets a copy of its own. Raises ValueError
+        for one that needs a tokenizer and does not fit the model's.
         """
         return self._ranker
 
@@ -100,7 +100,7 @@ class Model:
         if isinstance(ranker, NeedsTokenizer):
             ranker.adopt_tokenizer(self.tokenizer)
         if isinstance(ranker, NeedsModel):
-            ranker.adopt_model(self)
+            ranker = ranker.bound_to(self)
         if isinstance(ranker, nn.Module):
             ranker.eval()
         self._ranker = in_32_bits(ranker)

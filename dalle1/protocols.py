@@ -252,6 +252,6 @@ class TokenModel(Protocol):
 class NeedsModel(Protocol):
     """A ranker that scores by the model that it ranks for."""
 
-    def adopt_model(self, model: TokenModel) -> None:
-        """Takes the model; ValueError where it ranks for another one."""
+    def bound_to(self, model: TokenModel) -> Ranker:
+        """The same ranker for this model; this one stays as it is."""
         ...

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import dalle1
-from dalle1 import CLIP, Model, Transformer
+from dalle1 import CLIP, CLIPConfig, Model, Transformer
 from dalle1.data.shards.loader import Batch
 from dalle1.generation.generator import Generator, complete_text
+from dalle1.generation.likelihood import LikelihoodConfig, LikelihoodRanker, stepped_log_probs
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import EMA
@@ -467,6 +468,45 @@ def test_ranker(model: Model, kind: str, side: int) -> None:
     with trusted():
         assert check(kind, model.ranker, loss, images, ids) == []
     check(kind, model.ranker, use, images, ids)
+
+
+@ON_EACH
+def test_ranker_with_a_resnet(kind: str) -> None:
+    """Positions or statistics that stay on the CPU."""
+    config = CLIPConfig(
+        embedding=8, image_size=32, vision_width=4, vision_layers=(1, 2, 1, 1), vision_heads=2,
+        text_vocab=20, text_length=8, text_width=8, text_layers=1, text_heads=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    clip, images = CLIP(config).eval(), torch.rand(3, 3, 40, 36)
+
+    def call(clip: CLIP, images: Tensor) -> Any:
+        with torch.no_grad():
+            return clip.embed_images(images)
+
+    check(kind, clip, call, images)
+
+
+@ON_EACH
+@pytest.mark.parametrize("measure", ["log_prob", "perplexity"])
+def test_likelihood(make_model: ModelMaker, kind: str, measure: str) -> None:
+    """Captions or tokens of the CPU for a prior on the device, images for its codec."""
+    model, images = make_model(), torch.rand(2, 3, 12, 12)
+    model.ranker = LikelihoodRanker(LikelihoodConfig.model_validate({"measure": measure}))
+    tokens = torch.randint(5, (2, 16))
+
+    def call(model: Model, tokens: Tensor, images: Tensor) -> Any:
+        ranker, captions = model.ranker, ["a red cat", "mats"]
+        assert isinstance(ranker, LikelihoodRanker)
+        text = model.tokenizer.encode("a red cat")[0].to(model.device)
+        stepped = stepped_log_probs(model.prior, text, tokens.to(model.device))
+        return (
+            ranker.score_tokens(captions, tokens.cpu()),
+            ranker.score(captions, images.cpu()),
+            stepped,
+        )
+
+    check(kind, model, call, tokens, images)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("cuda", torch.bfloat16), ("mps", torch.float32)])

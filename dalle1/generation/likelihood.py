@@ -53,18 +53,15 @@ class LikelihoodRanker:
     it is its own in all versions.)
     """
 
-    def __init__(self, config: LikelihoodConfig | None = None) -> None:
+    def __init__(
+        self, config: LikelihoodConfig | None = None, model: TokenModel | None = None
+    ) -> None:
         self.config = config or LikelihoodConfig()
-        self._model: TokenModel | None = None
-
-    def adopt_model(self, model: TokenModel) -> None:
-        """Takes the model whose likelihood it is.
-
-        Raises ValueError where it ranks for another model already.
-        """
-        if self._model is not None and self._model is not model:
-            raise ValueError("ranker: expected a likelihood ranker of its own for each model")
         self._model = model
+
+    def bound_to(self, model: TokenModel) -> LikelihoodRanker:
+        """The same measure of this model's likelihood."""
+        return LikelihoodRanker(self.config, model)
 
     @property
     def model(self) -> TokenModel:

@@ -214,6 +214,12 @@ def test_without_the_package(
     with pytest.raises(ValueError, match="not installed") as raised:
         dalle1.load(tmp_path, ranker="open_clip:ViT-B-32/openai")
     assert str(raised.value) == expected
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["ranker"] = {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "openai"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="open_clip is not installed"):
+        dalle1.load(tmp_path)
+    assert dalle1.load(tmp_path, ranker="none").ranker is None
 
 
 def test_a_package_that_needs_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import dalle1
 from dalle1 import Model, Tokenizer, Transformer
 from dalle1.common.images import to_pil
+from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.run import prepare, run
 from dalle1.generation import likelihood
 from dalle1.generation.likelihood import (
     LikelihoodConfig,
@@ -38,7 +41,8 @@ def model(make_model: ModelMaker) -> Model:
 def ranked(model: Model, measure: str = "log_prob") -> LikelihoodRanker:
     ranker = LikelihoodRanker(LikelihoodConfig.model_validate({"measure": measure}))
     model.ranker = ranker
-    return ranker
+    assert isinstance(model.ranker, LikelihoodRanker)
+    return model.ranker
 
 
 def conditionals(model: Model, caption: str, image: Sequence[int]) -> list[float]:
@@ -152,8 +156,8 @@ def test_a_prior_without_a_pass_over_all_tokens(tokenizer: Tokenizer) -> None:
     with torch.no_grad():
         p = prior.tilt(tokenizer.encode(CAPTION)[:, 0]).softmax(-1)[0]
     expected = -(1 / p[tokens[:, 1:]]).mean(dim=1)
-    torch.testing.assert_close(ranker.score_tokens([CAPTION], tokens)[0], expected)
-    assert model.ranker is ranker
+    assert isinstance(model.ranker, LikelihoodRanker)
+    torch.testing.assert_close(model.ranker.score_tokens([CAPTION], tokens)[0], expected)
 
 
 def test_a_folder_and_a_name(model: Model, tmp_path: Path) -> None:
@@ -168,14 +172,46 @@ def test_a_folder_and_a_name(model: Model, tmp_path: Path) -> None:
     assert dalle1.load(tmp_path, ranker="none").ranker is None
 
 
-def test_ranker_errors(make_model: ModelMaker, model: Model) -> None:
-    """Images sorted by the likelihood of another model."""
+def test_a_ranker_of_several_models(make_model: ModelMaker, model: Model) -> None:
+    """Images sorted by the likelihood of the model that took the ranker last."""
     ranker = ranked(model)
-    other = make_model(seed=1)
-    with pytest.raises(ValueError, match="ranker: expected a likelihood ranker of its own"):
-        other.ranker = ranker
+    before = ranker.score_tokens([CAPTION], torch.tensor([[0, 1, 2, 0]]))
+    other = make_model(seed=1, grid=2, codes=3)
+    other.ranker = ranker
+    after = ranker.score_tokens([CAPTION], torch.tensor([[0, 1, 2, 0]]))
+    assert torch.equal(before, after) and ranker.model is model
+    assert isinstance(other.ranker, LikelihoodRanker) and other.ranker.model is other
+    assert not torch.equal(
+        other.ranker.score_tokens([CAPTION], torch.tensor([[0, 1, 2, 0]])), before
+    )
     with pytest.raises(ValueError, match="expected a model whose likelihood ranks, got none"):
         LikelihoodRanker().score([CAPTION], torch.rand(1, 3, 8, 8))
+
+
+def test_a_ranking_benchmark_by_likelihood(model: Model, tmp_path: Path) -> None:
+    """A benchmark that ranks by the folder's own ranker, or that encodes what was drawn again;
+    candidates of another ranker that are taken for its own."""
+    model.save(tmp_path / "model")
+    (tmp_path / "captions.txt").write_text("a red cat\none small mat\n")
+    settings = RankSettings(
+        model=str(tmp_path / "model"),
+        ranker="likelihood",
+        run=str(tmp_path / "run"),
+        data=str(tmp_path / "captions.txt"),
+        candidates=6,
+        blur=[0],
+        bootstrap=10,
+    )
+    page = run(prepare(settings), settings)
+    assert page is not None and page.exists()
+    for file in (tmp_path / "run" / "draws").glob("*.safetensors"):
+        held = load_file(file)
+        tokens = held["tokens"].long().view(6, 2, 2)
+        both = [model.log_prob(caption, tokens) for caption in ("a red cat", "one small mat")]
+        assert any(torch.allclose(held["scores"], x, rtol=1e-4, atol=1e-4) for x in both)
+    other = settings.model_copy(update={"ranker": "perplexity"})
+    with pytest.raises(ValueError, match="holds candidates of other settings"):
+        run(prepare(other), other)
 
 
 def test_log_prob_is_the_sum_over_tokens(make_transformer: TransformerMaker) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import dalle1
 from dalle1 import CLIP, CLIPConfig, registry
+from dalle1.training.config import RunConfig
+from dalle1.training.stages.clip import CLIPStage
 from dvae.storage import load_part, save_part
 from dvae.weights import read_safetensors
 from tests.parity.published_clip import PublishedCLIP
@@ -170,3 +172,15 @@ def test_config_errors(changes: dict[str, Any], message: str) -> None:
     """Settings that no ResNet has, found after the weights are made."""
     with pytest.raises(ValueError, match=message):
         CLIPConfig(**{"vision_layers": (3, 4, 6, 3), "vision_width": 64, **changes})
+
+
+def test_a_resnet_is_not_trained(tmp_path: Path) -> None:
+    """A run whose running statistics are lost by its averages and checkpoints."""
+    run = RunConfig(
+        stage="clip", run=str(tmp_path), data="nowhere", steps=1, batch_size=2,
+        reader={"image_size": 32}, tokenizer={"captions": 8},
+        clip={"vision_layers": [1, 1, 1, 1], "vision_width": 8, "vision_heads": 1,
+              "image_size": 32, "text_vocab": 302, "text_length": 48},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"clip\.vision_layers: expected a number of layers"):
+        CLIPStage(run)
