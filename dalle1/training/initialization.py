@@ -61,12 +61,22 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
         update |= _tokenizer(config, folder)
     if config.stage == "dalle":
         update |= _other_parts(config, folder)
-    elif config.dvae_training is not None and config.dvae_training.warm_start_steps:
-        raise ValueError(
-            f"dvae_training.warm_start_steps {config.dvae_training.warm_start_steps}: a warm start "
-            "makes new weights, and init brings trained ones; set it to 0"
-        )
+    _check_no_warm_start(config)
     return config.model_copy(update=update)
+
+
+def _check_no_warm_start(config: RunConfig) -> None:
+    """A codec's warm start makes new weights, and `init` brings trained ones."""
+    codebook = config.vqgan_training.codebook if config.vqgan_training is not None else None
+    for name, section in (
+        ("dvae_training", config.dvae_training),
+        ("vqgan_training.codebook", codebook),
+    ):
+        if section is not None and section.warm_start_steps:
+            raise ValueError(
+                f"{name}.warm_start_steps {section.warm_start_steps}: a warm start makes new "
+                "weights, and init brings trained ones; set it to 0"
+            )
 
 
 class InitialWeights(Mapping[str, Tensor]):

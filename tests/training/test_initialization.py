@@ -23,16 +23,17 @@ from dalle1.training.trainer import Trainer
 from .conftest import run_until, tiny
 from .test_trainer import losses, tensors
 
-FILES = {"dvae": "dvae", "clip": "clip", "dalle": "transformer"}
-SECTIONS = {"dvae": "dvae", "clip": "clip", "dalle": "transformer"}
+FILES = {"dvae": "dvae", "vqgan": "vqgan", "clip": "clip", "dalle": "transformer"}
+SECTIONS = {"dvae": "dvae", "vqgan": "vqgan", "clip": "clip", "dalle": "transformer"}
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, shards: str, parts: Path) -> Path:
-    """Folders `dvae`, `clip` and `dalle` of runs whose models are begun from."""
+    """Folders `dvae`, `vqgan`, `clip` and `dalle` of runs whose models are begun from."""
     folder = tmp_path_factory.mktemp("models")
     for stage in ("dvae", "clip"):
         shutil.copytree(parts / stage, folder / stage)
+    Trainer(tiny("vqgan", shards, folder / "vqgan", parts, steps=6)).run()
     Trainer(tiny("dalle", shards, folder / "dalle", parts, steps=30)).run()
     return folder
 
@@ -76,12 +77,12 @@ def test_a_run_begins_with_the_models_weights(
         assert image[0].size == (16, 16)
 
 
-@pytest.mark.parametrize("stage", ["dvae", "dalle"])
+@pytest.mark.parametrize("stage", ["dvae", "vqgan", "dalle"])
 def test_a_fine_tuned_run_resumes_to_the_bit(
     stage: str, shards: str, models: Path, tmp_path: Path
 ) -> None:
     """A resumed run that begins with the model's weights again."""
-    only = {"dvae": ["decoder"], "dalle": ["layers.1", "image_head"]}[stage]
+    only = {"dvae": ["decoder"], "vqgan": ["decoder"], "dalle": ["layers.1", "image_head"]}[stage]
     settings: dict[str, Any] = {"steps": 12, "train_only": only}
     Trainer(from_model(stage, shards, tmp_path / "full", models, **settings)).run()
     config = from_model(stage, shards, tmp_path / "parts", models, **settings)
@@ -105,6 +106,8 @@ MEANT = {
     ("stage", "names", "parallel"),
     [
         ("dvae", ["decoder.blocks.output", "encoder.blocks.input.b"], {}),
+        ("vqgan", ["decoder", "post_quant_conv.bias"], {}),
+        ("vqgan", ["decoder.conv_out", "quantize"], {"zero_stage": 2}),
         ("clip", ["visual", "logit_scale"], {}),
         ("dalle", ["layers.2.mlp", "norm", "text_position"], {}),
         ("dalle", ["image_head"], {"zero_stage": 1}),
@@ -150,6 +153,11 @@ def test_names_that_the_model_lacks(shards: str, models: Path, tmp_path: Path) -
         ("dalle", {"init": "clip"}, "clip.model holds no prior, and stage 'dalle' trains a prior"),
         ("clip", {"init": "dvae"}, "holds no ranker"),
         ("dvae", {"dvae_training": {"warm_start_steps": 4}}, "warm_start_steps 4: .*set it to 0"),
+        (
+            "vqgan",
+            {"vqgan_training": {"codebook": {"warm_start_steps": 4}}},
+            r"vqgan_training\.codebook\.warm_start_steps 4: .*set it to 0",
+        ),
         ("dalle", {"tokenizer": {"dropout": 0.1}}, "tokenizer: a new one would give the tokens"),
     ],
 )
@@ -269,6 +277,7 @@ def test_weights_of_another_model(
     if wrong == "config":
         role, setting = {
             "dvae": ("codec", "blocks_per_group"),
+            "vqgan": ("codec", "blocks_per_level"),
             "clip": ("ranker", "text_layers"),
             "dalle": ("prior", "layers"),
         }[stage]

@@ -68,6 +68,7 @@ class VQGANStage(Stage):
             self._codes = self.objective.codebook or self._codes
             self._make_codebook(config)
         self.warm_start_steps = self._codes.warm_start_steps
+        self._uses_codebook = True
         lpips, d = self.objective.perceptual, self.objective.discriminator
         # In a tuple, where neither DeepSpeed nor the checkpoint takes it for trained weights.
         self._frozen = (perceptual.load(lpips.vgg, lpips.lin) if lpips is not None else None,)
@@ -140,6 +141,7 @@ class VQGANStage(Stage):
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         device = device_of(self.model)
         images = pixels_of(micro_batch, device).contiguous(memory_format=torch.channels_last)
+        self._uses_codebook = step >= self.warm_start_steps
         # One for each image, so that draws do not depend on how ranks divide a batch.
         generators = [torch.Generator(device).manual_seed(seed) for seed in micro_batch.seeds]
         with autocast(self.settings, device):
@@ -156,7 +158,7 @@ class VQGANStage(Stage):
     ) -> tuple[Tensor, Tensor, Metrics]:
         """What the decoder reads, the codes' weighted loss, and scalars for the log."""
         quantize = self.model.quantize
-        if step < self.warm_start_steps:
+        if not self._uses_codebook:
             return latents, zero_loss_of(quantize), {}
         # Below, methods in place of the modules' calls: ZeRO 3 cannot look into what they return.
         if isinstance(quantize, GumbelQuantizer):
@@ -230,6 +232,8 @@ class VQGANStage(Stage):
     def draw_contact_sheet(
         self, model: nn.Module, batch: Batch
     ) -> tuple[Image.Image, dict[str, float]] | None:
+        if not self._uses_codebook:
+            return None  # the warm start has no tokens to draw
         assert isinstance(model, dvae.VQGAN)
         images = pixels_of(batch, device_of(model))
         return reconstruction_sheet(images, model.decode(model.encode(self._inputs(images))))

@@ -6,23 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle1 import Transformer, TransformerConfig
 from dalle1.published import mindalle, rudalle
 from dalle1.training.config import load_config
 from dalle1.training.planning.flops import (
+    build_module,
     measured_cost,
     saved_bytes,
     training_flops,
     transformer_cost,
 )
+from dalle1.training.planning.plan import parameters_by_part
 from dalle1.transformer.config import Execution
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import layer_pattern
-from dvae import DVAE
+from dvae import DVAE, VQGAN
 from dvae.objective import relaxed_elb
+from dvae.vqgan.perceptual import LPIPS
 
 PAPER = Path(__file__).parents[3] / "configs" / "paper"
 SMALL = TransformerConfig(
@@ -150,3 +153,41 @@ def test_other_stages_without_values() -> None:
     half = config.parallel.model_copy(update={"precision": "bf16"})
     less = measured_cost(config.model_copy(update={"parallel": half}), 2, world_size=1)
     assert 0.4 * kept < less.activations < 0.8 * kept
+
+
+def test_a_vqgan_without_values() -> None:
+    """An estimate that leaves out the discriminator or LPIPS, or a pass that fails on tensors
+    without values; parameters of the generator alone."""
+    paper = PAPER.parent / "vqgan" / "f16.yaml"
+    small = ["parallel={}", "reader.image_size=64", "vqgan.width=32", "vqgan.codebook_size=64"]
+    full = measured_cost(load_config(paper, small), 2, world_size=1)
+    without = "vqgan_training.discriminator=null"
+    alone = measured_cost(load_config(paper, [*small, without]), 2, world_size=1)
+    plain = load_config(paper, [*small, without, "vqgan_training.perceptual=null"])
+    least = measured_cost(plain, 2, world_size=1)
+    assert full.activations > alone.activations > least.activations
+    assert full.flops > alone.flops > least.flops
+    # LPIPS sees both images, and one of them backward too, where only inputs have gradients.
+    with torch.device("meta"):
+        features = [m for m in LPIPS().features if not isinstance(m, nn.ReLU)]
+    side, products = 64, 0
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            products += module.weight.numel() * side**2
+        else:
+            side //= 2
+    assert close(alone.flops - least.flops, 2 * 2 * 3 * products, 0.02)
+    # The generator's FLOPs are those of its convolutions in a pass that keeps what autograd keeps.
+    codec = VQGAN(plain.vqgan)
+    images = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+
+    def run() -> Tensor:
+        quantized = codec.quantize.forward(codec.latents(images))
+        difference = codec.pixels(quantized.vectors) - images
+        return difference.abs().mean() + sum(quantized.losses.values())
+
+    kept, _ = saved_bytes(codec.parameters(), run)
+    assert close(least.activations, kept, 0.02)
+    parts = parameters_by_part(build_module(load_config(paper)))
+    assert parts["discriminator"] == 663_361
+    assert sum(parts.values()) == 76_073_859 + 663_361
