@@ -138,7 +138,9 @@ def test_kinds_that_are_not_known(fake: Model, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"prior\.kind: expected one of sparse_transformer"):
         dalle1.load(tmp_path)
-    with pytest.raises(ValueError, match=r"codec\.kind: expected one of dvae, got 'palette'"):
+    with pytest.raises(
+        ValueError, match=r"codec\.kind: expected one of dvae, vqgan, got 'palette'"
+    ):
         dvae.load(tmp_path)
     taken = dvae.storage.Kind("codec", "dvae", PaletteConfig, PaletteCodec, "x.safetensors")
     with pytest.raises(ValueError, match="'dvae' is DVAE already"):

@@ -125,7 +125,7 @@ def _snapshot(folder: Path, revision: str | None) -> Path:
     if revision in held:
         commit = revision
     elif reference.is_file():
-        commit = reference.read_text().strip()
+        commit = reference.read_text(encoding="utf-8").strip()
     elif revision is None and len(held) == 1:
         (commit,) = held
     else:
@@ -164,7 +164,7 @@ class _Member:
     size: int
     is_folder: bool
     is_file: bool
-    open: Callable[[], IO[bytes] | None]
+    read: Callable[[], IO[bytes] | None]
 
 
 def _is_archive(path: Path) -> bool:
@@ -241,7 +241,7 @@ def _unpack(path: Path, folder: Path) -> None:
 def _unpack_file(path: Path, member: _Member, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     done = 0
-    content = member.open()
+    content = member.read()
     assert content is not None  # of a file
     with content, open(target, "xb") as file:
         while part := content.read(PART):

@@ -108,7 +108,7 @@ class LayerCache:
         shape = (2, captions, c.heads, c.text_length, c.head_size)
         self.text = weight.new_zeros(shape, dtype=_text_dtype(weight))
 
-    def read_text(self, states: Tensor) -> None:
+    def read_caption(self, states: Tensor) -> None:
         """Keeps the keys and values of the encoder's states [c, t, w]."""
         for held, new in zip(self.text, self.module.cross_attention.project(states), strict=True):
             held.copy_(new)
@@ -189,7 +189,7 @@ class Seq2SeqState:
         self.counts.copy_(is_token(c, text))
         states = self.encoder(text, self.counts)
         for layer in self.layers:
-            layer.read_text(states)
+            layer.read_caption(states)
         if not self.static:  # padding stands at the end, and need not be read
             self._used = int(self.counts.any(0).nonzero()[-1, -1]) + 1
         given = 0 if prefix is None else len(prefix)

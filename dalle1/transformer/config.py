@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import (
@@ -14,7 +15,7 @@ from pydantic import (
 )
 
 from dalle1.transformer.masks import CONV_KERNEL
-from dalle1.transformer.sequence import Pattern, SequenceShape, layer_patterns
+from dalle1.transformer.sequence import Pattern, SequenceShape, layer_pattern
 from dalle1.transformer.variant import Variant
 
 
@@ -111,8 +112,16 @@ class TransformerConfig(BaseModel):
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Attention pattern of each layer, first to last."""
+        return tuple(self.each_pattern())
+
+    def each_pattern(self) -> Iterator[Pattern]:
+        """The same one by one: a file may claim any number of layers."""
         rule = self.variant.patterns
-        return rule if isinstance(rule, tuple) else layer_patterns(rule, self.layers)
+        if isinstance(rule, tuple):
+            yield from rule
+        else:
+            for layer in range(1, self.layers + 1):
+                yield layer_pattern(layer, self.layers, rule)
 
     @property
     def text_ids(self) -> int:

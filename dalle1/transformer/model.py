@@ -77,7 +77,7 @@ class Transformer(InputEmbedding):
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
         v = c.variant
-        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in c.patterns)
+        self.layers = nn.ModuleList(Layer(c, pattern, execution) for pattern in c.each_pattern())
         self.norm = nn.LayerNorm(c.width)
         self.head_norm = nn.LayerNorm(c.width) if v.norms == "sandwich" else nn.Identity()
         self.text_head = nn.Linear(c.width, c.text_classes, v.head_bias)

@@ -34,33 +34,25 @@ class SequenceShape:
 
 
 PatternRule = Literal["paper", "rudalle", "rudalle_v2", "full"]
+LAST: dict[PatternRule, Pattern] = {"rudalle": "conv_2d", "rudalle_v2": "conv_torus"}
 
 
-def layer_patterns(rule: PatternRule, layers: int) -> tuple[Pattern, ...]:
-    """The attention pattern of each layer, first to last, by the rule of a published model.
+def layer_pattern(layer: int, layers: int, rule: PatternRule = "paper") -> Pattern:
+    """The attention pattern of layer 1 ... layers, by the rule of a published model.
 
-    ruDALL-E has the paper's order with convolutions of its own. Where the last layer is one of the
-    column layers too (42 layers), it stays one.
-    """
-    patterns: list[Pattern] = [layer_pattern(i, layers) for i in range(1, layers + 1)]
-    if rule == "full":
-        patterns = ["full" for _ in patterns]
-    elif rule != "paper":
-        conv: Pattern = "conv_2d" if rule == "rudalle" else "conv_torus"
-        patterns[-1] = "column" if _is_column(layers) else conv
-    return tuple(patterns)
-
-
-def layer_pattern(layer: int, layers: int) -> Pattern:
-    """The attention pattern of layer 1 ... layers (appendix B.1).
-
-    The last is convolutional; of the others, layer i is column if (i - 2) mod 4 = 0, else row.
+    The paper's last is convolutional; of the others, layer i is column if (i - 2) mod 4 = 0, else
+    row (appendix B.1). ruDALL-E has this order with convolutions of its own; where its last layer
+    is one of the column layers too (42 layers), it stays one.
     """
     if not 1 <= layer <= layers:
         raise ValueError(f"layer: expected 1 to {layers}, got {layer}")
-    if layer == layers:
+    if rule == "full":
+        return "full"
+    if layer == layers and rule == "paper":
         return "conv"
-    return "column" if _is_column(layer) else "row"
+    if _is_column(layer):
+        return "column"
+    return LAST[rule] if layer == layers else "row"
 
 
 def _is_column(layer: int) -> bool:

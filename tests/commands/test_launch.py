@@ -184,7 +184,8 @@ VERB = re.compile(r"(?:^|`|\$ )dalle1 ([a-z]+)([^`#\n]*)", re.M)
 def unknown_flags(verb: str, rest: str) -> list[str]:
     """Flags of a command line that the module of its verb does not know."""
     folder = ROOT / "dalle1" / "commands"
-    source = "".join((folder / f"{name}.py").read_text() for name in (verb, "command_line"))
+    module = cli.MODULES.get(verb, verb)
+    source = "".join((folder / f"{name}.py").read_text() for name in (module, "command_line"))
     return [
         flag
         for flag in re.findall(r"--([a-z][\w-]*)", rest)

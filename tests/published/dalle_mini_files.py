@@ -77,7 +77,7 @@ def write_hub_folder(
     folder: Path, s: Shape, weights: Mapping[str, np.ndarray], **changes: Any
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_json(s, **changes)))
+    (folder / "config.json").write_text(json.dumps(config_json(s, **changes)), encoding="utf-8")
     (folder / "flax_model.msgpack").write_bytes(flax_bytes(weights))
     return folder
 
@@ -89,8 +89,8 @@ def write_min_dalle(
     for side, state in zip(("encoder", "decoder"), min_dalle_weights(weights), strict=True):
         torch.save(state, folder / f"{side}{suffix}.pt")
     if config:
-        (folder / f"config{suffix}.json").write_text(json.dumps(config_json(s)))
-    (folder / f"vocab{suffix}.json").write_text("{}")
+        (folder / f"config{suffix}.json").write_text(json.dumps(config_json(s)), encoding="utf-8")
+    (folder / f"vocab{suffix}.json").write_text("{}", encoding="utf-8")
     return folder
 
 

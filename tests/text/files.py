@@ -40,7 +40,7 @@ class BPEModel:
         return "\n".join([*lines, " ".join(map(str, self.marks))]) + "\n"
 
     def write(self, path: Path) -> Path:
-        path.write_text(self.text())
+        path.write_text(self.text(), encoding="utf-8")
         return path
 
 

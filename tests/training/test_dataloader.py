@@ -245,8 +245,8 @@ def test_token_shards_of_another_model_are_refused(
         return str(folder)
 
     for changes, message in (
-        ({"grid": 5}, "a grid of 5, the transformer one of 4"),
-        ({"codebook_size": 64}, "a vocabulary of 64, the transformer one of 32"),
+        ({"grid": 5}, "a grid of 5, the prior one of 4"),
+        ({"codebook_size": 64}, "a vocabulary of 64, the prior one of 32"),
         ({"dvae": "0123"}, "of the codec 0123, codec .* is "),
     ):
         with pytest.raises(ValueError, match=message):

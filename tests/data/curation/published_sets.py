@@ -69,7 +69,7 @@ def write_coco(folder: Path, content: dict[str, Any] | None = None, count: int =
         picture(folder / "val2014" / name, seed)
     path = folder / "annotations" / "captions_val2014.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(coco_content() if content is None else content))
+    path.write_text(json.dumps(coco_content() if content is None else content), encoding="utf-8")
     return path
 
 
@@ -80,7 +80,9 @@ def write_cub(folder: Path) -> Path:
         picture(top / "images" / path, seed)
         file = (texts / path).with_suffix(".txt")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(f"bird {seed} has caption {i} .\n" for i in range(10)))
+        file.write_text(
+            "".join(f"bird {seed} has caption {i} .\n" for i in range(10)), encoding="utf-8"
+        )
     classes = sorted({path.split("/")[0] for path in BIRDS})
     lists = {
         "images.txt": BIRDS,
@@ -91,6 +93,8 @@ def write_cub(folder: Path) -> Path:
     }
     for name, values in lists.items():
         text = "".join(f"{i} {value}\n" for i, value in enumerate(values, 1))
-        (top / name).write_text(text)
-    (folder / "cvpr2016_cub" / "testclasses.txt").write_text("200.Common_Yellowthroat\n")
+        (top / name).write_text(text, encoding="utf-8")
+    (folder / "cvpr2016_cub" / "testclasses.txt").write_text(
+        "200.Common_Yellowthroat\n", encoding="utf-8"
+    )
     return folder / "cvpr2016_cub"
