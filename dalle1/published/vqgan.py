@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dalle1.published.msgpack import read_msgpack
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
 from dalle1.published.vqgan_names import (
     FILTERS,
@@ -34,7 +35,6 @@ from dvae.vqgan.config import MAX_LEVELS, VQGANConfig
 from dvae.vqgan.model import KIND, VQGAN
 from dvae.weights import check_fits, unwrapped
 
-FLAX = "flax_model.msgpack"
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".msgpack")
 FOLDERS = (".", "ckpts", "checkpoints")  # where checkpoints lie in a published folder
 LAST, FORMER = "last.ckpt", "epoch="  # how Lightning calls the newest and the others
@@ -66,8 +66,6 @@ def read_codec_part(
     """
     path = find_weights(path)
     if path.suffix == ".msgpack":
-        from dalle1.published.msgpack import read_msgpack
-
         return codec_part(read_msgpack(path), path, signed_pixels, norm_groups)
     tensors = unwrapped(read_tensors(path, ignores=is_beside_weights)[0], path)
     weights = {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()}
@@ -216,6 +214,8 @@ def _peek(path: Path) -> Layout | None:
     try:
         if path.suffix not in SUFFIXES:
             return None
+        if path.suffix == ".msgpack":
+            return layout_of(own_names(read_msgpack(path)).values())
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -224,11 +224,8 @@ def _peek(path: Path) -> Layout | None:
         else:
             with open(path, "rb") as file:
                 start = file.read(BEGINNING)
-    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except (OSError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile):
         return None
-    if path.suffix == ".msgpack":
-        is_codec = b"conv_in" in start and (b"decoder" in start or b"encoder" in start)
-        return "flax" if is_codec else None
     if b"decoder.decoder.conv_in.weight" in start:
         return "sber_haar"
     if b"decoder.conv_blocks.0." in start:
@@ -253,8 +250,8 @@ def _recognizes(layouts: set[Layout], sber: bool, path: Path) -> bool:
     return layout in layouts and (layout != "taming" or ("sber" in files[0].name) == sber)
 
 
-def _read(layouts: set[Layout], signed_pixels: bool | None, path: Path) -> PublishedModel:
-    part = read_codec_part(path, signed_pixels)
+def _read(layouts: set[Layout], path: Path) -> PublishedModel:
+    part = read_codec_part(path)
     found = _peek(part.path)
     if found is not None and found not in layouts:
         expected = " or ".join(sorted(layouts))
@@ -277,11 +274,10 @@ def _family(
     origin: str,
     license: str,
     layouts: set[Layout],
-    signed_pixels: bool | None = None,
     sber: bool = False,
 ) -> Family:
     recognizes: Callable[[Path], bool] = partial(_recognizes, layouts, sber)
-    read: Callable[[Path], PublishedModel] = partial(_read, layouts, signed_pixels)
+    read: Callable[[Path], PublishedModel] = partial(_read, layouts)
     return Family(name, title, origin, license, recognizes, read)
 
 

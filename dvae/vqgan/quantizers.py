@@ -5,6 +5,7 @@ Dimensions: b batch, d numbers of a vector, h w token grid, k codebook size, n p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from dvae.objective import Generators, gumbel_softmax
 from dvae.vqgan.config import VQGANConfig
 from dvae.vqgan.layers import Conv2d
 
-LARGEST_TABLE = 2**24  # distances that are held at once: 64 MiB
+LARGEST_TABLE = 2**24  # distances or logits that are held at once: 64 MiB
 LOG_FLOOR = 1e-10  # under the logarithm of a probability, as taming has it
 
 
@@ -35,6 +36,16 @@ class Quantized:
     losses: dict[str, Tensor]
 
 
+def _in_parts(choose: Callable[[Tensor], Tensor], z: Tensor, codes: int) -> Tensor:
+    """Tokens [b, h, w] of latent vectors [b, d, h, w], some positions at a time: a table of all
+    positions and codes may not fit in memory.
+
+    choose: int64 [n] of vectors [n, d].
+    """
+    parts = rearrange(z, "b d h w -> (b h w) d").split(max(1, LARGEST_TABLE // codes))
+    return torch.cat([choose(part) for part in parts]).reshape(len(z), *z.shape[2:])
+
+
 class NearestQuantizer(nn.Module):
     """A token is the code of the least squared distance; the first one of several."""
 
@@ -51,22 +62,17 @@ class NearestQuantizer(nn.Module):
         return F.normalize(weight, dim=1) if self.normalized else weight
 
     def tokens(self, z: Tensor) -> Tensor:
-        """Int64 [b, h, w] of latent vectors [b, d, h, w].
-
-        Distances are in 32 bits and of some positions at a time, since one table of all positions
-        and codes may not fit in memory.
-        """
+        """Int64 [b, h, w] of latent vectors [b, d, h, w]; distances are in 32 bits."""
         z = F.normalize(z.float(), dim=1) if self.normalized else z.float()
         codes = self.codes().float()
         squares = codes.square().sum(dim=1)
-        rows = rearrange(z, "b d h w -> (b h w) d")
-        nearest = [
+
+        def nearest(rows: Tensor) -> Tensor:
             # taming's order of operations, which decides between codes that are almost as near.
-            (part.square().sum(dim=1, keepdim=True) + squares - 2 * (part @ codes.t())).argmin(1)
-            for part in rows.split(max(1, LARGEST_TABLE // len(codes)))
-        ]
-        tokens = torch.cat(nearest) if nearest else rows.new_empty(0, dtype=torch.int64)
-        return tokens.reshape(len(z), *z.shape[2:])
+            distances = rows.square().sum(dim=1, keepdim=True) + squares - 2 * (rows @ codes.t())
+            return distances.argmin(dim=1)
+
+        return _in_parts(nearest, z, len(codes))
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """The codes' vectors, [b, d, h, w], of tokens, int64 [b, h, w]."""
@@ -116,10 +122,10 @@ class GumbelQuantizer(nn.Module):
     def tokens(self, z: Tensor) -> Tensor:
         """Int64 [b, h, w] of latent vectors [b, d, h, w]; without the noise that taming's code adds
         here too."""
-        positions = z.shape[2] * z.shape[3]
-        at_once = max(1, LARGEST_TABLE // max(1, positions * self.proj.out_channels))
-        tokens = [self.proj(part).argmax(dim=1) for part in z.split(at_once)]
-        return torch.cat(tokens)
+        weight = self.proj.weight[:, :, 0, 0]
+        return _in_parts(
+            lambda rows: F.linear(rows, weight, self.proj.bias).argmax(dim=1), z, len(weight)
+        )
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """The codes' vectors, [b, d, h, w], of tokens, int64 [b, h, w]."""

@@ -23,6 +23,7 @@ from dvae import VQGAN, VQGANConfig
 from dvae.loading import fill
 from tests.parity import published_vqgan as published
 from tests.published import lightning
+from tests.published.dalle_mini_files import flax_bytes
 
 SHAPE = (32, (1, 2), (1,), 12, 12, 40)  # stride 2
 CONFIG = VQGANConfig(
@@ -194,6 +195,29 @@ def test_names_and_axes_of_flax() -> None:
     check(build(part), weights, partial(taming_maps, weights))
     signed = codec_part(lazy, Path("flax_model.msgpack"), signed_pixels=True)
     assert signed.config == CONFIG
+
+
+def test_a_file_of_flax(tmp_path: Path) -> None:
+    """A codec of DALL·E mini that no family, or another one, recognizes; a damaged file that fails
+    without its name."""
+    weights = weights_of()
+    path = tmp_path / "flax_model.msgpack"
+    content = flax_bytes({name: weight.numpy() for name, weight in flax(weights).items()})
+    path.write_bytes(content)
+    (tmp_path / "config.json").write_text('{"ch": 32}')
+    for source in (path, tmp_path):
+        (family,) = (family for family in FAMILIES if family.recognizes(source))
+        assert family.name == "dalle_mini_vqgan"
+        part = family.read(source).codec
+        assert part is not None
+        check(build(part), weights, partial(taming_maps, weights))
+    taming = next(family for family in FAMILIES if family.name == "vqgan")
+    with pytest.raises(ValueError, match="layout taming, got flax"):
+        taming.read(path)
+    path.write_bytes(content[:-100])
+    assert not family.recognizes(path)
+    with pytest.raises(ValueError, match=r"flax_model\.msgpack: no readable msgpack"):
+        family.read(path)
 
 
 def test_min_dalles_decoder(tmp_path: Path) -> None:
