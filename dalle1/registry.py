@@ -161,17 +161,6 @@ def load_tokenizer(path: str | Path, kind: str | None = None) -> Any:
     return TOKENIZERS[kind].load(path)
 
 
-def open_tokenizer_file(path: Path) -> Any:
-    """The tokenizer of a file of any kind; ValueError where it is of none."""
-    reasons = []
-    for name, kind in TOKENIZERS.items():
-        try:
-            return kind.load(path)
-        except ValueError as error:
-            reasons.append(f"{name}: {error}")
-    raise ValueError(f"{path}: a tokenizer of no kind that is known ({'; '.join(reasons)})")
-
-
 def _import_entry_points() -> None:
     """Imports what installed packages offer; each module registers its kinds."""
     for entry in entry_points(group=ENTRY_POINTS):

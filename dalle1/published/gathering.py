@@ -15,6 +15,7 @@ from dalle1.common.origins import Origin, read_origins
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dalle1.published.sources import opened
 from dalle1.published.table import find_family
+from dalle1.published.tokenizers import find_tokenizer, read_tokenizer
 from dalle1.tokenizer import TOKENIZER
 from dvae.storage import CONFIG, read_config, read_shape, read_weights
 
@@ -79,7 +80,7 @@ def gather(
     for role, other in others.items():
         path = stack.enter_context(opened(other, work, download))
         if role == "tokenizer":
-            result.tokenizer = open_tokenizer(path)
+            result.tokenizer = _tokenizer(path, result.parts.get("prior"))
         else:
             result.take(role, *_one_part(role, path))
     return result
@@ -141,15 +142,8 @@ def _own_part(role: str, folder: Path) -> PublishedPart:
     return PublishedPart(kind, config, weights, folder / (kind.weights or CONFIG), tokenizer)
 
 
-def open_tokenizer(path: Path) -> Any:
+def _tokenizer(path: Path, prior: PublishedPart | None) -> Any:
     """The tokenizer of a file, of a folder of ours, or of somebody else's files."""
-    if not path.is_dir():
-        return registry.open_tokenizer_file(path)
-    if (path / TOKENIZER).is_file():
-        kind = (_section(path, "tokenizer") or {}).get("kind", "bpe")
-        return registry.load_tokenizer(path / TOKENIZER, kind)
-    family = find_family(path)
-    tokenizer = _read(family, path).tokenizer
-    if tokenizer is None:
-        raise ValueError(f"--tokenizer: {path} holds none; give a file, or a folder of ours")
-    return tokenizer
+    if path.is_dir() and _section(path, "tokenizer"):
+        return registry.load_tokenizer(path / TOKENIZER)
+    return read_tokenizer(find_tokenizer(path) if path.is_dir() else path, prior)

@@ -7,7 +7,6 @@ asks for the table, not before.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from dalle1.published.parts import Family
@@ -19,8 +18,6 @@ def families() -> dict[str, Family]:
     """All families by their names."""
     found: dict[str, Family] = {}
     for reader in READERS:
-        if find_spec(f"dalle1.published.{reader}") is None:
-            continue
         module = import_module(f"dalle1.published.{reader}")
         several = getattr(module, "FAMILIES", None) or (module.FAMILY,)
         found.update({family.name: family for family in several})

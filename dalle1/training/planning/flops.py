@@ -21,6 +21,7 @@ from dalle1.clip.model import CLIP
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig
+from dalle1.training.stages.base import freeze_all_but
 from dalle1.transformer.attention import SPARSE_FROM
 from dalle1.transformer.config import Execution, TransformerConfig
 from dalle1.transformer.loss import CHUNK
@@ -51,29 +52,37 @@ class StepCost:
 
 
 def build_module(config: RunConfig) -> nn.Module:
-    """The module that a run trains, on the meta device: shapes without memory or values."""
+    """The module that a run trains, on the meta device: shapes without memory or values.
+
+    What `train_only` leaves out is frozen. Raises ValueError for a name that the module lacks.
+    """
     with torch.device("meta"):
-        if config.stage == "dalle":
-            # Compilation changes no parameter, and nothing here is run.
-            execution = (config.execution or Execution()).model_copy(update={"compile": False})
-            if config.seq2seq is not None:
-                return Seq2Seq(config.seq2seq, execution)
-            return Transformer(config.transformer, execution)
-        if config.stage == "clip":
-            return CLIP(config.clip)
+        module = _model(config)
+        freeze_all_but(module, config.train_only)
         if config.stage == "vqgan":
-            return _vqgan_with_discriminator(config)
-        assert config.dvae_training is not None
-        codec = DVAE(config.dvae)
-        if config.dvae_training.warm_start_steps:
+            return _vqgan_with_discriminator(module, config)
+        if config.dvae_training is not None and config.dvae_training.warm_start_steps:
             size = config.dvae_training.warm_start_bottleneck
-            codec.add_module("bottleneck", ContinuousBottleneck(codec, size))
-        return codec
+            assert isinstance(module, DVAE)
+            module.add_module("bottleneck", ContinuousBottleneck(module, size))
+        return module
 
 
-def _vqgan_with_discriminator(config: RunConfig) -> VQGAN:
-    assert config.vqgan_training is not None
-    codec, d = VQGAN(config.vqgan), config.vqgan_training.discriminator
+def _model(config: RunConfig) -> nn.Module:
+    if config.stage == "dalle":
+        # Compilation changes no parameter, and nothing here is run.
+        execution = (config.execution or Execution()).model_copy(update={"compile": False})
+        if config.seq2seq is not None:
+            return Seq2Seq(config.seq2seq, execution)
+        return Transformer(config.transformer, execution)
+    if config.stage == "clip":
+        return CLIP(config.clip)
+    return VQGAN(config.vqgan) if config.stage == "vqgan" else DVAE(config.dvae)
+
+
+def _vqgan_with_discriminator(codec: nn.Module, config: RunConfig) -> nn.Module:
+    assert config.vqgan_training is not None and isinstance(codec, VQGAN)
+    d = config.vqgan_training.discriminator
     if d is not None:
         discriminator = PatchDiscriminator(codec.config.channels, d.layers, d.width)
         codec.add_module("discriminator", discriminator)
@@ -83,6 +92,11 @@ def _vqgan_with_discriminator(config: RunConfig) -> VQGAN:
 def parameter_count(module: nn.Module) -> int:
     """How many numbers the parameters hold."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trained_count(module: nn.Module) -> int:
+    """How many of them are trained, which alone have gradients and moments."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def training_flops(c: TransformerConfig) -> float:
@@ -277,7 +291,7 @@ def measured_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepC
             module = DVAE(config.dvae)
             run = _dvae_pass(module, images)
         elif config.stage == "vqgan":
-            module = _vqgan_with_discriminator(config)
+            module = _vqgan_with_discriminator(VQGAN(config.vqgan), config)
             run = _vqgan_pass(module, images, config)
         else:
             module = CLIP(config.clip)

@@ -13,7 +13,12 @@ from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
 from dalle1.training.parallel import dp_shard_of
-from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count, step_cost
+from dalle1.training.planning.flops import (
+    FLOAT_BYTES,
+    parameter_count,
+    step_cost,
+    trained_count,
+)
 from dalle1.training.planning.network import compressed_matrices
 from dalle1.transformer.model import Transformer
 from dvae import DVAE, DVAEConfig
@@ -68,6 +73,8 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
     p, dp_shard = config.parallel, dp_shard_of(config.parallel, world_size)
     count = parameter_count(module)
     full, share = FLOAT_BYTES * count, FLOAT_BYTES * -(-count // dp_shard)
+    trained = trained_count(module)
+    trained_full, trained_share = FLOAT_BYTES * trained, FLOAT_BYTES * -(-trained // dp_shard)
     gathered = 0
     if p.zero_stage == 3 and (dp_shard > 1 or p.offload == "weights"):
         # A prior's layers are gathered in turn, all else for the whole pass, see `Engine`.
@@ -80,9 +87,9 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
     on_gpu = p.offload == "none"
     return Memory(
         weights=0 if p.offload == "weights" else share if p.zero_stage == 3 else full,
-        master=share if p.zero_stage in (1, 2) and on_gpu else 0,
-        gradients=full if p.zero_stage < 2 else share if on_gpu else 0,
-        moments=2 * (share if p.zero_stage else full) if on_gpu else 0,
+        master=trained_share if p.zero_stage in (1, 2) and on_gpu else 0,
+        gradients=trained_full if p.zero_stage < 2 else trained_share if on_gpu else 0,
+        moments=2 * (trained_share if p.zero_stage else trained_full) if on_gpu else 0,
         errors=FLOAT_BYTES * sum(m * n + max(m, n) * r for m, n, r in compressed),
         gathered=gathered,
         frozen=FLOAT_BYTES * _frozen_parameters(config),
@@ -100,10 +107,13 @@ def cpu_memory(config: RunConfig, module: nn.Module, world_size: int) -> dict[st
     for name, owner in assign_owners(sizes, world_size).items():
         load[owner] += sizes[name]
     cpu = {"average": FLOAT_BYTES * max(load.values())}
-    share = FLOAT_BYTES * -(-sum(sizes.values()) // dp_shard_of(config.parallel, world_size))
+    dp_shard = dp_shard_of(config.parallel, world_size)
+    share, trained = (
+        FLOAT_BYTES * -(-n // dp_shard) for n in (sum(sizes.values()), trained_count(module))
+    )
     if config.parallel.offload != "none":
-        cpu |= {"master": share, "moments": 2 * share}
-        cpu |= {"gradients": share} if config.parallel.zero_stage > 1 else {}
+        cpu |= {"master": trained, "moments": 2 * trained}
+        cpu |= {"gradients": trained} if config.parallel.zero_stage > 1 else {}
     if config.parallel.offload == "weights":
         cpu["weights"] = share
     return cpu

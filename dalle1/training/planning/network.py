@@ -12,7 +12,7 @@ from torch import nn
 from dalle1.common.hardware import PEAKS
 from dalle1.training.config import RunConfig
 from dalle1.training.parallel import dp_shard_of
-from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count
+from dalle1.training.planning.flops import FLOAT_BYTES, parameter_count, trained_count
 from dalle1.training.powersgd import matrices, worth_compressing
 
 
@@ -103,7 +103,7 @@ def transfers(
     each pass. ZeRO 1 and 2 gather the new weights once. ZeRO 3 gathers them before each forward and
     each backward pass, and recomputation uses those of the latter. Then the replicas average their
     shards; under ZeRO 0 all GPUs average all gradients. With PowerSGD the two factors of a matrix
-    m x n are sent, which are (m + n) r numbers in place of m n.
+    m x n are sent, which are (m + n) r numbers in place of m n. What is frozen has no gradients.
     """
     world_size, stage = cluster.gpus, config.parallel.zero_stage
     dp_shard = dp_shard_of(config.parallel, world_size)
@@ -113,12 +113,13 @@ def transfers(
     shard_rings = _rings_leaving_a_node(shard_groups, cluster.gpus_per_node)
     replica_rings = _rings_leaving_a_node(replica_groups, cluster.gpus_per_node)
     share = (dp_shard - 1) / dp_shard * FLOAT_BYTES * parameter_count(module)
-    values = parameter_count(module) / dp_shard
+    trained = (dp_shard - 1) / dp_shard * FLOAT_BYTES * trained_count(module)
+    values = trained_count(module) / dp_shard
     compressed = compressed_matrices(config, module, world_size)
     values -= sum(m * n - (m + n) * r for m, n, r in compressed)
     exchanged = 2 * (dp_replicate - 1) / dp_replicate * FLOAT_BYTES * values
     gathers = {1: 1, 2: 1, 3: 2 * grad_accum_steps}.get(stage, 0) * share
-    scatters = {1: 1, 2: grad_accum_steps, 3: grad_accum_steps}.get(stage, 0) * share
+    scatters = {1: 1, 2: grad_accum_steps, 3: grad_accum_steps}.get(stage, 0) * trained
     return (
         Transfer("weights, gathered", gathers, gathers * shard_rings),
         Transfer("gradients, scattered", scatters, scatters * shard_rings),

@@ -73,15 +73,7 @@ class Stage(nn.Module):
 
         Raises ValueError for a name that no module and no weight of the model has.
         """
-        if self.settings.train_only is None:
-            return
-        weights = dict(self.model.named_parameters())
-        modules = [name for name, _ in self.model.named_modules() if name]
-        chosen = {found for n in self.settings.train_only for found in _named(n, modules, weights)}
-        for name, weight in weights.items():
-            weight.requires_grad_(
-                name in chosen or any(name.startswith(f"{module}.") for module in chosen)
-            )
+        freeze_all_but(self.model, self.settings.train_only)
 
     @property
     @abstractmethod
@@ -201,6 +193,22 @@ class Stage(nn.Module):
     def pop_metrics(self) -> dict[str, float]:
         """Values for the log that were collected since the last call; all ranks call it."""
         return {}
+
+
+def freeze_all_but(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Leaves only what `train_only` names to be trained, or all where it is None.
+
+    Raises ValueError for a name that no module and no weight of the model has.
+    """
+    if names is None:
+        return
+    weights = dict(model.named_parameters())
+    modules = [name for name, _ in model.named_modules() if name]
+    chosen = {found for name in names for found in _named(name, modules, weights)}
+    for name, weight in weights.items():
+        weight.requires_grad_(
+            name in chosen or any(name.startswith(f"{module}.") for module in chosen)
+        )
 
 
 def _named(name: str, modules: Sequence[str], weights: Iterable[str]) -> list[str]:
