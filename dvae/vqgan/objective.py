@@ -114,7 +114,8 @@ def adversarial_losses(
         gradients, as in evaluation, the adversarial loss has no weight, as in taming-transformers.
     """
     discriminate, learns = adversary.discriminator, torch.is_grad_enabled()
-    leaf = images.detach().requires_grad_(learns)
+    # No leaf: torch's counter of FLOPs cannot watch gradients that end in one.
+    leaf = images.detach().requires_grad_(learns).view_as(images)
     loss, metrics = reconstruction(leaf, targets)
     fake = discriminate(leaf)
     adversarial = -fake.mean()

@@ -266,10 +266,12 @@ def test_end_that_cannot_be_written(
             raise OSError(28, "No space left on device")
         real(content, path, *rest)  # type: ignore[arg-type]
 
-    module = checkpoints if failing == "checkpoint" else storage
+    module, writer = checkpoints, "save_file"
+    if failing == "model":
+        module, writer = storage, "write_safetensors"
     config = tiny("clip", shards, run, parts, steps=4, save_every=2)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(module, writer, full)
         with pytest.raises(OSError, match=rf"^run: the last {failing} .* --resume"):
             train(config)
     assert "No space left" in capsys.readouterr().err

@@ -286,13 +286,14 @@ def measured_cost(config: RunConfig, micro_batch: int, world_size: int) -> StepC
         images = torch.empty(micro_batch, 3, side, side)
         # The dVAE's logits are among what autograd keeps.
         logits, products = 0, 0.0
-        module: CLIP | DVAE | VQGAN
+        module: nn.Module
         if config.stage == "dvae":
             module = DVAE(config.dvae)
             run = _dvae_pass(module, images)
         elif config.stage == "vqgan":
-            module = _vqgan_with_discriminator(VQGAN(config.vqgan), config)
-            run = _vqgan_pass(module, images, config)
+            codec = VQGAN(config.vqgan)
+            module = _vqgan_with_discriminator(codec, config)
+            run = _vqgan_pass(codec, images, config)
         else:
             module = CLIP(config.clip)
             run = _clip_pass(module, images)
