@@ -17,6 +17,7 @@ from torch import Tensor
 from dalle1.published.parts import LazyWeight, PublishedPart
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import KIND, Seq2Seq
+from dalle1.text.bart import BARTTokenizer
 
 SELF, CROSS = "FlaxBartAttention_0", "FlaxBartAttention_1"
 # Ours, and what it is made of, put together by rows: flax's names, and those of min-dalle's files.
@@ -151,6 +152,26 @@ def _together(parts: list[LazyWeight]) -> LazyWeight:
         return parts[0]() if len(parts) == 1 else torch.cat([part() for part in parts])
 
     return read
+
+
+def read_tokenizer(
+    c: Seq2SeqConfig, vocab: Path, merges: Path | None, normalize: bool, words: Path | None = None
+) -> BARTTokenizer:
+    """The tokenizer of a prior; see `BARTTokenizer.from_published`."""
+    return BARTTokenizer.from_published(
+        vocab, merges, c.text_length, c.text_vocab, normalize, words
+    )
+
+
+def with_marks(c: Seq2SeqConfig, tokenizer: BARTTokenizer | None) -> Seq2SeqConfig:
+    """The settings with the ids that the tokenizer has for its marks; as they are without one."""
+    if tokenizer is None:
+        return c
+    marks = {
+        "padding": tokenizer.padding,
+        "empty_caption": (tokenizer.start_id, tokenizer.end_id),
+    }
+    return Seq2SeqConfig(**{**c.model_dump(), **marks})
 
 
 def config_of(path: Path, values: Mapping[str, Any]) -> Seq2SeqConfig:

@@ -12,13 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle1.published.dalle_bart import Found, Source, config_of, published_prior
+from dalle1.published.dalle_bart import (
+    Found,
+    Source,
+    config_of,
+    published_prior,
+    read_tokenizer,
+    with_marks,
+)
 from dalle1.published.msgpack import FlaxArray, read_msgpack
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dvae.storage import CONFIG
 
 WEIGHTS = "flax_model.msgpack"
+VOCAB, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
+WORDS = "enwiki-words-frequency.txt"
 MODEL_TYPE = "dallebart"
 
 
@@ -36,8 +45,19 @@ def recognizes(path: Path) -> bool:
 def read(path: Path) -> PublishedModel:
     """The prior and the tokenizer of the folder, or of the weights' file in it."""
     folder = path.parent if path.name == WEIGHTS else path
-    config = config_of(folder / CONFIG, read_json(folder / CONFIG))
-    return PublishedModel(prior=read_prior(folder / WEIGHTS, config))
+    values = read_json(folder / CONFIG)
+    config = config_of(folder / CONFIG, values)
+    normalize = values.get("normalize_text", False)
+    tokenizer = None
+    words = folder / WORDS if (folder / WORDS).is_file() else None
+    # The two files first: they are what the others were made of.
+    for vocab, merges in ((VOCAB, MERGES), (TOKENIZER, None)):
+        if tokenizer is None and (folder / vocab).is_file():
+            tokenizer = read_tokenizer(
+                config, folder / vocab, folder / merges if merges else None, bool(normalize), words
+            )
+    prior = read_prior(folder / WEIGHTS, with_marks(config, tokenizer))
+    return PublishedModel(tokenizer, prior)
 
 
 def read_prior(path: Path, c: Seq2SeqConfig) -> PublishedPart:

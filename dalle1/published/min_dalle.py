@@ -10,28 +10,57 @@ that the weights were trained with. The published configs say 16,384, and so it 
 
 from __future__ import annotations
 
+import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from dalle1.published.dalle_bart import Found, Source, config_of, published_prior
+from dalle1.published.dalle_bart import (
+    Found,
+    Source,
+    config_of,
+    published_prior,
+    read_tokenizer,
+    with_marks,
+)
 from dalle1.published.dalle_mini import read_json
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.vqgan import read_codec_part
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dvae.pickles import read_tensors
 
 SIDES = ("encoder", "decoder")
+DETOKENIZER = "detoker.pt"
+MARK = b"layers.0.pre_encoder_attn_layer_norm.bias"
+BEGINNING = 2**20  # bytes
+NOTES = (
+    "images begin with the start token of DALL-E mini (16,384), not with min-dalle's code 16,383",
+    "captions are normalized as by DALL-E mini, which min-dalle does not do",
+)
 SUFFIXES = ("", "_mini")
 HEAD_SIZE = 64  # of both models; a folder without config.json says nothing of heads
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a folder holds a pair of files, or a file is one of a pair, with a vocabulary."""
+    """Whether a folder holds a pair of files, or a file is one of a pair, with its layers."""
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.stem not in {side + suffix for side in SIDES for suffix in SUFFIXES}:
         return False
-    return bool(_pairs(folder)) and any(folder.glob("vocab*.json"))
+    pairs = _pairs(folder)
+    return bool(pairs) and _looks_like_ours(folder / f"decoder{pairs[0]}.pt")
+
+
+def _looks_like_ours(path: Path) -> bool:
+    """Whether a file of torch.save names a layer of this model; reads the names alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                return MARK in file.read(BEGINNING)
+    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return False
 
 
 def read(path: Path) -> PublishedModel:
@@ -49,7 +78,19 @@ def read(path: Path) -> PublishedModel:
             f"{path}: expected one model, got two; give {folder / 'decoder.pt'} for mega or "
             f"{folder / 'decoder_mini.pt'} for mini"
         )
-    return PublishedModel(prior=read_prior(folder, suffixes[0]))
+    suffix = suffixes[0]
+    prior = read_prior(folder, suffix)
+    c, tokenizer = prior.config, None
+    assert isinstance(c, Seq2SeqConfig)
+    vocab, merges = folder / f"vocab{suffix}.json", folder / f"merges{suffix}.txt"
+    if vocab.is_file():  # captions as the model was trained with, not as min-dalle reads them
+        tokenizer = read_tokenizer(c, vocab, merges, normalize=True)
+        prior = replace(prior, config=with_marks(c, tokenizer))
+    # In the Hub's folder, or where min-dalle itself puts it.
+    places = (folder / DETOKENIZER, folder.parent / "vqgan" / DETOKENIZER)
+    found = next((place for place in places if place.is_file()), None)
+    codec = None if found is None else read_codec_part(found)
+    return PublishedModel(tokenizer, prior, codec, notes=NOTES)
 
 
 def _pairs(folder: Path) -> list[str]:

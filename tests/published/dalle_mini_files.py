@@ -90,7 +90,6 @@ def write_min_dalle(
         torch.save(state, folder / f"{side}{suffix}.pt")
     if config:
         (folder / f"config{suffix}.json").write_text(json.dumps(config_json(s)), encoding="utf-8")
-    (folder / f"vocab{suffix}.json").write_text("{}", encoding="utf-8")
     return folder
 
 

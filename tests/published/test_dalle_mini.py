@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+import dalle1
+from dalle1 import Model
 from dalle1.published import dalle_mini, min_dalle
 from dalle1.published.dalle_bart import config_of
 from dalle1.seq2seq.config import Seq2SeqConfig
 from tests.parity.dalle_mini import Restated, Shape, random_weights, unscanned
 from tests.seq2seq.test_model import MEGA, captions, images
+from tests.text.files import write_bart
 
 from .dalle_mini_files import built, config_json, write_hub_folder, write_min_dalle
+from .test_vqgan import CONFIG as CODEC
+from .test_vqgan import weights_of
 
 S = Shape(d=128, heads=2)  # heads of 64, as published
 WEIGHTS = random_weights(S)
@@ -164,3 +169,60 @@ def test_folders_of_others_are_not_recognized(content: str, tmp_path: Path) -> N
     assert not min_dalle.FAMILY.recognizes(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json"):
         dalle_mini.read(tmp_path)
+
+
+def drawn(model: Model, **options: Any) -> torch.Tensor:
+    settings = {"candidates": 3, "keep": 3, "guidance": 3.0, "progress": False, **options}
+    return dalle1.sample("a red cat on a mat", model, **settings).tokens
+
+
+def test_min_dalles_folder_is_a_model(tmp_path: Path) -> None:
+    """Captions or empty captions of other ids than the vocabulary's, or another codec's tokens."""
+    codes = CODEC.codebook_size
+    vocab, merges = write_bart(tmp_path / "pretrained")
+    s = Shape(
+        d=64, heads=1, text_vocab=320, text_length=12, image_vocab=codes, rows=codes + 1,
+        start=codes,
+    )  # fmt: skip
+    folder = write_min_dalle(tmp_path / "pretrained" / "dalle_bart_mini", s, random_weights(s))
+    vocab.rename(folder / "vocab.json")
+    merges.rename(folder / "merges.txt")
+    (tmp_path / "pretrained" / "vqgan").mkdir()
+    detokenizer = {
+        name.removeprefix("quantize."): weight
+        for name, weight in weights_of().items()
+        if not name.startswith(("encoder.", "quant_conv."))
+    }
+    torch.save(detokenizer, tmp_path / "pretrained" / "vqgan" / "detoker.pt")
+
+    found = min_dalle.read(folder)
+    assert found.prior is not None and found.codec is not None and len(found.notes) == 2
+    codec = found.codec.kind.module(found.codec.config)
+    codec.load_state_dict({name: weight() for name, weight in found.codec.weights.items()})
+    model = Model(found.tokenizer, built(found.prior), codec)
+    text = model.tokenizer.encode("a red cat")[0]
+    assert text[0] == 0 and text[-1] == 1 and 2 in text.tolist() and text.max() < 320
+    assert model.prior.empty_caption().tolist() == [0, 2] + 10 * [1]
+    tokens = drawn(model)
+    assert tokens.shape == (1, 3, 4, 4) and not torch.equal(tokens[0, 0], tokens[0, 1])
+    model.save(tmp_path / "saved")
+    again = dalle1.load(tmp_path / "saved")
+    assert {p.dtype for p in again.prior.parameters()} == {torch.float16}  # type: ignore[attr-defined]
+    assert torch.equal(drawn(again), tokens)
+
+
+def test_the_hubs_folder_has_a_tokenizer(tmp_path: Path) -> None:
+    """Captions that are normalized although the settings say no, or not although they say yes."""
+    s = Shape(text_vocab=320, text_length=12)
+    for name, normalize in (("plain", False), ("normalized", True)):
+        folder = tmp_path / name
+        write_hub_folder(folder, s, random_weights(s), normalize_text=normalize)
+        write_bart(folder)
+        found = dalle_mini.read(folder)
+        assert found.codec is None and found.prior is not None
+        config = found.prior.config
+        assert isinstance(config, Seq2SeqConfig) and config.empty_caption == (0, 2)
+        upper, lower = (found.tokenizer.encode(text)[0] for text in ("A CAT!", " a cat"))
+        assert torch.equal(upper, lower) == normalize
+    (folder / "vocab.json").unlink()
+    assert dalle_mini.read(folder).tokenizer is None
