@@ -6,6 +6,8 @@ from dalle1.generation import decoding
 from dalle1.generation.options import SamplingOptions
 from dalle1.model import Model, load
 from dalle1.sampling import Preview, Result, rank, sample
+from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.seq2seq.model import Seq2Seq
 from dalle1.tokenizer import Tokenizer
 from dalle1.transformer import masks as attention
 from dalle1.transformer.config import TransformerConfig
@@ -19,6 +21,8 @@ __all__ = [
     "Preview",
     "Result",
     "SamplingOptions",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "Tokenizer",
     "Transformer",
     "TransformerConfig",

@@ -127,6 +127,27 @@ def test_configs_of_another_model(changes: dict[str, Any], message: str, tmp_pat
         dalle_mini.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder_layers": 10**12}, "expected 1000000000000 layers, got a shape of"),
+        ({"decoder_layers": 10**12}, "expected 1000000000000 layers, got a shape of"),
+        ({"d_model": 2**40}, "its config is of no model that could be built"),
+        ({"image_length": 10**36}, "its config is of no model that could be built"),
+    ],
+)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_configs_that_claim_too_much(
+    changes: dict[str, Any], message: str, stacked: bool, tmp_path: Path
+) -> None:
+    """A model of any size that is built before the file has shown that it has the weights."""
+    write_hub_folder(tmp_path, S, WEIGHTS if stacked else unscanned(WEIGHTS), **changes)
+    if not stacked and "layers" in message:
+        message = "has no weight 'model.*Layer_[23]"
+    with pytest.raises(ValueError, match=message):
+        dalle_mini.read(tmp_path)
+
+
 def test_weights_that_are_missing_or_not_known(tmp_path: Path) -> None:
     """A KeyError, or a file of another model that is half read."""
     name = "model.decoder.layers.FlaxBartDecoderLayers.LayerNorm_2.bias"
@@ -173,20 +194,18 @@ def test_folders_of_others_are_not_recognized(content: str, tmp_path: Path) -> N
 
 def drawn(model: Model, **options: Any) -> torch.Tensor:
     settings = {"candidates": 3, "keep": 3, "guidance": 3.0, "progress": False, **options}
-    return dalle1.sample("a red cat on a mat", model, **settings).tokens
+    return dalle1.sample("a red cat", model, **settings).tokens
 
 
 def test_min_dalles_folder_is_a_model(tmp_path: Path) -> None:
     """Captions or empty captions of other ids than the vocabulary's, or another codec's tokens."""
     codes = CODEC.codebook_size
-    vocab, merges = write_bart(tmp_path / "pretrained")
     s = Shape(
         d=64, heads=1, text_vocab=320, text_length=12, image_vocab=codes, rows=codes + 1,
         start=codes,
     )  # fmt: skip
     folder = write_min_dalle(tmp_path / "pretrained" / "dalle_bart_mini", s, random_weights(s))
-    vocab.rename(folder / "vocab.json")
-    merges.rename(folder / "merges.txt")
+    write_bart(folder)
     (tmp_path / "pretrained" / "vqgan").mkdir()
     detokenizer = {
         name.removeprefix("quantize."): weight
