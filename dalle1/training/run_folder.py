@@ -39,6 +39,10 @@ KEPT = (
     "transformer",
     "seq2seq",
     "train_only",
+    # What these change is in the checkpoint.
+    "vqgan_training.codebook.ema_decay",
+    "vqgan_training.discriminator.layers",
+    "vqgan_training.discriminator.width",
 )
 
 
@@ -221,17 +225,27 @@ def check_resumes(
     """
     saved, mine = state["config"], config.model_dump(mode="json", exclude_none=True)
     for key in KEPT:
-        if saved.get(key) != mine.get(key):
+        before, now = _setting(saved, key), _setting(mine, key)
+        if before != now:
             raise ValueError(
-                f"{key}: {path} was trained with {saved.get(key)!r}, the config says "
-                f"{mine.get(key)!r}; a run resumes with the settings it began with"
+                f"{key}: {path} was trained with {before!r}, the config says {now!r}; a run "
+                "resumes with the settings it began with"
             )
     former = state.get("parts", {})  # earlier releases did not keep them
     for name in sorted(former.keys() & parts.keys()):
         if former[name] != parts[name]:
-            given = mine[name] if isinstance(mine.get(name), str) else config.run
+            setting = _setting(mine, name)
+            given = setting if isinstance(setting, str) else config.run
             raise ValueError(
                 f"{name}: expected what the run began with (fingerprint {former[name]} in {path}), "
                 f"got another one in {given} ({parts[name]}); put the former back, or begin a new "
                 "run (run=...)"
             )
+
+
+def _setting(settings: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted name; None where it, or a section around it, is not there."""
+    value: Any = settings
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

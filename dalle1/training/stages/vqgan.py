@@ -97,7 +97,13 @@ class VQGANStage(Stage):
 
     def fingerprints(self) -> dict[str, str]:
         (lpips,) = self._frozen
-        return {} if lpips is None else {"vqgan_training.perceptual": fingerprint(lpips)}
+        if lpips is None:
+            return {}
+        channels = {name: m for name, m in lpips.named_children() if name.startswith("lin")}
+        return {
+            "vqgan_training.perceptual.vgg": fingerprint(lpips.features),
+            "vqgan_training.perceptual.lin": fingerprint(nn.ModuleDict(channels)),
+        }
 
     def after_move_to_device(self) -> None:
         # Faster on CPUs; only now, since DeepSpeed broadcasts contiguous weights only.
