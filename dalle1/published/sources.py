@@ -34,7 +34,9 @@ PART = 2**20  # bytes that are unpacked at once
 
 
 @contextmanager
-def opened(source: str | Path, work: Path | None = None, download: bool = False) -> Iterator[Path]:
+def opened(
+    source: str | Path, work: Path | None = None, download: bool = False, name: str = "SOURCE"
+) -> Iterator[Path]:
     """The file or folder that a source stands for, for as long as the block lasts.
 
     Args:
