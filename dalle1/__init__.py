@@ -1,6 +1,6 @@
 """DALL-E 1: captions to images (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
 
-from dalle1 import clip
+from dalle1 import clip, published
 from dalle1.clip import CLIP, CLIPConfig
 from dalle1.generation import decoding
 from dalle1.generation.options import SamplingOptions
@@ -30,6 +30,7 @@ __all__ = [
     "clip",
     "decoding",
     "load",
+    "published",
     "rank",
     "sample",
 ]

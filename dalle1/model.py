@@ -70,8 +70,8 @@ class Model:
                     "the parts come from different runs"
                 )
         self.tokenizer, self.prior, self.codec = tokenizer, prior, in_32_bits(codec)
-        self.ranker = ranker
         self.origins: dict[str, Origin] = {}  # of parts that others have trained, by role
+        self.ranker = ranker
         for part in (prior, codec):
             if isinstance(part, nn.Module):
                 part.eval()
@@ -104,6 +104,7 @@ class Model:
         if isinstance(ranker, nn.Module):
             ranker.eval()
         self._ranker = in_32_bits(ranker)
+        self.origins.pop("ranker", None)  # of the former one
 
     @property
     def clip(self) -> Ranker | None:
@@ -326,7 +327,8 @@ def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model
     kind = config.get("tokenizer", {}).get("kind", "bpe")
     tokenizer = registry.load_tokenizer(folder / TOKENIZER, kind)
     model = Model(tokenizer, prior, registry.load("codec", folder), opened)
-    model.origins = read_origins(folder)
+    origins = read_origins(folder)
+    model.origins = {r: o for r, o in origins.items() if r != "ranker" or ranker is None}
     return model
 
 

@@ -78,7 +78,7 @@ def gather(
         if part is not None:
             result.take(role, part, _origin(family, found))
     for role, other in others.items():
-        path = stack.enter_context(opened(other, work, download))
+        path = stack.enter_context(opened(other, work, download, f"--{role}"))
         if role == "tokenizer":
             result.tokenizer = _tokenizer(path, result.parts.get("prior"))
         else:

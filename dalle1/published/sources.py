@@ -34,7 +34,9 @@ PART = 2**20  # bytes that are unpacked at once
 
 
 @contextmanager
-def opened(source: str | Path, work: Path | None = None, download: bool = False) -> Iterator[Path]:
+def opened(
+    source: str | Path, work: Path | None = None, download: bool = False, name: str = "SOURCE"
+) -> Iterator[Path]:
     """The file or folder that a source stands for, for as long as the block lasts.
 
     Args:
@@ -43,6 +45,7 @@ def opened(source: str | Path, work: Path | None = None, download: bool = False)
             that cache.
         work: folder for what is unpacked, which is removed afterwards; None: the system's.
         download: whether what the cache lacks is fetched, by the package huggingface_hub.
+        name: of the argument, for messages.
 
     Raises:
         ValueError: there is no such source, or it is not safe to read.
@@ -53,7 +56,7 @@ def opened(source: str | Path, work: Path | None = None, download: bool = False)
     path = Path(expand_home(source))
     if not path.exists():
         why = "a link to nothing" if os.path.lexists(path) else "nothing"
-        raise ValueError(f"SOURCE: expected a file or folder, got {str(path)!r}, where is {why}")
+        raise ValueError(f"{name}: expected a file or folder, got {str(path)!r}, where is {why}")
     if path.is_file() and _is_archive(path):
         with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as folder:
             _unpack(path, Path(folder))

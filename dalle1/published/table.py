@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dalle1.published.parts import Family
+from dvae.storage import read_config
 
 READERS = ("dvae", "vqgan", "rudalle", "mindalle", "dalle_mini", "min_dalle", "clip", "ruclip")
 
@@ -40,8 +41,22 @@ def find_family(path: Path, kind: str | None = None) -> Family:
     if matches:
         names = " or ".join(family.name for family in matches)
         raise ValueError(f"KIND: {path} may be of several families; say which: {names}")
+    if _is_ours(path):
+        raise ValueError(
+            f"SOURCE: expected somebody else's files, got {path}, a folder of ours; dalle1.load "
+            "opens it as it is"
+        )
     lines = ", ".join(f"{family.name} ({family.title})" for family in known.values())
     raise ValueError(
         f"KIND: {path} looks like none of the families: {lines}; check that all files of a model "
         "are there, or say which family it is"
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is one that is opened without an import."""
+    try:
+        sections = read_config(path)
+    except ValueError:
+        return False
+    return any("kind" in sections.get(role, {}) for role in ("prior", "codec", "ranker"))

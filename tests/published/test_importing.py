@@ -17,6 +17,7 @@ import dalle1
 import dvae
 from dalle1 import Model, Tokenizer
 from dalle1.commands import import_model as command
+from dalle1.common.origins import Origin
 from dalle1.published import import_model, importing, load
 from tests.conftest import ModelMaker
 from tests.fakes import PaletteCodec, UnigramPrior
@@ -131,6 +132,10 @@ def test_parts_that_are_given_apart(source: Path, tmp_path: Path, tokenizer: Tok
     assert again.origins == made.origins and again.kinds == made.kinds
     model = load(source, codec=dalle1.load(out).codec, tokenizer=str(out))
     assert isinstance(model, Model) and set(model.origins) == {"prior"}
+    with pytest.raises(ValueError, match="--codec: expected a file or folder, got 'nowhere'"):
+        import_model(source, tmp_path / "x", codec="nowhere", progress=False)
+    with pytest.raises(ValueError, match=r"SOURCE: .* a folder of ours; dalle1\.load opens it"):
+        import_model(out, tmp_path / "x", progress=False)
     with pytest.raises(ValueError, match=r"--ranker: .* holds no ranker"):
         import_model(source, tmp_path / "x", ranker=apart, progress=False)
 
@@ -146,6 +151,17 @@ def test_a_ranker_of_ours(
     model = dalle1.load(tmp_path / "out")
     images = torch.rand(3, 3, 8, 8)
     assert torch.equal(model.rank("a red cat", images), ours.rank("a red cat", images))
+
+
+def test_a_ranker_that_takes_anothers_place(tmp_path: Path, make_model: ModelMaker) -> None:
+    """A card that says of our own ranker that it is somebody else's."""
+    model = make_model()
+    model.origins = {role: Origin("Fake-E", "nobody", "none") for role in ("prior", "ranker")}
+    model.save(tmp_path)
+    assert set(dalle1.load(tmp_path).origins) == {"prior", "ranker"}
+    assert set(dalle1.load(tmp_path, ranker="none").origins) == {"prior"}
+    model.ranker = make_model(seed=1).ranker
+    assert set(model.origins) == {"prior"}
 
 
 def test_one_part_alone(source: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -59,7 +59,7 @@ def build_module(config: RunConfig) -> nn.Module:
     with torch.device("meta"):
         module = _model(config)
         freeze_all_but(module, config.train_only)
-        if config.stage == "vqgan":
+        if isinstance(module, VQGAN):
             return _vqgan_with_discriminator(module, config)
         if config.dvae_training is not None and config.dvae_training.warm_start_steps:
             size = config.dvae_training.warm_start_bottleneck
@@ -80,8 +80,8 @@ def _model(config: RunConfig) -> nn.Module:
     return VQGAN(config.vqgan) if config.stage == "vqgan" else DVAE(config.dvae)
 
 
-def _vqgan_with_discriminator(codec: nn.Module, config: RunConfig) -> nn.Module:
-    assert config.vqgan_training is not None and isinstance(codec, VQGAN)
+def _vqgan_with_discriminator(codec: VQGAN, config: RunConfig) -> VQGAN:
+    assert config.vqgan_training is not None
     d = config.vqgan_training.discriminator
     if d is not None:
         discriminator = PatchDiscriminator(codec.config.channels, d.layers, d.width)
