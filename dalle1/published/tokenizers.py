@@ -16,13 +16,12 @@ from dalle1 import registry
 from dalle1.common.files import read_text
 from dalle1.published.parts import PublishedPart
 from dalle1.text.bart import BARTTokenizer
-from dalle1.text.char_bpe import CharBPETokenizer
+from dalle1.text.char_bpe import WORD_END, CharBPETokenizer
 from dalle1.text.kinds import kind_of_file
 from dalle1.text.yttm import YTTMTokenizer
 
 BPE_MODEL, FAST, WORDS = "bpe.model", "tokenizer.json", "enwiki-words-frequency.txt"
 VOCABULARIES, MERGES = "*vocab*.json", "merges"
-END_OF_WORD = "</w>"  # in a vocabulary of characters
 LARGEST_VOCABULARY = 2**26  # bytes
 
 
@@ -66,7 +65,7 @@ def read_tokenizer(path: Path, prior: PublishedPart | None) -> Any:
     if "bpe" in content:  # as `dalle1.Tokenizer` writes it
         return registry.load_tokenizer(path, "bpe")
     is_fast = isinstance(content.get("model"), dict)
-    if not is_fast and any(isinstance(k, str) and k.endswith(END_OF_WORD) for k in content):
+    if not is_fast and any(isinstance(k, str) and k.endswith(WORD_END) for k in content):
         return CharBPETokenizer.from_published(path, _merges(path), **sizes)
     words = path.parent / WORDS
     return BARTTokenizer.from_published(
