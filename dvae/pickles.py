@@ -161,9 +161,10 @@ def read_tensors(
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path}: no readable weights file: {error}") from error
     # What a pickle's opcodes raise when they meet arguments that do not fit.
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError) as error:
-        raise ValueError(f"{path}: no readable weights file: {error!r}") from error
-    except (TypeError, ValueError, struct.error) as error:
+    except (
+        *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError),
+        *(TypeError, ValueError, struct.error),
+    ) as error:
         raise ValueError(f"{path}: no readable weights file: {error!r}") from error
     if safe:
         tensors = read_safetensors(path)
@@ -294,9 +295,14 @@ _NAMES: dict[tuple[str, str], Any] = {
 }
 
 
+def programs(archive: zipfile.ZipFile) -> list[str]:
+    """Names of the pickles in a zip: one in a file of torch.save or TorchScript, none elsewhere."""
+    return [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+
+
 def _read_zip(path: Path, allows: Names, ignores: Names) -> Any:
     with zipfile.ZipFile(path) as archive:
-        pickles = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+        pickles = programs(archive)
         if len(pickles) != 1:
             raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl in place of one")
         folder = pickles[0].removesuffix("data.pkl")

@@ -21,6 +21,7 @@ from dalle1.clip.model import CLIP, KIND
 from dalle1.clip.released import published_shape, published_weights
 from dalle1.clip.tokenizer import CLIPTokenizer
 from dalle1.common.files import read_text
+from dalle1.published.beginnings import beginning
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
 from dvae.weights import check_fits
 
@@ -36,7 +37,6 @@ VOCABULARIES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "me
 OPENAI = ("ViT-*.pt", "RN*.pt")  # names of OpenAI's archives
 # Names that stand at the beginning of a file of weights.
 MARKS = (b"logit_scale", b"text_projection")
-BEGINNING = 2**20  # bytes
 LARGEST_SETTINGS = 2**22
 HEAD_SIZE = 64
 
@@ -56,11 +56,7 @@ def recognizes(path: Path) -> bool:
 
 
 def _has_marks(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(BEGINNING)
-    except OSError:
-        return False
+    start = beginning(path)
     return all(mark in start for mark in MARKS)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
+from dalle1.published.beginnings import beginning
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dvae.model import KIND
 from dvae.released import read_released
@@ -13,13 +13,14 @@ PAIR = ("encoder", "decoder")
 SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")
 # What stands in the beginning of such a file: the package of its classes, or its first weight.
 MARKS = (b"dall_e.", b"blocks.input.w")
-BEGINNING = 2**20  # bytes
 
 
 def recognizes(path: Path) -> bool:
     """Whether a folder holds the two files, or a file is one of them beside the other."""
     files = _files(path)
-    return files is not None and all(map(_looks_released, files))
+    return files is not None and all(
+        any(mark in start for mark in MARKS) for start in map(beginning, files)
+    )
 
 
 def read(path: Path) -> PublishedModel:
@@ -42,21 +43,6 @@ def _files(path: Path) -> tuple[Path, Path] | None:
         if encoder.is_file() and decoder.is_file():
             return encoder, decoder
     return None
-
-
-def _looks_released(path: Path) -> bool:
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                with archive.open(name) as file:
-                    start = file.read(BEGINNING)
-        else:
-            with open(path, "rb") as file:
-                start = file.read(BEGINNING)
-    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return False
-    return any(mark in start for mark in MARKS)
 
 
 FAMILY = Family(

@@ -10,13 +10,13 @@ that the weights were trained with. The published configs say 16,384, and so it 
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from dalle1.published.beginnings import beginning
 from dalle1.published.dalle_bart import (
     Found,
     Source,
@@ -33,8 +33,7 @@ from dvae.pickles import read_tensors
 
 SIDES = ("encoder", "decoder")
 DETOKENIZER = "detoker.pt"
-MARK = b"layers.0.pre_encoder_attn_layer_norm.bias"
-BEGINNING = 2**20  # bytes
+MARK = b"layers.0.pre_encoder_attn_layer_norm.bias"  # of a layer of this model alone
 NOTES = (
     "images begin with the start token of DALL-E mini (16,384), not with min-dalle's code 16,383",
     "captions are normalized as by DALL-E mini, which min-dalle does not do",
@@ -49,18 +48,7 @@ def recognizes(path: Path) -> bool:
     if path.is_file() and path.stem not in {side + suffix for side in SIDES for suffix in SUFFIXES}:
         return False
     pairs = _pairs(folder)
-    return bool(pairs) and _looks_like_ours(folder / f"decoder{pairs[0]}.pt")
-
-
-def _looks_like_ours(path: Path) -> bool:
-    """Whether a file of torch.save names a layer of this model; reads the names alone."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            with archive.open(name) as file:
-                return MARK in file.read(BEGINNING)
-    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return False
+    return bool(pairs) and MARK in beginning(folder / f"decoder{pairs[0]}.pt")
 
 
 def read(path: Path) -> PublishedModel:

@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dalle1.published.beginnings import beginning
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dalle1.published.transformers import Source, published_weights
 from dalle1.published.vqgan import read_codec_part
@@ -38,7 +39,6 @@ VERSIONS: dict[str, Pattern] = {"v3": "conv_2d", "v2": "conv_torus"}
 MASKS = ("row_mask", "col_mask", "conv_mask")
 # Names that no other family's files have, in the first part of the file.
 MARKS = (b"image_row_embeddings.weight", b"text_pos_embeddings.weight")
-BEGINNING = 2**20  # bytes
 
 TABLES = {
     "text_embedding": "text_embeddings",
@@ -86,11 +86,7 @@ def recognizes(path: Path) -> bool:
 
 
 def _looks_published(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(BEGINNING)
-    except OSError:
-        return False
+    start = beginning(path)
     return all(mark in start for mark in MARKS)
 
 

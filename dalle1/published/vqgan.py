@@ -9,7 +9,6 @@ Flax' msgpack. Nothing in them is executed.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dalle1.published.beginnings import beginning
 from dalle1.published.msgpack import read_msgpack
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
 from dalle1.published.vqgan_names import (
@@ -38,7 +38,6 @@ from dvae.weights import check_fits, unwrapped
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".msgpack")
 FOLDERS = (".", "ckpts", "checkpoints")  # where checkpoints lie in a published folder
 LAST, FORMER = "last.ckpt", "epoch="  # how Lightning calls the newest and the others
-BEGINNING = 2**20  # bytes in which the names of a file's weights are looked for
 HAAR = 2**-0.5  # all four taps of the two filters, but for one sign
 WHAT = "a VQGAN"
 # Of what the files do not tell: theirs normalize, compute and scale so.
@@ -211,23 +210,16 @@ def _weights_in(folder: Path) -> list[Path]:
 
 def _peek(path: Path) -> Layout | None:
     """The layout of a file by names in its beginning; opens nothing large and raises nothing."""
-    try:
-        if path.suffix not in SUFFIXES:
-            return None
-        if path.suffix == ".msgpack":
-            names = own_names(read_msgpack(path)).values()
-            # DALL-E mini's transformer lies in a file of the same name.
-            return layout_of(names) if any("conv_in" in name for name in names) else None
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                with archive.open(name) as file:
-                    start = file.read(BEGINNING)
-        else:
-            with open(path, "rb") as file:
-                start = file.read(BEGINNING)
-    except (OSError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile):
+    if path.suffix not in SUFFIXES:
         return None
+    if path.suffix == ".msgpack":
+        try:
+            names = own_names(read_msgpack(path)).values()
+        except ValueError:
+            return None
+        # DALL-E mini's transformer lies in a file of the same name.
+        return layout_of(names) if any("conv_in" in name for name in names) else None
+    start = beginning(path)
     if b"decoder.decoder.conv_in.weight" in start:
         return "sber_haar"
     if b"decoder.conv_blocks.0." in start:
