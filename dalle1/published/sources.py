@@ -57,9 +57,12 @@ def opened(
     if not path.exists():
         why = "a link to nothing" if os.path.lexists(path) else "nothing"
         raise ValueError(f"{name}: expected a file or folder, got {str(path)!r}, where is {why}")
-    if path.is_file() and _is_archive(path):
+    with _errors_of(path):
+        is_archive = path.is_file() and _is_archive(path)
+    if is_archive:
         with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as folder:
-            _unpack(path, Path(folder))
+            with _errors_of(path):
+                _unpack(path, Path(folder))
             yield _only_folder(Path(folder))
         return
     if path.is_dir() and path.name.startswith(CACHED):
@@ -170,6 +173,30 @@ class _Member:
     read: Callable[[], IO[bytes] | None]
 
 
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Raises ValueError, with the archive's name, for what the readers of archives raise."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path}: a member is there twice: {error.filename}") from error
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        RuntimeError,  # a zip that is encrypted, or compressed in a way that is not supported
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system; those of gzip and bz2 have no number
+        raise ValueError(
+            f"{path}: truncated, or no readable archive: {error}; fetch it again, or unpack it "
+            "yourself and give the folder"
+        ) from error
+
+
 def _is_archive(path: Path) -> bool:
     """Whether a file is a tar, or a zip that is no file of torch.save (which is one, too)."""
     if zipfile.is_zipfile(path):
@@ -187,6 +214,8 @@ def _members(path: Path) -> Iterator[_Member]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if info.header_offset < 0:
+                    raise zipfile.BadZipFile(f"bad offset of {info.filename!r}")
                 kind = info.external_attr >> 28  # of Unix; 0 elsewhere, 8 a file, 10 a link
                 yield _Member(
                     info.filename,
@@ -205,40 +234,38 @@ def _members(path: Path) -> Iterator[_Member]:
                 entry.isreg(),
                 lambda entry=entry: tar.extractfile(entry),  # type: ignore[misc]
             )
+        assert tar.fileobj is not None
+        while tar.fileobj.read(PART):  # to the end, where a compressed file has its checksum
+            pass
 
 
 def _unpack(path: Path, folder: Path) -> None:
     """Unpacks the files of an archive, in their order; ValueError for one that is not safe."""
     left = SPARE + LARGEST_RATIO * path.stat().st_size
-    try:
-        for count, member in enumerate(_members(path)):
-            if count >= MAX_MEMBERS:
-                raise ValueError(f"{path}: expected at most {MAX_MEMBERS:,} members, got more")
-            if not _is_inside(member.name):
-                raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
-            target = folder / member.name
-            if member.is_folder:
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            if not member.is_file:
-                raise ValueError(f"{path}: expected files and folders, got {member.name!r}, a link")
-            left -= member.size
-            if left < 0:
-                raise ValueError(
-                    f"{path}: unpacks to more than {LARGEST_RATIO} times its size at "
-                    f"{member.name!r}; unpack it yourself if that is right, and give the folder"
-                )
-            free = shutil.disk_usage(folder).free
-            if member.size > free:
-                raise ValueError(
-                    f"{path}: {member.name!r} needs {member.size:,} bytes in {folder.parent}, "
-                    f"{free:,} are free"
-                )
-            _unpack_file(path, member, target)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path}: truncated, or no readable archive: {error}") from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{path}: a member is there twice: {error.filename}") from error
+    for count, member in enumerate(_members(path)):
+        if count >= MAX_MEMBERS:
+            raise ValueError(f"{path}: expected at most {MAX_MEMBERS:,} members, got more")
+        if not _is_inside(member.name):
+            raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
+        target = folder / member.name
+        if member.is_folder:
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        if not member.is_file:
+            raise ValueError(f"{path}: expected files and folders, got {member.name!r}, a link")
+        left -= member.size
+        if left < 0:
+            raise ValueError(
+                f"{path}: unpacks to more than {LARGEST_RATIO} times its size at "
+                f"{member.name!r}; unpack it yourself if that is right, and give the folder"
+            )
+        free = shutil.disk_usage(folder).free
+        if member.size > free:
+            raise ValueError(
+                f"{path}: {member.name!r} needs {member.size:,} bytes in {folder.parent}, "
+                f"{free:,} are free"
+            )
+        _unpack_file(path, member, target)
 
 
 def _unpack_file(path: Path, member: _Member, target: Path) -> None:

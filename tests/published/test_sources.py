@@ -142,6 +142,46 @@ def test_archives_cut_short(tmp_path: Path, share: float) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("at", "byte", "message"),
+    [
+        (8, 0x01, "is encrypted"),
+        (10, 0x63, "compression method is not supported"),
+        (6, 0xFF, "zip file version"),
+        (0, 0x00, "no readable archive"),
+    ],
+)
+def test_zips_that_cannot_be_read(tmp_path: Path, at: int, byte: int, message: str) -> None:
+    """A traceback of the zip's reader, in place of what is wrong with which file."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.3B/config.yaml", "a: 1")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + at] = byte
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"x\.zip: truncated, or .*{message}"), opened(path):
+        pass
+    path.write_bytes(data[:10] + data[40:])  # its directory lies elsewhere than it says
+    with pytest.raises(ValueError, match=r"x\.zip: truncated, or no readable"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize(("mode", "message"), [("w:gz", "CRC check failed"), ("w:xz", "Corrupt")])
+def test_a_checksum_behind_the_members(tmp_path: Path, mode: str, message: str) -> None:
+    """A changed weight in a tar.gz, whose checksum nobody comes to because the tar ends before."""
+    path = tmp_path / "x.tar"
+    data = os.urandom(100_000)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        made = tarfile.TarInfo("1.3B/weights")
+        made.size = len(data)
+        tar.addfile(made, io.BytesIO(data))
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 0xFF  # random bytes are stored as they are
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"no readable archive: {message}"), opened(path):
+        pass
+
+
 def test_weights_are_no_archives(tmp_path: Path) -> None:
     """A file of torch.save, which is a zip, unpacked into its members."""
     for name, modern in (("new.pt", True), ("old.pth.tar", False)):
