@@ -340,6 +340,8 @@ def test_lpips_is_read_and_not_trained(tmp_path: Path, shards: str, lpips: dict[
         ({"vqgan_training": {"discriminator": {"layers": 3}}}, "at least 24, got 16"),
         ({"vqgan_training": {"codebook": {"warm_start_steps": 20}}}, "must be less than steps"),
         ({"train_only": ["encoder"]}, "add decoder.conv_out"),
+        ({"train_only": ["encoder*"]}, "add decoder.conv_out"),
+        ({"train_only": ["decoder.conv_out.bias"]}, "add decoder.conv_out"),
         (
             {
                 "train_only": ["decoder"],
@@ -362,6 +364,17 @@ def test_mistakes_before_the_first_update(
     """A setting that is not read, or that fails in the middle of a run."""
     with pytest.raises(ValueError, match=words):
         Trainer(vqgan(shards, tmp_path / "run", **settings))
+
+
+@pytest.mark.parametrize("name", ["decoder.conv_out", "decoder.*", "conv_out", "*conv_out.weight"])
+def test_names_that_train_the_last_weight(name: str, tmp_path: Path, shards: str) -> None:
+    """A pattern or an ending of the weight's name, refused since the name does not begin so."""
+    settings: dict[str, Any] = {"train_only": [name]}
+    stage = Trainer(vqgan(shards, tmp_path / "run", **settings)).stage
+    assert isinstance(stage, VQGANStage) and stage.objective.discriminator is not None
+    assert stage.objective.discriminator.adaptive
+    assert stage.model.decoder.conv_out.weight.requires_grad
+    assert not stage.model.encoder.conv_in.weight.requires_grad
 
 
 @pytest.mark.parametrize(

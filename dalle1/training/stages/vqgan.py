@@ -59,8 +59,8 @@ class VQGANStage(Stage):
         assert config.vqgan is not None and config.vqgan_training is not None
         self.objective = config.vqgan_training
         self.model = dvae.VQGAN(config.vqgan)
-        _check(config, self.model)
         self.freeze_the_rest()
+        _check(config, self.model)
         self.codebook, self._codes, self._gumbel = None, CodebookSettings(), GumbelSettings()
         if isinstance(self.model.quantize, GumbelQuantizer):
             self._gumbel = self.objective.gumbel or self._gumbel
@@ -250,7 +250,7 @@ class VQGANStage(Stage):
 
 
 def _check(config: RunConfig, model: dvae.VQGAN) -> None:
-    """Raises ValueError where the settings do not fit one another."""
+    """Raises ValueError where the settings fit neither one another nor what is frozen."""
     s, shape, side = config.vqgan_training, model.config, config.reader.image_size
     assert s is not None
     if not shape.encoder:
@@ -290,10 +290,10 @@ def _check(config: RunConfig, model: dvae.VQGAN) -> None:
             "discriminator, since each net is clipped by its own norm; set one of the two to null "
             "or none"
         )
-    only, last = config.train_only, "decoder.conv_out.weight"
-    trained = only is None or any(last == name or last.startswith(f"{name}.") for name in only)
+    trained = model.decoder.conv_out.weight.requires_grad
     if d is not None and d.adaptive and not trained:
         raise ValueError(
-            f"train_only: expected {last} to be trained, whose gradients the adaptive weight "
-            "reads; add decoder.conv_out, or set vqgan_training.discriminator.adaptive=false"
+            "train_only: expected decoder.conv_out.weight to be trained, whose gradients the "
+            "adaptive weight reads; add decoder.conv_out, or set "
+            "vqgan_training.discriminator.adaptive=false"
         )
