@@ -57,7 +57,7 @@ from dalle1.data.shards.addresses import raw_shards, read_samples, shard_name, s
 from dalle1.data.shards.explain import explain_tars
 from dalle1.data.shards.names import TAR, shards_in
 from dalle1.data.shards.tar import RETRIES, Shard, is_remote
-from dalle1.data.shards.workers import ending_workers, ignore_signals
+from dalle1.data.shards.workers import ending_workers, prepare_worker
 
 RECORDS = "filtering"
 # One usable sample is asked for among so many, of so many shards.
@@ -161,7 +161,7 @@ def _filter_all(
         batch_size=None,
         num_workers=min(workers, len(addresses)),
         collate_fn=_unchanged,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=prepare_worker,
     )
     for shard in ending_workers(iter(filtered)):
         if shard.failure:

@@ -52,7 +52,7 @@ from dalle1.data.shards.token_shard import (
     TokenShard,
     write_token_shard,
 )
-from dalle1.data.shards.workers import ending_workers, ignore_signals
+from dalle1.data.shards.workers import ending_workers, prepare_worker
 from dvae.calls import trusted
 from dvae.codec import Codec
 
@@ -308,7 +308,7 @@ def _encoded(
         batch_size=None,
         num_workers=min(settings.workers, len(addresses)),
         collate_fn=_unchanged,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=prepare_worker,
     )
     in_work: dict[int, _Made] = {}
     for chunk in ending_workers(iter(chunks)):

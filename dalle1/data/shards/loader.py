@@ -34,7 +34,7 @@ from dalle1.data.shards.index import Index, make_index, no_good
 from dalle1.data.shards.order import Order
 from dalle1.data.shards.reader import Found, Reading, make_reading
 from dalle1.data.shards.token_shard import TokenSample
-from dalle1.data.shards.workers import ending_workers, ignore_signals
+from dalle1.data.shards.workers import ending_workers, prepare_worker
 from dalle1.data.transforms import Augmentation, read_image
 
 Decoded = tuple[np.ndarray, str, str]  # uint8 [3, R, R] or uint16 [n], caption, key
@@ -234,7 +234,7 @@ class Batches(IterableDataset[_Part | _Failure]):
         parts = ending_workers(
             iter(
                 DataLoader(
-                    self, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals
+                    self, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker
                 )
             )
         )
