@@ -21,42 +21,15 @@ from dalle1.generation.options import SamplingOptions, candidate_uniforms
 from dalle1.published import mindalle, rudalle
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import Seq2Seq
-from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.model import Transformer
 
 PADDING = 1  # of minDALL-E's captions; the published number is not known
 GUIDANCE = {"dalle_mini": 10.0}  # as its authors draw
 
 
-def _malevich() -> nn.Module:
-    c = TransformerConfig(
-        width=2048,
-        layers=24,
-        heads=16,
-        head_size=128,
-        text_length=128,
-        variant=rudalle.variant("v3"),
-    )
-    return Transformer(c, seed=0)
-
-
-def _mindalle() -> nn.Module:
-    c = TransformerConfig(
-        width=1536,
-        layers=42,
-        heads=24,
-        head_size=64,
-        text_length=64,
-        image_vocab=16384,
-        grid=16,
-        variant=mindalle.variant(PADDING),
-    )
-    return Transformer(c, seed=0)
-
-
 PRIORS: dict[str, Callable[[], nn.Module]] = {
-    "malevich": _malevich,
-    "mindalle": _mindalle,
+    "malevich": lambda: Transformer(rudalle.published_config(), seed=0),
+    "mindalle": lambda: Transformer(mindalle.published_config(PADDING), seed=0),
     "dalle_mini": lambda: Seq2Seq(Seq2SeqConfig()),
 }
 

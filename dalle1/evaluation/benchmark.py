@@ -283,21 +283,28 @@ def feature_network(
 
 
 def network_names(model: Model, settings: RankSettings) -> dict[str, str]:
-    """What the features are, and what FID and Inception Score of them are called.
+    """What the features are, and what the figures are called.
 
-    Figures of the ranker's embeddings get names of their own: they are smaller by far than those of
-    the Inception network, and compare runs with the same ranker alone.
+    FID and Inception Score of the ranker's embeddings get names of their own: they are smaller by
+    far than those of the Inception network, and compare runs with the same ranker alone. Only the
+    score of a ranker with embeddings is a CLIP score.
     """
+    embeds = isinstance(model.ranker, EmbeddingRanker)
+    features, fid, inception_score = "none", "FID", "Inception Score"
     if settings.inception is not None:
-        name = "Inception network of 2015"
-        return {"features": name, "fid": "FID", "inception_score": "Inception Score"}
-    if settings.features is not None:
-        name = settings.features
-        return {"features": name, "fid": f"FID of {name}", "inception_score": f"IS of {name}"}
-    if isinstance(model.ranker, EmbeddingRanker):
-        name = "embeddings of the CLIP that ranks; its classes are the captions"
-        return {"features": name, "fid": "CLIP-FID", "inception_score": "CLIP-IS"}
-    return {"features": "none", "fid": "FID", "inception_score": "Inception Score"}
+        features = "Inception network of 2015"
+    elif settings.features is not None:
+        features = settings.features
+        fid, inception_score = f"FID of {features}", f"IS of {features}"
+    elif embeds:
+        features = "embeddings of the CLIP that ranks; its classes are the captions"
+        fid, inception_score = "CLIP-FID", "CLIP-IS"
+    return {
+        "features": features,
+        "fid": fid,
+        "inception_score": inception_score,
+        "clip_score": "CLIP score" if embeds else "ranker's score",
+    }
 
 
 def save(benchmark: RankingBenchmark, folder: Path) -> None:

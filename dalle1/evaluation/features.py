@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -153,11 +153,12 @@ def measure_chosen(
     captions = list({p.caption: p for p in prompts}.values())[rank::world_size]
     bar = tqdm(captions, desc="measuring", unit="caption", mininterval=5, disable=rank > 0)
     for prompt in bar:
-        (candidates,) = read_candidates([prompt], folder.settings)
-        best = [int(candidates.scores[:n].argmax()) for n in folder.counts]
+        (scored,) = read_candidates([prompt], folder.settings, tokens=False)
+        best = _first_of_each(scored, folder.counts)
         path = path_of(folder.path, prompt.caption)
-        if not path.exists() or _load(path)["candidates"].tolist() != best:
-            _save(path, _of_caption(folder, prompt.caption, candidates, best))
+        if not path.exists() or _load(path, names=["candidates"])["candidates"].tolist() != best:
+            (candidates,) = read_candidates([prompt], folder.settings)
+            _save(path, _of_caption(folder, prompt.caption, candidates))
 
 
 def chosen_images(
@@ -168,16 +169,21 @@ def chosen_images(
     Returns:
         Images [n, 3, H, W], all different, and the row of each N's image among them.
     """
-    best = [int(candidates.scores[:n].argmax()) for n in counts]
+    best = _first_of_each(candidates, counts)
     different = sorted(set(best))
     images = decode(model.codec, candidates.tokens[different], model.prior.grid)
     return images, [different.index(i) for i in best]
 
 
+def _first_of_each(candidates: CaptionCandidates, counts: Sequence[int]) -> list[int]:
+    """The number of the ranker's first of candidates 0 ... N - 1, for each N."""
+    return [int(candidates.scores[:n].argmax()) for n in counts]
+
+
 def _of_caption(
-    folder: FeatureFolder, caption: str, candidates: CaptionCandidates, best: Sequence[int]
+    folder: FeatureFolder, caption: str, candidates: CaptionCandidates
 ) -> dict[str, Tensor]:
-    """What is kept of a caption; best: the candidates that are the first of each N."""
+    """What is kept of a caption."""
     model, radii = folder.model, folder.settings.blur
     assert model.ranker is not None
     images, rows = chosen_images(model, candidates, folder.counts)
@@ -200,7 +206,8 @@ def _of_caption(
         for name, tensor in tensors.items()
     }
     folded["correct"] = correct.reshape(len(radii), -1)
-    return {**folded, "candidates": torch.tensor(best), "rows": torch.tensor(rows)}
+    best = torch.tensor(_first_of_each(candidates, folder.counts))
+    return {**folded, "candidates": best, "rows": torch.tensor(rows)}
 
 
 def resized(images: Tensor, side: int) -> Tensor:
@@ -306,15 +313,18 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _load(path: Path, radius: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a file; of those with a dimension r, one radius if it is given."""
+def _load(
+    path: Path, radius: int | None = None, names: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a file, or those that are named; of those with a dimension r, one radius if
+    it is given."""
     try:
-        if radius is None:
-            return load_file(path)
         with safe_open(path, "pt") as file:
             return {
-                name: file.get_slice(name)[radius] if name in BY_RADIUS else file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
+                name: file.get_slice(name)[radius]
+                if radius is not None and name in BY_RADIUS
+                else file.get_tensor(name)
+                for name in names or file.keys()
             }
     except FileNotFoundError as error:
         raise ValueError(

@@ -52,12 +52,12 @@ def _introduction(settings: Results) -> list[str]:
 
 
 def _curves(results: Results) -> list[str]:
-    parts = ["<h2>CLIP's first of N</h2><img src=best_of_n.png>"]
+    parts = ["<h2>The ranker's first of N</h2><img src=best_of_n.png>"]
     for name, group in results["groups"].items():
         flat = group["curves"]["flat_from"]
         rise = f"flat from N = {flat} on" if flat else "still rising at the last N"
         parts.append(f"<h3>{html.escape(name)}: {group['captions']} captions, {rise}</h3>")
-        parts.append(_curves_table(group["curves"]))
+        parts.append(_curves_table(group["curves"], results["names"]["clip_score"]))
     return parts
 
 
@@ -68,10 +68,10 @@ def _blur(results: Results) -> list[str]:
         against += f" ({true['unreadable']:,} cannot be read)"
     parts = [
         "<h2>Against blur</h2>",
-        f"<p>One image a caption, CLIP's first of N, {against}. Both are {side} x {side} pixels "
-        f"and blurred alike. Features: {html.escape(names['features'])}. The Inception Score "
-        f"is the mean over {results['settings']['inception_splits']} parts of the images, ± its "
-        "standard deviation.</p><img src=blur.png>",
+        f"<p>One image a caption, the ranker's first of N, {against}. Both are {side} x {side} "
+        f"pixels and blurred alike. Features: {html.escape(names['features'])}. The Inception "
+        f"Score is the mean over {results['settings']['inception_splits']} parts of the images, "
+        "± its standard deviation.</p><img src=blur.png>",
     ]
     for name, group in results["groups"].items():
         for key, cell in (("fid", _fid), ("inception_score", _inception_score)):
@@ -81,9 +81,12 @@ def _blur(results: Results) -> list[str]:
     return parts
 
 
-def _curves_table(curves: Results) -> str:
-    """A row for each N, a column for each curve; a cell's tooltip is its interval."""
-    columns = {"CLIP score": (curves["clip_score"], 1.0)}
+def _curves_table(curves: Results, score: str) -> str:
+    """A row for each N, a column for each curve; a cell's tooltip is its interval.
+
+    score: what the ranker's score is called.
+    """
+    columns = {score: (curves["clip_score"], 1.0)}
     if "accuracy" in curves:
         columns["shown exactly, %"] = (curves["accuracy"], 100.0)
         columns["any of N, %"] = (curves["oracle"], 100.0)

@@ -21,28 +21,27 @@ def plot_counts(results: Results, path: Path) -> None:
         score, *rest = panels
         for (name, group), color in zip(groups.items(), COLORS, strict=False):
             _line(score, group["curves"]["clip_score"], name, color)
-        _finish_counts(score, "CLIP score of the first", "cosine similarity")
+        _finish_counts(score, f"{results['names']['clip_score']} of the first", "score")
         if not checked:
             return
         accuracy, *by_group = rest
         for (name, group), color in zip(groups.items(), COLORS, strict=False):
-            _line(accuracy, group["curves"]["accuracy"], f"{name}, CLIP's first", color, 100)
+            _line(accuracy, group["curves"]["accuracy"], f"{name}, the ranker's first", color, 100)
             _line(accuracy, group["curves"]["oracle"], f"{name}, any", color, 100, "--")
         _finish_counts(accuracy, "captions shown exactly", "%")
         for (name, group), axes in zip(groups.items(), by_group, strict=True):
             for attribute, curve in group["curves"]["attributes"].items():
                 if curve:
                     _line(axes, curve, attribute, None, 100)
-            _finish_counts(axes, f"CLIP's first, {name}", "% right")
+            _finish_counts(axes, f"the ranker's first, {name}", "% right")
 
 
 def plot_blur(results: Results, path: Path) -> None:
-    """FID, Inception Score and CLIP score against the blur radius, above, and against N, below.
+    """FID, Inception Score and the ranker's score against blur, above, and against N, below.
 
     The paper's figure 9 shows the former two so. There is a column for each, and a line for each N
     or each radius. Of several groups only some N are shown.
     """
-    names = {**results["names"], "clip_score": "CLIP score"}
     keys = ("fid", "inception_score", "clip_score")
     with Figure(path, 2 * len(keys), columns=len(keys)) as panels:
         for i, key in enumerate(keys):
@@ -50,7 +49,7 @@ def plot_blur(results: Results, path: Path) -> None:
             _plot_by_radius(by_radius, results, key)
             _plot_by_count(by_count, results, key)
             for axes in (by_radius, by_count):
-                axes.set(title=names[key])
+                axes.set(title=results["names"][key])
                 axes.grid(alpha=0.3)
                 if axes.lines:
                     axes.legend(fontsize=6)

@@ -57,6 +57,11 @@ LAYER = {
 }
 
 
+def published_config(padding: int) -> TransformerConfig:
+    """The settings of the published prior; padding: the id of its token [PAD]."""
+    return _config(Path(CONFIG), {**DEFAULTS, **HPARAMS}, padding)
+
+
 def variant(padding: int) -> Variant:
     """What minDALL-E does otherwise than the paper; padding: the id of its token [PAD]."""
     return Variant(

@@ -34,6 +34,7 @@ HAAR = "-dwt"  # in the name of the codec that writes twice as many pixels a sid
 # What no weight tells. The published sizes; others are taken to have heads of 64.
 HEADS = {(24, 2048): 16, (64, 3840): 60, (12, 768): 12}
 HEAD_SIZE = 64
+TEXT_LENGTH = 128
 START, END, PADDING = 2, 3, 0  # ids of its tokenizer
 VERSIONS: dict[str, Pattern] = {"v3": "conv_2d", "v2": "conv_torus"}
 MASKS = ("row_mask", "col_mask", "conv_mask")
@@ -61,7 +62,20 @@ LAYER = {
 }
 
 
-def variant(version: str, text_length: int = 128) -> Variant:
+def published_config(version: str = "v3", layers: int = 24, width: int = 2048) -> TransformerConfig:
+    """The settings of a prior of a published size, one of `HEADS`; by default Malevich's."""
+    heads = HEADS[layers, width]
+    return TransformerConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        head_size=width // heads,
+        text_length=TEXT_LENGTH,
+        variant=variant(version),
+    )
+
+
+def variant(version: str, text_length: int = TEXT_LENGTH) -> Variant:
     """What ruDALL-E, "v2" or "v3", does otherwise than the paper."""
     v2 = version == "v2"
     return Variant(

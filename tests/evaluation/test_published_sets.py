@@ -167,6 +167,8 @@ def test_a_ranker_without_embeddings_gives_no_fid(fake_model: Path, tmp_path: Pa
     results = results_of(tmp_path / "run")
     assert results["names"]["features"] == "none"
     assert results["groups"]["captions"]["pictures"]["0"]["1"]["fid"] is None
+    assert results["names"]["clip_score"] == "ranker's score"
+    assert "CLIP" not in (tmp_path / "run" / "index.html").read_text()
 
 
 def test_figures_of_the_ranker_have_names_of_their_own(
@@ -175,6 +177,7 @@ def test_figures_of_the_ranker_have_names_of_their_own(
     """An FID of CLIP's embeddings that is read as one of the Inception network."""
     names = benchmark.network_names(model, make_settings())
     assert names["fid"] == "CLIP-FID" and "CLIP" in names["inception_score"]
+    assert names["clip_score"] == "CLIP score"
     names = benchmark.network_names(model, make_settings(inception="file.pth"))
     assert names["fid"] == "FID" and names["inception_score"] == "Inception Score"
 

@@ -137,26 +137,23 @@ def write_mini_codec(folder: Path) -> Path:
 
 
 def write_dalle_mini(folder: Path) -> Written:
+    # Without the normalizer, for which training wants further packages.
     source = dalle_mini_files.write_hub_folder(
-        folder / "mini", MINI, dalle_mini.random_weights(MINI)
+        folder / "mini", MINI, dalle_mini.random_weights(MINI), normalize_text=False
     )
-    return source, mini_options(folder, source)
+    write_bart(source)
+    return source, ["--codec", str(write_mini_codec(folder / "codec"))]
 
 
 def write_min_dalle(folder: Path) -> Written:
     source = dalle_mini_files.write_min_dalle(
         folder / "mini", MINI, dalle_mini.random_weights(MINI)
     )
-    return source, mini_options(folder, source)
-
-
-def mini_options(folder: Path, source: Path) -> list[str]:
-    """Codec and tokenizer of the two: min-dalle's decoder cannot encode images to train on, and
-    training wants further packages for a tokenizer that normalizes captions."""
+    # Its decoder cannot encode images to train on, and its tokenizer is read with the normalizer.
     own = BARTTokenizer.from_published(*write_bart(source), TEXT_LENGTH, 300, normalize=False)
     own.save(folder / "own.json")
     codec = write_mini_codec(folder / "codec")
-    return ["--codec", str(codec), "--tokenizer", str(folder / "own.json")]
+    return source, ["--codec", str(codec), "--tokenizer", str(folder / "own.json")]
 
 
 TRAINED = {"caption_dropout": 0.1}

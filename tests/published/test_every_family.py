@@ -28,7 +28,11 @@ from dalle1.published import families, find_family, load, sources
 from dalle1.training.config import RunConfig
 from dalle1.training.trainer import Trainer
 from tests.conftest import ModelMaker
+from tests.parity.published_clip import PublishedCLIP
+from tests.parity.test_clip_published import COUNT, LENGTH
+from tests.parity.test_clip_published import SIDE as SIDE_OF_CLIP
 from tests.published.every_family import CASES, Case
+from tests.published.test_clip import write_open_clip, write_ruclip
 from tests.training.conftest import run_until
 from tests.training.test_trainer import losses, tensors
 
@@ -213,6 +217,32 @@ def test_ranking(imported: Imported, make_model: ModelMaker, tmp_path: Path) -> 
     assert evaluate.main([str(tmp_path / "rank.yaml")]) == 0
     results = json.loads((tmp_path / "run" / "ranking.json").read_text())
     assert "clip_score" in results["groups"]["captions"]["curves"]
+
+
+@pytest.mark.filterwarnings("ignore::dalle1.protocols.CaptionCut")
+@pytest.mark.parametrize("family", ["clip", "ruclip"])
+def test_rankers(family: str, make_model: ModelMaker, tmp_path: Path) -> None:
+    """A published ranker that cannot be imported, ranks otherwise than its files, or loses the
+    tokenizer that it reads captions by."""
+    source = tmp_path / "source"
+    source.mkdir()
+    torch.manual_seed(0)
+    published = PublishedCLIP(SIDE_OF_CLIP, vocab=COUNT, length=LENGTH).eval()
+    if family == "clip":
+        write_open_clip(source, dict(published.state_dict()))
+    else:
+        write_ruclip(source, published)
+    assert import_model.main([str(source), str(tmp_path / "ranker")]) == 0
+    make_model().save(tmp_path / "model")
+    model = dalle1.load(tmp_path / "model", ranker=tmp_path / "ranker")
+    images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    scores = dalle1.rank(["a cat", "a dog"], images, model)
+    direct = load(source).score(["a cat", "a dog"], images)
+    assert torch.equal(scores, direct) and scores.std() > 0
+    result = dalle1.sample("a red cat", model, candidates=4, keep=2, progress=False)
+    assert bool(result.scores.isfinite().all())
+    license_ = families()[family].license
+    assert license_ in (tmp_path / "ranker" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

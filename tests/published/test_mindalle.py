@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dalle1
-from dalle1 import Model, Transformer, TransformerConfig
+from dalle1 import Model, Transformer
 from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions
-from dalle1.published.mindalle import FAMILY, HPARAMS, read, read_prior, recognizes, variant
+from dalle1.published.mindalle import (
+    FAMILY,
+    HPARAMS,
+    published_config,
+    read,
+    read_prior,
+    recognizes,
+)
 from dalle1.published.parts import PublishedPart
 from dvae.loading import fill
 from tests.parity import published_vqgan
@@ -120,13 +127,11 @@ def test_what_the_config_leaves_out(tmp_path: Path) -> None:
 
 def test_published_size() -> None:
     """A weight too many or too few at the published size (section 3.1)."""
-    c = TransformerConfig(
-        width=1536, layers=42, heads=24, head_size=64, text_length=64, image_vocab=16384, grid=16,
-        variant=variant(PADDING),
-    )  # fmt: skip
+    c = published_config(PADDING)
     with torch.device("meta"):
         transformer = Transformer(c)
     assert sum(p.numel() for p in transformer.parameters()) == 1_291_081_728
+    assert (c.layers, c.heads, c.head_size) == (42, 24, 64)
     assert set(c.patterns) == {"full"}
 
 

@@ -16,7 +16,14 @@ from dalle1.generation.generator import Generator
 from dalle1.generation.options import SamplingOptions
 from dalle1.published import rudalle
 from dalle1.published.parts import PublishedPart
-from dalle1.published.rudalle import FAMILY, read, read_prior, recognizes, variant
+from dalle1.published.rudalle import (
+    FAMILY,
+    published_config,
+    read,
+    read_prior,
+    recognizes,
+    variant,
+)
 from dalle1.transformer.masks import allowed
 from dvae.loading import fill
 from tests.parity import published_vqgan
@@ -315,13 +322,6 @@ def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
         read_prior(file, 2)
 
 
-def published_config(layers: int, width: int, heads: int, version: str) -> TransformerConfig:
-    return TransformerConfig(
-        width=width, layers=layers, heads=heads, head_size=width // heads, text_length=128,
-        variant=variant(version),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("layers", "width", "heads", "count"),
     [(24, 2048, 16, 1_310_410_880), (64, 3840, 60, 11.52e9)],
@@ -329,7 +329,8 @@ def published_config(layers: int, width: int, heads: int, version: str) -> Trans
 def test_published_sizes(layers: int, width: int, heads: int, count: float) -> None:
     """A weight too many or too few at the sizes that are published (section 2.1)."""
     for version in rudalle.VERSIONS:
-        c = published_config(layers, width, heads, version)
+        c = published_config(version, layers, width)
+        assert (c.layers, c.width, c.heads, c.text_length) == (layers, width, heads, 128)
         with torch.device("meta"):
             transformer = Transformer(c)
         found = sum(p.numel() for p in transformer.parameters())

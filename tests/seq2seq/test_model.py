@@ -14,17 +14,7 @@ from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import Seq2Seq
 from dalle1.transformer.config import Execution
 from tests.parity.dalle_mini import PAD, Restated
-
-MEGA = Seq2SeqConfig(
-    width=2048,
-    heads=32,
-    encoder_layers=24,
-    decoder_layers=24,
-    ffn_width=4096,
-    text_vocab=50272,
-    image_rows=16416,
-    init_std=0.01,
-)
+from tests.seq2seq.sizes import MEGA
 
 
 def captions(count: int = 3, length: int = 9, vocab: int = 50) -> Tensor:

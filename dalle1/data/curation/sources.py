@@ -14,6 +14,7 @@ from dalle1.data.curation.cub import Selection, read_cub
 from dalle1.data.curation.rows import Row, read_rows
 
 AnyPath = str | os.PathLike[str]
+ZIP, TARS = (".zip",), (".tar", ".tgz", ".tar.gz")
 
 
 def row_reader(
@@ -29,8 +30,8 @@ def row_reader(
 ) -> Callable[[], Iterator[Row]]:
     """A function that reads the rows of a source, the same each time it is called.
 
-    Raises ValueError for arguments that do not go together; the arguments are those of
-    `write_shards`.
+    Raises ValueError for arguments that do not go together, and for archives, whose files are not
+    read in place; the arguments are those of `write_shards`.
     """
     choice = CaptionChoice(captions or "all", seed or 0)
     if coco is not None and cub is not None:
@@ -43,9 +44,22 @@ def row_reader(
     for name, value in (("split", split), ("classes", classes)):
         if cub is None and value is not None:
             raise ValueError(f"{name}: expected none without cub, got {str(value)!r}; take it out")
+    published = coco is not None or cub is not None
+    for name, value in (("source", source), ("coco", coco), ("cub", cub)):
+        # Without coco or cub, a tar is taken for shards, which need no packing.
+        if value is not None:
+            _refuse_archive(name, Path(expand_home(value)), ZIP + TARS if published else ZIP)
     if coco is not None:
         return partial(read_coco, source, Path(expand_home(coco)), choice)
     if cub is not None:
         only = Selection(split, None if classes is None else Path(expand_home(classes)))
         return partial(read_cub, source, Path(expand_home(cub)), choice, only)
     return partial(read_rows, source, image_column, caption_column)
+
+
+def _refuse_archive(name: str, path: Path, endings: tuple[str, ...]) -> None:
+    if path.name.lower().endswith(endings) and path.is_file():
+        raise ValueError(
+            f"{name}: expected what the archive holds, got {str(path)!r}; unpack it, and give the "
+            "unpacked file or folder"
+        )

@@ -14,22 +14,19 @@ stays the same when emoji are added:
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tarfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dalle1.common.files import add_file, expand_home, make_folder, replacing
 from dalle1.data.emoji.captions import pair, pick, single, twice
 from dalle1.data.emoji.sources import Emoji
+from dalle1.data.generated import write_generated
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -55,7 +52,6 @@ SMALLEST_SIDE = 32
 LARGEST_PICTURE = 64  # pixels of a side that are kept of a source
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 MOST_TRIES = 10_000
-TAR_FORMAT = tarfile.USTAR_FORMAT
 
 
 @dataclass(frozen=True)
@@ -240,36 +236,19 @@ def write_shards(
 ) -> list[Path]:
     """Writes samples 0 ... count - 1 of a split as WebDataset shards and returns their paths.
 
-    A sample is `<key>.png`, `<key>.txt` (the caption) and `<key>.json` (caption, seed, split,
-    index, scene). Shards have the same bytes every time, and appear only when complete; those that
-    are there already are left as they are.
+    See `generated.write_generated`.
 
     Raises:
-        ValueError: as `EmojiDataset.make`; a count or samples_per_shard below 1; a folder with
-            shards of this split beyond those to be written.
+        ValueError: as `EmojiDataset.make` and `write_generated`.
     """
-    for name, value in (("count", count), ("samples_per_shard", samples_per_shard)):
-        if value < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {value}")
-    folder = Path(expand_home(folder))
-    make_folder(folder)
-    starts = range(0, count, samples_per_shard)
-    paths = [folder / f"{split}-{number:05d}.tar" for number in range(len(starts))]
-    stale = sorted(set(folder.glob(f"{split}-*.tar")) - set(paths))
-    if stale:
-        raise ValueError(f"{folder} holds {stale[0].name} of a larger data set: use an empty one")
-    for path, start in zip(paths, starts, strict=True):
-        if path.exists():
-            continue
-        with replacing(path) as temporary, tarfile.open(temporary, "w", format=TAR_FORMAT) as tar:
-            for index in range(start, min(start + samples_per_shard, count)):
-                sample = dataset.make(seed, index, split, side)
-                details = {"caption": sample.caption, "seed": seed, "split": split, "index": index}
-                details["scene"] = asdict(sample.scene)
-                add_file(tar, f"{sample.key}.png", _png(sample.image))
-                add_file(tar, f"{sample.key}.txt", sample.caption.encode())
-                add_file(tar, f"{sample.key}.json", json.dumps(details).encode())
-    return paths
+    return write_generated(
+        lambda index: dataset.make(seed, index, split, side),
+        folder,
+        split,
+        count,
+        seed,
+        samples_per_shard,
+    )
 
 
 def _is_chosen(salt: str, text: str) -> bool:
@@ -319,9 +298,3 @@ def _read(path: Path) -> Image.Image:
         size = (LARGEST_PICTURE, LARGEST_PICTURE)
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return picture
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=False)
-    return buffer.getvalue()

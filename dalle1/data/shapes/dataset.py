@@ -9,21 +9,17 @@ one scene can be drawn at any resolution.
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
-import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
-from dalle1.common.files import add_file, expand_home, replacing
+from dalle1.data.generated import write_generated
 from dalle1.data.shapes.palettes import COLORS, PALETTES
 
 T = TypeVar("T")
@@ -63,7 +59,6 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 }
 OPENINGS: tuple[str, ...] = ("", "", "there is ", "a picture of ")
 MAX_WORDS = 24
-TAR_FORMAT = tarfile.USTAR_FORMAT
 MIN_SIDE = 16
 
 MARGIN = 0.02  # between a thing and the image's edge
@@ -307,49 +302,22 @@ def write_shards(
 ) -> list[Path]:
     """Writes samples 0 … count - 1 of a split as WebDataset shards and returns their paths.
 
-    A sample is `<key>.png`, `<key>.txt` (the caption) and `<key>.json` (caption, seed, split,
-    index, scene). Shards are called `train-00000.tar` and so on, have the same bytes every time,
-    and appear under that name only when complete.
+    See `generated.write_generated`.
 
     Raises:
-        ValueError: an unknown split or palette, a count or samples_per_shard below 1, a side below
-            16, or a folder with shards of this split beyond those to be written (a reader that
-            globs would mix two data sets).
+        ValueError: an unknown split or palette, a side below 16, or as `write_generated`.
     """
     _check_split(split)
     _check_side(side)
     _check_palette(palette)
-    if count < 1 or samples_per_shard < 1:
-        raise ValueError(
-            "count and samples_per_shard must be 1 or more, "
-            f"not count={count} and samples_per_shard={samples_per_shard}"
-        )
-    folder = Path(expand_home(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, count, samples_per_shard)
-    paths = [folder / f"{split}-{number:05d}.tar" for number in range(len(starts))]
-    stale = sorted(set(folder.glob(f"{split}-*.tar")) - set(paths))
-    if stale:
-        raise ValueError(f"{folder} holds {stale[0].name} of a larger data set: use an empty one")
-
-    for path, start in zip(paths, starts, strict=True):
-        with replacing(path) as temporary, tarfile.open(temporary, "w", format=TAR_FORMAT) as tar:
-            for index in range(start, min(start + samples_per_shard, count)):
-                _add(tar, make(seed, index, split, side, palette), seed, split, index)
-    return paths
-
-
-def _add(tar: tarfile.TarFile, sample: ShapesSample, seed: int, split: str, index: int) -> None:
-    details = {
-        "caption": sample.caption,
-        "seed": seed,
-        "split": split,
-        "index": index,
-        "scene": asdict(sample.scene),
-    }
-    add_file(tar, f"{sample.key}.png", _png(sample.image))
-    add_file(tar, f"{sample.key}.txt", sample.caption.encode())
-    add_file(tar, f"{sample.key}.json", json.dumps(details).encode())
+    return write_generated(
+        lambda index: make(seed, index, split, side, palette),
+        folder,
+        split,
+        count,
+        seed,
+        samples_per_shard,
+    )
 
 
 def _ramp(distance: np.ndarray, pixel: float | np.ndarray) -> np.ndarray:
@@ -388,12 +356,6 @@ def _with_article(name: str) -> str:
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     return choices[int(rng.integers(len(choices)))]
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _check_split(split: str) -> None:

@@ -82,7 +82,8 @@ def find_shards(data: str) -> list[str]:
         if not is_remote(address) and not _is_shard(address):
             raise ValueError(
                 f"data: expected tars or token shards, got {address!r}, which is neither; images "
-                "and captions of a table are made into shards by launch/shard.py first"
+                "and captions of a table are made into shards by launch/shard.py first, and a .zip "
+                "is unpacked and given as a folder"
             )
     return addresses
 

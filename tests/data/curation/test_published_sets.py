@@ -366,6 +366,31 @@ def test_lists_that_are_not_there(tmp_path: Path) -> None:
     refused("source: .*train_test_split.txt.* cannot be read", split="test")
 
 
+def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
+    """A download given as it came, and a message about its bytes in place of what to do."""
+    annotations, texts = write_coco(tmp_path), write_cub(tmp_path)
+
+    def refused(name: str, setting: str, **more: Any) -> None:
+        (tmp_path / name).write_bytes(b"PK\3\4")
+        given = {setting: tmp_path / name}
+        arguments: dict[str, Any] = {"source": tmp_path, **more, **given}
+        with pytest.raises(ValueError, match=rf"^{setting}: expected .*{name}'; unpack it"):
+            write_shards(out=tmp_path / "out", **arguments)
+        assert not (tmp_path / "out").exists()
+
+    refused("pairs.zip", "source")
+    refused("val2014.ZIP", "source", coco=annotations)
+    refused("annotations_trainval2014.zip", "coco")
+    refused("CUB_200_2011.tgz", "source", cub=texts)
+    refused("cvpr2016_cub.tar.gz", "cub")
+    # A folder may be called so, and a tar without these sets is data as it is.
+    (tmp_path / "val2014").rename(tmp_path / "val2014.zip")
+    assert write_shards(tmp_path / "val2014.zip", tmp_path / "out", coco=annotations).samples
+    (tmp_path / "some.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match="shards and other addresses need no packing"):
+        write_shards(tmp_path / "some.tar", tmp_path / "none")
+
+
 def said_by(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     status = shard.main([str(a) for a in arguments])
     out, err = capsys.readouterr()

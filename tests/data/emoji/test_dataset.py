@@ -149,6 +149,15 @@ def test_shards_hold_the_samples_and_are_the_same_every_time(
         write_shards(dataset, tmp_path / "a", "test", 2, samples_per_shard=2)
 
 
+def test_shards_of_another_seed_are_written_over(dataset: EmojiDataset, tmp_path: Path) -> None:
+    """Old shards that stay under the names of new ones, as if they were of the new seed."""
+    (old,) = write_shards(dataset, tmp_path / "a", "test", 2, seed=0)
+    before = old.read_bytes()
+    (new,) = write_shards(dataset, tmp_path / "a", "test", 2, seed=1)
+    (alone,) = write_shards(dataset, tmp_path / "b", "test", 2, seed=1)
+    assert new.read_bytes() == alone.read_bytes() != before
+
+
 def test_bad_arguments_are_named(dataset: EmojiDataset, tmp_path: Path) -> None:
     """An empty split or a picture of no pixels, found after an hour."""
     with pytest.raises(ValueError, match=r"split: expected one of train, .* got 'tests'"):

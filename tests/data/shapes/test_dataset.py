@@ -154,8 +154,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         shapes.make(0, 0, side=8)
     with pytest.raises(ValueError, match="index=-1"):
         shapes.make(0, -1)
-    with pytest.raises(ValueError, match="count=0"):
+    with pytest.raises(ValueError, match="count: expected 1 or more, got 0"):
         shapes.write_shards(tmp_path / "none", "train", 0)
-    with pytest.raises(ValueError, match="samples_per_shard=0"):
+    with pytest.raises(ValueError, match="samples_per_shard: expected 1 or more, got 0"):
         shapes.write_shards(tmp_path / "none", "train", 1, samples_per_shard=0)
     assert not (tmp_path / "none").exists()

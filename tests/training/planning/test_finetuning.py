@@ -14,42 +14,16 @@ from dalle1.training.config import RunConfig, load_config
 from dalle1.training.planning.flops import build_module, parameter_count, trained_count
 from dalle1.training.planning.network import ClusterSettings
 from dalle1.training.planning.plan import plan
-from dalle1.transformer.config import TransformerConfig
 from dvae import VQGANConfig
+from tests.seq2seq.sizes import MEGA
 
 FOLDER = Path(__file__).parents[3] / "configs" / "finetune"
 GPU = ClusterSettings(gpus=1, memory=24)
-# The sections that `init` would give: the models as they are published.
-MALEVICH = TransformerConfig(
-    width=2048,
-    layers=24,
-    heads=16,
-    head_size=128,
-    text_length=128,
-    variant=rudalle.variant("v3"),
-)
-MINDALLE = TransformerConfig(
-    width=1536,
-    layers=42,
-    heads=24,
-    text_length=64,
-    image_vocab=16384,
-    grid=16,
-    variant=mindalle.variant(1),
-)
-MEGA = Seq2SeqConfig(
-    width=2048,
-    heads=32,
-    encoder_layers=24,
-    decoder_layers=24,
-    ffn_width=4096,
-    text_vocab=50272,
-    image_rows=16416,
-)
-# Of each file: the section, and how many parameters the model has (published.md).
+# Of each file: the section that `init` would give, of the published model, and how many parameters
+# the model has (published.md).
 MODELS: dict[str, tuple[str, Any, int]] = {
-    "rudalle": ("transformer", MALEVICH, 1_310_410_880),
-    "mindalle": ("transformer", MINDALLE, 1_291_081_728),
+    "rudalle": ("transformer", rudalle.published_config(), 1_310_410_880),
+    "mindalle": ("transformer", mindalle.published_config(padding=1), 1_291_081_728),
     "dalle_mini": ("seq2seq", Seq2SeqConfig(), 437_833_712),
     "dalle_mega": ("seq2seq", MEGA, 2_587_521_024),
     "vqgan": ("vqgan", VQGANConfig(), 76_073_859),
