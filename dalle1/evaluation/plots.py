@@ -182,7 +182,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'dalle1[curves]'") from error
+        raise ValueError("plots need matplotlib: pip install 'dalle1[eval]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
