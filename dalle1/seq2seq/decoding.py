@@ -25,6 +25,7 @@ from dalle1.seq2seq.layers import DecoderLayer
 from dalle1.seq2seq.stacks import Decoder, Encoder
 from dalle1.seq2seq.tokens import check_text, is_token
 from dalle1.transformer.prepacked_linear import prepacked, prepacked_linear
+from dalle1.transformer.prior import first_positions
 
 
 def cache_bytes(c: Seq2SeqConfig, dtype: torch.dtype) -> tuple[int, int]:
@@ -207,7 +208,7 @@ class Seq2SeqState:
         count, length = tokens.shape[1], self.config.image_length
         if self.static and isinstance(position, Tensor):
             return self._step(tokens, Positions(position, count, length, self.device))
-        first = self._first(position, count)
+        first = first_positions(position, count, self._fed, length)
         self._fed = first + count
         here: int | Tensor = int(first[0])
         if not bool((first == here).all()):
@@ -220,21 +221,3 @@ class Seq2SeqState:
             x = layer.step(x, positions, self.counts[..., : self._used])
         logits: Tensor = self.head(self.decoder.norm(x))
         return logits.float()
-
-    def _first(self, position: int | Tensor, count: int) -> Tensor:
-        """Each row's first position, int64 [n] on the CPU; ValueError where it cannot be fed."""
-        if isinstance(position, int):
-            first = torch.full((self.rows,), position)
-        else:
-            first = position.to("cpu", torch.int64).expand(self.rows)
-        last = self.config.image_length - count
-        if int(first.min()) < 0 or bool((first > self._fed).any()):
-            raise ValueError(
-                f"position: expected at most the next one, {int(self._fed.max())}, got "
-                f"{int(first.max())}"
-            )
-        if int(first.max()) > last:
-            raise ValueError(
-                f"position: expected at most {last} for {count} tokens, got {int(first.max())}"
-            )
-        return first

@@ -9,15 +9,13 @@ Dimensions: b batch, t text positions, m image positions, w width, v rows of the
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.decoding import Seq2SeqState, cache_bytes, window_bytes, working_bytes
@@ -25,8 +23,8 @@ from dalle1.seq2seq.stacks import Decoder, Encoder
 from dalle1.seq2seq.tokens import check_tokens, is_token
 from dalle1.transformer.config import Execution
 from dalle1.transformer.loss import linear_cross_entropy
+from dalle1.transformer.prior import ResidualPrior
 from dalle1.transformer.residual import ResidualLayer
-from dvae.calls import isolated
 from dvae.storage import Kind
 
 
@@ -42,11 +40,13 @@ class Loss:
         return {"image": self.loss.detach()}
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(ResidualPrior):
     """Encoder-decoder model of a caption's image tokens.
 
-    A `protocols.Prior`, and a `protocols.WindowPrior`.
+    A `protocols.Prior`, a `protocols.WindowPrior` and a `protocols.TokenwisePrior`.
     """
+
+    config: Seq2SeqConfig
 
     def __init__(
         self,
@@ -64,50 +64,9 @@ class Seq2Seq(nn.Module):
         self.decoder = Decoder(self.config, execution)
         self.initialize(seed)
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        """Matrices from N(0, init_std), as published; scales 1, biases 0.
-
-        What a weight begins with is a function of the seed and its name, as of the transformer.
-        whole: makes a sharded weight whole while it is set.
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                continue
-            with whole(parameter):
-                if name.endswith("norm.weight"):
-                    parameter.fill_(1)
-                elif name.endswith("bias"):
-                    parameter.zero_()
-                else:
-                    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
-                    values = torch.empty(parameter.shape, device="cpu")
-                    values.normal_(0, self.config.init_std, generator=generator)
-                    parameter.copy_(values)
-
-    @property
-    def text_vocab(self) -> int:
-        """Tokens of the text vocabulary."""
-        return self.config.text_vocab
-
-    @property
-    def text_length(self) -> int:
-        """Text positions."""
-        return self.config.text_length
-
-    @property
-    def image_vocab(self) -> int:
-        """Image tokens."""
-        return self.config.image_vocab
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the image's token grid."""
-        return self.config.grid, self.config.grid
+    def initial_std(self, name: str) -> float:
+        """That of all matrices, as published."""
+        return self.config.init_std
 
     @property
     def residual_layers(self) -> Sequence[ResidualLayer]:
@@ -148,16 +107,10 @@ class Seq2Seq(nn.Module):
         """Bytes that decoding holds and works with for each row; see `protocols.WindowPrior`."""
         return window_bytes(self.config, window, self.decoder.head.weight.dtype)
 
-    @isolated()
-    @torch.no_grad()
-    def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
-        """ln p(image | text) in nats, float32 [b]: int64 [b, text_length] and [b, grid^2].
-
-        Of images that can be drawn: the ids beyond the codec's vocabulary have no probability.
-        """
-        chosen = self(text, image).log_softmax(dim=-1).gather(-1, image[..., None])[..., 0]
-        total: Tensor = chosen.sum(dim=-1)
-        return total
+    def image_logits(self, text: Tensor, image: Tensor) -> Tensor:
+        """See `forward`: the ids beyond the codec's vocabulary have no probability."""
+        logits: Tensor = self(text, image)
+        return logits
 
     def forward(self, text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
         """Logits of every image position, float32 [b, m, image_vocab].

@@ -11,9 +11,7 @@ w width (= s * d), r c grid rows and columns.
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +26,7 @@ from dalle1.transformer.kv_cache import KVCache, cache_bytes, working_bytes
 from dalle1.transformer.layers import Layer
 from dalle1.transformer.loss import IGNORED, linear_cross_entropy
 from dalle1.transformer.prepacked_linear import prepacked
+from dalle1.transformer.prior import ResidualPrior, first_positions
 from dalle1.transformer.residual import ResidualLayer
 from dalle1.transformer.tokens import (
     check_tokens,
@@ -59,11 +58,13 @@ class Losses:
         return {"text": self.text.detach(), "image": self.image.detach()}
 
 
-class Transformer(InputEmbedding):
+class Transformer(InputEmbedding, ResidualPrior):
     """Autoregressive model of caption tokens followed by image tokens.
 
     A `protocols.Prior`, and a `protocols.TextPrior`.
     """
+
+    config: TransformerConfig
 
     def __init__(
         self,
@@ -84,53 +85,12 @@ class Transformer(InputEmbedding):
         self.image_head = nn.Linear(c.width, c.image_vocab, v.head_bias)
         self.initialize(seed)
 
-    @torch.no_grad()
-    def initialize(
-        self,
-        seed: int,
-        whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        """Ours, the paper gives none: N(0, init_std), the maps that end a block by 1/sqrt(2 L).
-
-        What a weight begins with is a function of the seed and its name, so that it is the same
-        however the weights are spread. whole: makes a sharded weight whole while it is set.
-        """
-        ends = ("attention.out.weight", "mlp.down.weight")
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                continue
-            with whole(parameter):
-                if name.endswith("norm.weight"):
-                    parameter.fill_(1)
-                elif name.endswith("bias"):
-                    parameter.zero_()
-                else:
-                    std = self.config.init_std
-                    if name.endswith(ends):
-                        std /= math.sqrt(2 * self.config.layers)
-                    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
-                    values = torch.empty(parameter.shape, device="cpu")
-                    parameter.copy_(values.normal_(0, std, generator=generator))
-
-    @property
-    def text_vocab(self) -> int:
-        """Tokens of the text vocabulary, without paddings."""
-        return self.config.text_vocab
-
-    @property
-    def text_length(self) -> int:
-        """Text positions."""
-        return self.config.text_length
-
-    @property
-    def image_vocab(self) -> int:
-        """Image tokens."""
-        return self.config.image_vocab
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the image's token grid."""
-        return self.config.grid, self.config.grid
+    def initial_std(self, name: str) -> float:
+        """Ours, the paper gives none: init_std, of the maps that end a block by 1/sqrt(2 L)."""
+        std = self.config.init_std
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            std /= math.sqrt(2 * self.config.layers)
+        return std
 
     @property
     def end_of_caption(self) -> int:
@@ -169,18 +129,11 @@ class Transformer(InputEmbedding):
         c, dtype = self.config, self.image_embedding.weight.dtype
         return window_bytes(c, window, dtype) + window * working_bytes(c, dtype)
 
-    @isolated()
-    @torch.no_grad()
-    def log_prob(self, text: Tensor, image: Tensor) -> Tensor:
-        """ln p(image | text) in nats, float32 [b]: int64 [b, text_length] and [b, grid^2]."""
-        total: Tensor = self.token_log_probs(text, image).sum(dim=-1)
-        return total
-
-    def token_log_probs(self, text: Tensor, image: Tensor) -> Tensor:
-        """The same of each token, given those before it: float32 [b, grid^2]."""
-        _, logits = self(text, image)
-        chosen: Tensor = logits.log_softmax(dim=-1).gather(-1, image[..., None])[..., 0]
-        return chosen
+    def image_logits(self, text: Tensor, image: Tensor) -> Tensor:
+        """The image's part of `forward`, without the text's logits."""
+        _, states = self.states(text, image)
+        logits: Tensor = self.image_head(states).float()
+        return logits
 
     @isolated()
     @torch.no_grad()
@@ -365,7 +318,7 @@ class TransformerState:
         """Logits, float32 [n, k, image_vocab]; see `protocols.DecodingState`."""
         if isinstance(position, Tensor) and self.static:
             return self._step(tokens[:, 0], position)[:, None]
-        first = self._first(position, tokens.shape[1])
+        first = first_positions(position, tokens.shape[1], self._fed, self._inputs.shape[1])
         if self._active is None or self._prefilled is not None:
             self._begin(tokens.shape[1])
         self._go_back(first)
@@ -412,25 +365,6 @@ class TransformerState:
         if not self._shift or isinstance(position, int):
             return logits
         return torch.where((position == 0)[..., None], first, logits)
-
-    def _first(self, position: int | Tensor, count: int) -> Tensor:
-        """Each row's first position, int64 [n] on the CPU; ValueError where it cannot be fed."""
-        if isinstance(position, int):
-            first = torch.full((self.rows,), position)
-        else:
-            first = position.to("cpu", torch.int64).expand(self.rows)
-        length = self._inputs.shape[1]
-        if int(first.min()) < 0 or bool((first > self._fed).any()):
-            raise ValueError(
-                f"position: expected at most the next one, {int(self._fed.max())}, got "
-                f"{int(first.max())}"
-            )
-        if int(first.max()) + count > length:
-            raise ValueError(
-                f"position: expected at most {length - count} for {count} tokens, got "
-                f"{int(first.max())}"
-            )
-        return first
 
     def _go_back(self, first: Tensor) -> None:
         """Fills the caches anew of rows that go back further than the caches remember: slots of

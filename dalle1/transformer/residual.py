@@ -5,6 +5,7 @@ Dimensions: b batch, n positions, w width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dalle1.transformer.gradient_scale import GradientScale
 
 
-class ResidualLayer(nn.Module):
+class ResidualLayer(nn.Module, ABC):
     """Blocks, each added to what it reads.
 
     The sum stays in 32 bits. With `narrow` the blocks compute in 16 bits: bfloat16 as it is,
@@ -29,9 +30,9 @@ class ResidualLayer(nn.Module):
         self.checkpointing = checkpointing
 
     @property
+    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks, in the order that they are run in."""
-        raise NotImplementedError
 
     def scale_gradients(self, workers: int) -> list[GradientScale]:
         """The blocks in float16 from now on, with scales for so many data-parallel workers."""

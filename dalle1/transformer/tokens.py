@@ -11,6 +11,7 @@ from torch import Tensor
 from dalle1.tokenizer import padding_id
 from dalle1.transformer.config import TransformerConfig
 from dalle1.transformer.loss import IGNORED
+from dalle1.transformer.prior import PADDED, check_ids, check_same_batch, check_values
 
 
 def empty_caption(config: TransformerConfig) -> Tensor:
@@ -76,36 +77,12 @@ def count_text_targets(config: TransformerConfig, text_tokens: Tensor) -> int:
 def check_tokens(config: TransformerConfig, text_tokens: Tensor, image_tokens: Tensor) -> None:
     """Raises ValueError when the tokens do not fit the stream or the vocabularies."""
     c = config
-    for name, tokens in (("text_tokens", text_tokens), ("image_tokens", image_tokens)):
-        if tokens.ndim != 2 or tokens.dtype != torch.int64:
-            raise ValueError(
-                f"{name}: expected int64 [batch, positions], got {tokens.dtype} "
-                f"{list(tokens.shape)}"
-            )
-    if text_tokens.shape[1] != c.text_length:
-        raise ValueError(
-            f"text_tokens: expected {c.text_length} positions (Tokenizer.encode pads to "
-            f"them), got {text_tokens.shape[1]}"
-        )
-    if image_tokens.shape[1] > c.sequence.image_length:
-        raise ValueError(
-            f"image_tokens: expected at most {c.sequence.image_length} positions, got "
-            f"{image_tokens.shape[1]}"
-        )
-    if text_tokens.shape[0] != image_tokens.shape[0]:
-        raise ValueError(
-            f"text_tokens and image_tokens differ in batch: {text_tokens.shape[0]} and "
-            f"{image_tokens.shape[0]}"
-        )
+    check_ids("text_tokens", text_tokens, c.text_length, c.text_length, PADDED)
+    check_ids("image_tokens", image_tokens, 0, c.sequence.image_length)
+    check_same_batch(text_tokens, image_tokens)
+    check_values("image_tokens", image_tokens, c.image_vocab)
     if text_tokens.device.type != "cpu":
-        return  # reading values would stall the device; its embedding look-up asserts there
-    if image_tokens.numel() and not (
-        int(image_tokens.min()) >= 0 and int(image_tokens.max()) < c.image_vocab
-    ):
-        raise ValueError(
-            f"image_tokens: expected values in [0, {c.image_vocab - 1}], got "
-            f"[{int(image_tokens.min())}, {int(image_tokens.max())}]"
-        )
+        return  # as in `check_values`
     fits = (text_tokens >= 0) & (text_tokens < c.text_vocab)
     paddings = ""
     if c.variant.position_paddings:

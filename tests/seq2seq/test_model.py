@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle1.protocols import TextPrior, WindowPrior
+from dalle1.protocols import TextPrior, TokenwisePrior, WindowPrior
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import Seq2Seq
 from dalle1.transformer.config import Execution
@@ -66,6 +66,17 @@ def test_log_prob_is_of_what_can_be_drawn(pair: tuple[Seq2Seq, Restated]) -> Non
     torch.testing.assert_close(
         model.log_prob(captions(), images()).double(), expected, rtol=0, atol=1e-4
     )
+
+
+def test_each_token_has_its_log_prob(pair: tuple[Seq2Seq, Restated]) -> None:
+    """Tokens scored one position late, or by steps where one pass would do."""
+    model, restated = pair
+    expected = restated.logits(captions(), images())[..., :40].log_softmax(-1)
+    expected = expected.gather(-1, images()[..., None])[..., 0]
+    assert isinstance(model, TokenwisePrior)
+    with torch.no_grad():
+        got = model.token_log_probs(captions(), images()).double()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_loss_is_the_published_one(pair: tuple[Seq2Seq, Restated]) -> None:

@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import nn
 
-from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
 from dalle1.training.parallel import dp_shard_of
@@ -20,7 +19,7 @@ from dalle1.training.planning.flops import (
     trained_count,
 )
 from dalle1.training.planning.network import compressed_matrices
-from dalle1.transformer.model import Transformer
+from dalle1.transformer.prior import ResidualPrior
 from dvae import DVAE, DVAEConfig
 from dvae.vqgan.perceptual import LPIPS
 
@@ -79,7 +78,7 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
     if p.zero_stage == 3 and (dp_shard > 1 or p.offload == "weights"):
         # A prior's layers are gathered in turn, all else for the whole pass, see `Engine`.
         turns = 0
-        if isinstance(module, Transformer | Seq2Seq):
+        if isinstance(module, ResidualPrior):
             turns = sum(map(parameter_count, module.residual_layers))
         gathered = FLOAT_BYTES * (count - turns + min(turns, LIVE))
     compressed = compressed_matrices(config, module, world_size)
