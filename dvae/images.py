@@ -13,7 +13,9 @@ from dvae.calls import is_trusted
 TOLERANCE = 1e-3  # beyond [0, 1]: resizing and 16 bits round
 
 
-def check_images(images: Tensor, channels: int = 3, name: str = "images") -> None:
+def check_images(
+    images: Tensor, channels: int = 3, name: str = "images", stride: int | None = None
+) -> None:
     """Raises ValueError where images are no floats [b, c, H, W] in [0, 1].
 
     The values are read, which makes the host wait for the device; not so for our own code, see
@@ -23,6 +25,7 @@ def check_images(images: Tensor, channels: int = 3, name: str = "images") -> Non
         images: of any device.
         channels: c.
         name: of the argument, for the message.
+        stride: what H and W must be multiples of, in pixels, and not 0; None: any do.
     """
     wanted = f"{name}: expected floats [b, {channels}, H, W] in [0, 1], got"
     if not isinstance(images, Tensor):
@@ -35,6 +38,8 @@ def check_images(images: Tensor, channels: int = 3, name: str = "images") -> Non
         raise ValueError(f"{wanted} {images.layout}; use images.to_dense()")
     if images.ndim != 4 or shape[1] != channels:
         raise ValueError(f"{name}: expected [b, {channels}, H, W], got {shape}")
+    if stride is not None and (shape[2] % stride or shape[3] % stride or 0 in shape[2:]):
+        raise ValueError(f"{name}: height and width must be multiples of {stride}, got {shape[2:]}")
     if is_trusted() or images.is_meta or not images.numel():
         return
     low, high = (float(x) for x in images.detach().aminmax())  # NaN where one value is

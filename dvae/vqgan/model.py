@@ -80,7 +80,7 @@ class VQGAN(nn.Module):
                 "images: this codec can only decode, as it was published without an encoder; "
                 "import the VQGAN that it was taken from to encode images"
             )
-        self._check_images(images)
+        check_images(images, self.config.channels, stride=self.stride)
         pixels = self.map_pixels(images).to(self.quant_conv.weight.dtype)
         latents: Tensor = self.quant_conv(self.encoder(for_convolutions(pixels)))
         return latents
@@ -107,14 +107,6 @@ class VQGAN(nn.Module):
         """
         check_tokens(tokens, self.vocab_size)
         return self.unmap_pixels(self.pixels(self.quantize.vectors(tokens).float()))
-
-    def _check_images(self, images: Tensor) -> None:
-        check_images(images, self.config.channels)
-        sides = list(images.shape[2:])
-        if sides[0] % self.stride or sides[1] % self.stride or 0 in sides:
-            raise ValueError(
-                f"images: height and width must be multiples of {self.stride}, got {sides}"
-            )
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `vqgan.safetensors` into `folder`; `dvae.load` opens it."""

@@ -102,3 +102,9 @@ def test_training_does_not_wait_for_the_device(codec: DVAE) -> None:
 def test_images_without_values() -> None:
     """A plan on the meta device that reads what is not there."""
     check_images(torch.empty(2, 3, 8, 8, device="meta"))
+
+
+def test_sides_of_our_own_images_are_checked() -> None:
+    """A check of the sides behind that of the values, which our own code leaves out."""
+    with trusted(), pytest.raises(ValueError, match=r"multiples of 8, got \[8, 12\]"):
+        check_images(torch.rand(1, 3, 8, 12), stride=8)
