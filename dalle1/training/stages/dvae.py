@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import dvae
 from dalle1.data.shards.loader import Batch
-from dalle1.data.transforms import Augmentation, augment_dvae
 from dalle1.training import distributed
 from dalle1.training.config import DVAESettings, RunConfig
 from dalle1.training.schedules import cosine
 from dalle1.training.stages.base import (
     Metrics,
     ParameterGroup,
-    Phase,
-    Stage,
     Weights,
     autocast,
     device_of,
     pixels_of,
     zero_loss_of,
 )
-from dalle1.training.stages.codec_sheet import reconstruction_sheet
+from dalle1.training.stages.codec import CodecStage
 from dvae.calls import trusted
 from dvae.objective import relaxed_elb
 from dvae.warm_start import ContinuousBottleneck
 
 
-class DVAEStage(Stage):
+class DVAEStage(CodecStage):
     """Stage one: the relaxed ELB (section 2.1), after a warm start where one is asked for.
 
     The warm start (ours, docs/dvae.md) trains encoder and decoder through a linear bottleneck in
@@ -55,6 +50,7 @@ class DVAEStage(Stage):
                 "its encoder_window"
             )
         self.warm_start_steps = self.objective.warm_start_steps
+        self.warm_start_learning_rate = self.objective.warm_start_learning_rate
         if self.warm_start_steps >= config.steps:
             raise ValueError(
                 f"dvae_training.warm_start_steps {self.warm_start_steps} must be less than steps "
@@ -63,18 +59,6 @@ class DVAEStage(Stage):
         if self.warm_start_steps:
             self.bottleneck = ContinuousBottleneck(self.model, self.objective.warm_start_bottleneck)
         self._used = torch.zeros(config.dvae.codebook_size, dtype=torch.bool)  # since the last log
-        self._uses_codebook = True
-
-    @property
-    def augmentation(self) -> Augmentation:
-        return augment_dvae
-
-    def phase(self, step: int) -> Phase:
-        if step < self.warm_start_steps:
-            return Phase(0, self.warm_start_steps, self.objective.warm_start_learning_rate)
-        return Phase(
-            self.warm_start_steps, self.settings.steps, self.settings.optimizer.learning_rate
-        )
 
     def after_move_to_device(self) -> None:
         # A third faster on CPUs; only now, since DeepSpeed broadcasts contiguous weights only.
@@ -128,9 +112,6 @@ class DVAEStage(Stage):
             "temperature": torch.tensor(temperature),
         }
 
-    def replaces_weights(self, step: int) -> bool:
-        return bool(self.warm_start_steps) and step == self.warm_start_steps
-
     def replacement_weights(
         self, weights: Weights, read: Callable[[int], Tensor]
     ) -> dict[str, Tensor]:
@@ -155,17 +136,3 @@ class DVAEStage(Stage):
     def empty_model(self) -> dvae.DVAE:
         with torch.device("meta"):
             return dvae.DVAE(self.model.config)
-
-    @torch.no_grad()
-    def draw_contact_sheet(
-        self, model: nn.Module, batch: Batch
-    ) -> tuple[Image.Image, dict[str, float]] | None:
-        if not self._uses_codebook:
-            return None  # the warm start has no tokens to draw
-        assert isinstance(model, dvae.DVAE)
-        images = pixels_of(batch, device_of(model))
-        return reconstruction_sheet(images, model.decode(model.encode(images)))
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, dvae.DVAE)
-        model.save(folder)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dvae
 from dalle1.common.weights import fingerprint
 from dalle1.data.shards.loader import Batch
-from dalle1.data.transforms import Augmentation, augment_dvae
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
 from dalle1.training.schedules import cosine
 from dalle1.training.stages.base import (
     Metrics,
     ParameterGroup,
-    Phase,
-    Stage,
     Weights,
     autocast,
     device_of,
@@ -30,7 +25,7 @@ from dalle1.training.stages.base import (
     zero_loss_of,
 )
 from dalle1.training.stages.codebook import Codebook
-from dalle1.training.stages.codec_sheet import reconstruction_sheet
+from dalle1.training.stages.codec import CodecStage
 from dalle1.training.vqgan_config import CodebookSettings, GumbelSettings
 from dvae.calls import trusted
 from dvae.vqgan import perceptual
@@ -42,7 +37,7 @@ from dvae.warm_start import k_means
 CODES = "model.quantize.embedding.weight"  # by the names of this stage's parameters
 
 
-class VQGANStage(Stage):
+class VQGANStage(CodecStage):
     """A VQGAN: pixels, LPIPS, codebook, and from an update on a discriminator of patches.
 
     Generator and discriminator are updated at the same time, from the same weights. Each has a
@@ -68,7 +63,7 @@ class VQGANStage(Stage):
             self._codes = self.objective.codebook or self._codes
             self._make_codebook(config)
         self.warm_start_steps = self._codes.warm_start_steps
-        self._uses_codebook = True
+        self.warm_start_learning_rate = config.optimizer.learning_rate
         lpips, d = self.objective.perceptual, self.objective.discriminator
         # In a tuple, where neither DeepSpeed nor the checkpoint takes it for trained weights.
         self._frozen = (perceptual.load(lpips.vgg, lpips.lin) if lpips is not None else None,)
@@ -90,10 +85,6 @@ class VQGANStage(Stage):
                 f"vqgan_training.codebook.warm_start_steps {self._codes.warm_start_steps}: its end "
                 "sets the codes, which train_only leaves out; set it to 0"
             )
-
-    @property
-    def augmentation(self) -> Augmentation:
-        return augment_dvae
 
     def fingerprints(self) -> dict[str, str]:
         (lpips,) = self._frozen
@@ -125,23 +116,9 @@ class VQGANStage(Stage):
         # 0 before it begins, so that its weights do not decay meanwhile.
         return [1.0, d.learning_rate_factor if step >= d.start else 0.0]
 
-    def phase(self, step: int) -> Phase:
-        rate, middle, last = (
-            self.settings.optimizer.learning_rate,
-            self.warm_start_steps,
-            self.settings.steps,
-        )
-        return Phase(0, middle, rate) if step < middle else Phase(middle, last, rate)
-
     def changes_loss(self, step: int) -> bool:
         d = self.objective.discriminator
         return super().changes_loss(step) or (d is not None and step == d.start)
-
-    def _inputs(self, images: Tensor) -> Tensor:
-        """What the encoder reads: the images that the decoder is to write, or where it writes twice
-        the side, half of theirs, each pixel the mean of four."""
-        smaller = self.model.out_stride // self.model.stride
-        return F.avg_pool2d(images, smaller) if smaller > 1 else images
 
     @trusted()
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
@@ -202,9 +179,6 @@ class VQGANStage(Stage):
         loss, own, metrics = adversarial_losses(images, targets, reconstruction, adversary)
         return loss + own, metrics
 
-    def replaces_weights(self, step: int) -> bool:
-        return bool(self.warm_start_steps) and step == self.warm_start_steps
-
     @torch.no_grad()
     def replacement_weights(
         self, weights: Weights, read: Callable[[int], Tensor]
@@ -233,20 +207,6 @@ class VQGANStage(Stage):
     def empty_model(self) -> dvae.VQGAN:
         with torch.device("meta"):
             return dvae.VQGAN(self.model.config)
-
-    @torch.no_grad()
-    def draw_contact_sheet(
-        self, model: nn.Module, batch: Batch
-    ) -> tuple[Image.Image, dict[str, float]] | None:
-        if not self._uses_codebook:
-            return None  # the warm start has no tokens to draw
-        assert isinstance(model, dvae.VQGAN)
-        images = pixels_of(batch, device_of(model))
-        return reconstruction_sheet(images, model.decode(model.encode(self._inputs(images))))
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, dvae.VQGAN)
-        model.save(folder)
 
 
 def _check(config: RunConfig, model: dvae.VQGAN) -> None:
