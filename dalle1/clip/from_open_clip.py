@@ -11,17 +11,15 @@ Dimensions: b images, c captions, e shared embedding, H W image height and width
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dalle1.clip.ranker import DualEncoder
+from dalle1.clip.ranker import PackagedEncoder
 from dalle1.common.extras import import_extra, one_line
 from dalle1.common.files import expand_home
 from dalle1.common.fitting import Fit, Preprocessing
@@ -68,7 +66,7 @@ class OpenCLIPConfig(BaseModel):
         return cls(model=model, pretrained=str(path.absolute()) if path.is_file() else pretrained)
 
 
-class OpenCLIPRanker(DualEncoder):
+class OpenCLIPRanker(PackagedEncoder):
     """A model of open_clip with its own tokenizer and preprocessing.
 
     A model folder keeps its name and not its weights: they are gigabytes that lie in open_clip's
@@ -91,7 +89,7 @@ class OpenCLIPRanker(DualEncoder):
         _check_known(open_clip, config, local)
         try:
             with _unlogged(RANDOM_WEIGHTS) if local else nullcontext():
-                self.encoder: nn.Module = open_clip.create_model(
+                self.encoder = open_clip.create_model(
                     config.model,
                     pretrained=None if local else config.pretrained,
                     precision="fp32",
@@ -112,31 +110,13 @@ class OpenCLIPRanker(DualEncoder):
         self.eval().requires_grad_(False)
         self.preprocessing = _preprocessing(settings)
 
-    @property
-    def image_side(self) -> int:
-        """The longer side that images are read at, in pixels."""
-        return max(self.preprocessing.size)
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        return cast(Tensor, self.encoder.encode_image(pixels))
 
-    @property
-    def _weight(self) -> Tensor:
-        return next(self.encoder.parameters())
-
-    @isolated()
-    @torch.no_grad()
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Unit embeddings [b, e] of images, float [b, 3, H, W] in [0, 1]."""
-        weight = self._weight
-        pixels = self.preprocessing(images, weight.device, weight.dtype)
-        features: Tensor = cast(Any, self.encoder).encode_image(pixels)
-        return F.normalize(features.float(), dim=-1)
-
-    @isolated()
-    @torch.no_grad()
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit embeddings [c, e]."""
-        ids = self._tokenize(list(captions)).to(self._weight.device)
-        features: Tensor = cast(Any, self.encoder).encode_text(ids)
-        return F.normalize(features.float(), dim=-1)
+    def _text_features(self, captions: list[str]) -> Tensor:
+        return cast(
+            Tensor, self.encoder.encode_text(self._tokenize(captions).to(self._weight.device))
+        )
 
     def scale(self) -> Tensor:
         """The factor [] on the cosines. A bias, as SigLIP has one, changes no order."""

@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from dalle1.clip.ranker import DualEncoder
+from dalle1.clip.ranker import PackagedEncoder
 from dalle1.common.extras import import_extra, one_line
 from dalle1.common.files import expand_home
 from dalle1.common.fitting import Fit, Interpolation, Preprocessing
@@ -44,7 +43,7 @@ class HuggingFaceConfig(BaseModel):
         return cls(name=str(path.absolute()) if path.is_dir() else name)
 
 
-class HuggingFaceRanker(DualEncoder):
+class HuggingFaceRanker(PackagedEncoder):
     """A model of transformers that has `get_image_features` and `get_text_features`.
 
     A model folder keeps its name and not its weights, for the reasons of `OpenCLIPRanker`. Code
@@ -66,7 +65,7 @@ class HuggingFaceRanker(DualEncoder):
             raise ValueError(f"ranker: hf: expected a folder, got {config.name!r}, which is none")
         options = {"local_files_only": local, "trust_remote_code": False}
         try:
-            self.encoder: nn.Module = transformers.AutoModel.from_pretrained(
+            self.encoder = transformers.AutoModel.from_pretrained(
                 config.name, dtype=torch.float32, **options
             )
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
@@ -86,35 +85,16 @@ class HuggingFaceRanker(DualEncoder):
         self.eval().requires_grad_(False)
         self.preprocessing = _preprocessing(settings, config.name)
 
-    @property
-    def image_side(self) -> int:
-        """The longer side that images are read at, in pixels."""
-        return max(self.preprocessing.size)
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        return _features(self.encoder.get_image_features(pixel_values=pixels))
 
-    @property
-    def _weight(self) -> Tensor:
-        return next(self.encoder.parameters())
-
-    @isolated()
-    @torch.no_grad()
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Unit embeddings [b, e] of images, float [b, 3, H, W] in [0, 1]."""
-        weight = self._weight
-        pixels = self.preprocessing(images, weight.device, weight.dtype)
-        found = cast(Any, self.encoder).get_image_features(pixel_values=pixels)
-        return F.normalize(_features(found).float(), dim=-1)
-
-    @isolated()
-    @torch.no_grad()
-    def embed_captions(self, captions: Sequence[str]) -> Tensor:
-        """Unit embeddings [c, e]."""
+    def _text_features(self, captions: list[str]) -> Tensor:
         inputs = {name: x.to(self._weight.device) for name, x in self._encoded(captions).items()}
-        found = cast(Any, self.encoder).get_text_features(**inputs)
-        return F.normalize(_features(found).float(), dim=-1)
+        return _features(self.encoder.get_text_features(**inputs))
 
     def _encoded(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the text encoder is given."""
-        config = cast(Any, self.encoder).config
+        config = self.encoder.config
         text = getattr(config, "text_config", config)
         positions = getattr(text, "max_position_embeddings", LONGEST_CAPTION)
         length = min(positions, self._tokenizer.model_max_length, LONGEST_CAPTION)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dalle1.common.fitting import Preprocessing
 from dvae.calls import isolated
 from dvae.images import check_images
 
@@ -55,3 +58,47 @@ class DualEncoder(nn.Module, ABC):
             for part in images.split(self.images_at_once)
         ]
         return torch.cat(parts, dim=1).float().cpu()
+
+
+class PackagedEncoder(DualEncoder):
+    """A dual encoder that another package makes.
+
+    Attributes:
+        encoder: the package's module.
+        preprocessing: what it does to images first.
+    """
+
+    encoder: Any  # the packages' methods have no types
+    preprocessing: Preprocessing
+
+    @abstractmethod
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        """Embeddings [b, e] of any length; pixels: as `preprocessing` makes them."""
+
+    @abstractmethod
+    def _text_features(self, captions: list[str]) -> Tensor:
+        """Embeddings [c, e] of any length."""
+
+    @property
+    def image_side(self) -> int:
+        """The longer side that images are read at, in pixels."""
+        return max(self.preprocessing.size)
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = next(self.encoder.parameters())
+        return weight
+
+    @isolated()
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Unit embeddings [b, e] of images, float [b, 3, H, W] in [0, 1]."""
+        weight = self._weight
+        pixels = self.preprocessing(images, weight.device, weight.dtype)
+        return F.normalize(self._image_features(pixels).float(), dim=-1)
+
+    @isolated()
+    @torch.no_grad()
+    def embed_captions(self, captions: Sequence[str]) -> Tensor:
+        """Unit embeddings [c, e]."""
+        return F.normalize(self._text_features(list(captions)).float(), dim=-1)
