@@ -38,6 +38,7 @@ from dalle1.text.base import (
 WORD_MARK = "\u2581"
 WORDS = re.compile(f"[^\t-\r {WORD_MARK}]+")  # white space is C's, and the mark itself
 GONE, UNKNOWN = -2, -1  # a place whose token went into its left neighbor; what has no id
+MOST_LETTERS = 2**26  # of all tokens together; the published have some 100,000
 WORDS_KEPT = 2**17  # words whose ids are remembered; captions repeat theirs
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
@@ -95,10 +96,16 @@ class YTTMTokenizer(PublishedTokenizer):
         if 0 not in self._specials:
             # The package takes 0 for a place whose token is gone.
             raise ValueError("specials: expected id 0 among them, got it for text")
+        letters = 0
         for number, (left, right, made) in enumerate(content.rules):
             if left not in spelled or right not in spelled:
                 raise ValueError(
                     f"rule {number}: expected parts that come before it, got {left} and {right}"
+                )
+            letters += len(spelled[left]) + len(spelled[right])
+            if letters > MOST_LETTERS:  # each rule may double what the one before has made
+                raise ValueError(
+                    f"rule {number}: expected tokens of {MOST_LETTERS:,} letters together, got more"
                 )
             spelled[made] = spelled[left] + spelled[right]
         return spelled

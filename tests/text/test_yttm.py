@@ -253,6 +253,9 @@ def damaged(name: str) -> str:
     if name.startswith("rule"):
         rule = {"rule of later": (40, a, 31), "rule of a mark": (a, 3, 31)}[name]
         return BPEModel(model.letters, [rule]).text()
+    if name == "rules that double":
+        doubled = [(a, a, 31), *((i, i, i + 1) for i in range(31, 71))]
+        return BPEModel(model.letters, doubled).text()
     if name == "no word mark":
         return BPEModel({"a": 4}, []).text()
     if name == "an id twice":
@@ -302,6 +305,7 @@ def damaged(name: str) -> str:
         "points",
         "rule of later",
         "rule of a mark",
+        "rules that double",
         "no word mark",
         "an id twice",
         "an id of a special",
