@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
+import io
 import json
 import warnings
 import zlib
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from dalle1.common.files import expand_home, read_text, write_text
 from dalle1.protocols import CaptionCut
+from dalle1.text.base import MAX_PUBLISHED, read_bytes
 from dalle1.text.kinds import TOKENIZERS, kind_of_file
 from dalle1.tokenizer import TOKENIZER, Tokenizer
 
@@ -55,9 +57,12 @@ class CLIPTokenizer:
         """
         path = Path(expand_home(path))
         try:
-            content = path.read_bytes()
+            content = read_bytes(path, MAX_PUBLISHED)
             if content[:2] == b"\x1f\x8b":
-                content = gzip.decompress(content)
+                with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                    content = file.read(MAX_PUBLISHED + 1)
+            if len(content) > MAX_PUBLISHED:
+                raise ValueError(f"{path}: unpacks to more than {MAX_PUBLISHED:,} bytes")
             lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")[1:]
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: no CLIP vocabulary: {error}") from error

@@ -293,6 +293,9 @@ def test_vocabulary_errors(tmp_path: Path) -> None:
         CLIPTokenizer.from_published(path, COUNT)
     with pytest.raises(ValueError, match="nowhere"):
         CLIPTokenizer.from_published(tmp_path / "nowhere", COUNT)
+    path.write_bytes(gzip.compress(bytes(2**24 + 1)))
+    with pytest.raises(ValueError, match="bpe: unpacks to more than 16,777,216 bytes"):
+        CLIPTokenizer.from_published(path, COUNT)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a", "b")
     with pytest.raises(ValueError, match="bpe"):
