@@ -137,13 +137,22 @@ def _flatten(
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and CHUNKED in value:
-            weights[name] = FlaxArray(content, *_chunks(value, name))
+            shape, parts = _chunks(value, name)
+            _check_empty(shape, name, len(content))
+            weights[name] = FlaxArray(content, shape, parts)
         elif isinstance(value, dict):
             _flatten(value, f"{name}.", weights, content)
         elif isinstance(value, _Array):
+            _check_empty(value.shape, name, len(content))
             weights[name] = FlaxArray(content, value.shape, (value,))
         else:
             raise _Unreadable(f"{name!r}: expected an array, got {value!r}")
+
+
+def _check_empty(shape: tuple[int, ...], name: str, most: int) -> None:
+    """Raises _Unreadable for sizes beside a 0 that have no more bounds, at which torch fails."""
+    if 0 in shape and math.prod(n or 1 for n in shape) > most:
+        raise _Unreadable(f"{name!r}: no numbers for a shape of {list(shape)}")
 
 
 def _chunks(value: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], tuple[_Array, ...]]:
@@ -154,6 +163,8 @@ def _chunks(value: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], tuple
     parts = _in_order(value["chunks"], f"{name}.chunks")
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
         raise _Unreadable(f"{name!r}: expected sizes, got {shape}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise _Unreadable(f"{name!r}: an array of {len(shape)} dimensions")
     if not parts or not all(isinstance(part, _Array) for part in parts):
         raise _Unreadable(f"{name!r}: expected arrays as chunks")
     if len({part.dtype for part in parts}) > 1:

@@ -121,6 +121,9 @@ HOSTILE: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "sizes beyond 64 bits": (
         map1("a", array((2**63, 2**63), "float32", b"")), r"0 bytes for a shape of \[9223372036854"
     ),
+    "no numbers of a huge size": (
+        map1("a", array((2**62, 0), "float32", b"")), r"'a': no numbers for a shape of \[4611686"
+    ),
     "a type that is not known": (map1("a", array((1,), "object", b"12345678")), "type 'object'"),
     "a type without a name": (map1("a", array((1,), 3, b"1234")), "expected a name"),
     "another extension": (map1("a", extension(b"1234", code=2)), "got extension 2"),
@@ -176,6 +179,11 @@ def chunked(**changes: Any) -> dict[str, Any]:
         ({"shape": {"0": 3, "2": 2}}, "expected keys 0, 1"),
         ({"shape": {"0": True, "1": 6}}, "expected sizes"),
         ({"shape": None}, "expected a shape and chunks"),
+        ({"shape": {str(i): 1 for i in range(9)}}, "an array of 9 dimensions"),
+        (
+            {"shape": {"0": 2**62, "1": 0}, "chunks": {"0": packed_array(np.zeros(0))}},
+            "no numbers for a shape of",
+        ),
         ({"chunks": {}}, "expected arrays as chunks"),
         ({"chunks": {"0": 7}}, "expected arrays as chunks"),
         (
