@@ -31,6 +31,7 @@ CACHED = "models--"  # in front of a repository's name in the cache
 LARGEST_RATIO, SPARE = 20, 10**9
 MAX_MEMBERS = 10_000
 PART = 2**20  # bytes that are unpacked at once
+LARGEST_HEADER = 2**20  # bytes of a tar's long name or attributes
 
 
 @contextmanager
@@ -173,6 +174,34 @@ class _Member:
     read: Callable[[], IO[bytes] | None]
 
 
+class _Entry(tarfile.TarInfo):
+    """A member of a tar whose header does not take more memory than headers need.
+
+    tarfile itself reads as many bytes of names, attributes and maps of holes as a header claims,
+    and a compressed file of a few kilobytes may hold gigabytes of them.
+    """
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a file with holes")
+        if self.size < 0 or (self.type in _HEADERS and self.size > LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        entry: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return entry
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError("a file with holes")
+
+
+_HEADERS = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     """Raises ValueError, with the archive's name, for what the readers of archives raise."""
@@ -186,6 +215,7 @@ def _errors_of(path: Path) -> Iterator[None]:
         RuntimeError,  # a zip that is encrypted, or compressed in a way that is not supported
         OSError,
         EOFError,
+        UnicodeError,  # a name in a zip
         zlib.error,
         lzma.LZMAError,
     ) as error:
@@ -205,8 +235,9 @@ def _is_archive(path: Path) -> bool:
                 n.count("/") == 1 and n.endswith("/data.pkl") for n in archive.namelist()
             )
     try:
-        return tarfile.is_tarfile(path)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+        tarfile.open(path, tarinfo=_Entry).close()
+        return True
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
         return False
 
 
@@ -225,7 +256,7 @@ def _members(path: Path) -> Iterator[_Member]:
                     lambda info=info: archive.open(info),  # type: ignore[misc]
                 )
         return
-    with tarfile.open(path) as tar:
+    with tarfile.open(path, tarinfo=_Entry) as tar:
         for entry in tar:
             yield _Member(
                 entry.name,
@@ -235,13 +266,21 @@ def _members(path: Path) -> Iterator[_Member]:
                 lambda entry=entry: tar.extractfile(entry),  # type: ignore[misc]
             )
         assert tar.fileobj is not None
-        while tar.fileobj.read(PART):  # to the end, where a compressed file has its checksum
-            pass
+        left = _most(path)
+        while part := tar.fileobj.read(PART):  # to the end, where a compressed file's checksum is
+            left -= len(part)
+            if left < 0:
+                raise tarfile.ReadError("what follows its members has no end")
+
+
+def _most(path: Path) -> int:
+    """Bytes that an archive may unpack to."""
+    return SPARE + LARGEST_RATIO * path.stat().st_size
 
 
 def _unpack(path: Path, folder: Path) -> None:
     """Unpacks the files of an archive, in their order; ValueError for one that is not safe."""
-    left = SPARE + LARGEST_RATIO * path.stat().st_size
+    left = _most(path)
     for count, member in enumerate(_members(path)):
         if count >= MAX_MEMBERS:
             raise ValueError(f"{path}: expected at most {MAX_MEMBERS:,} members, got more")

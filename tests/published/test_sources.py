@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -179,6 +181,52 @@ def test_a_checksum_behind_the_members(tmp_path: Path, mode: str, message: str) 
     changed[len(changed) // 2] ^= 0xFF  # random bytes are stored as they are
     path.write_bytes(changed)
     with pytest.raises(ValueError, match=f"no readable archive: {message}"), opened(path):
+        pass
+
+
+def test_what_follows_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of unpacking what stands behind the last member, and is nothing."""
+    monkeypatch.setattr(sources, "SPARE", 0)
+    path = tmp_path / "x.tar.gz"
+    content = gzip.decompress(tar_of(path).read_bytes())
+    path.write_bytes(gzip.compress(content + bytes(2**24)))
+    with pytest.raises(ValueError, match=r"x\.tar\.gz.*what follows its members"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("first", [True, False])
+def test_headers_that_claim_all_memory(tmp_path: Path, kind: bytes, first: bool) -> None:
+    """A long name of gigabytes, which a compressed tar holds in a few kilobytes."""
+    path = tmp_path / "x.tar.gz"
+    claimed = entry("long", kind, 2**24)
+    if first:
+        with tarfile.open(path, "w:gz") as tar:
+            tar.addfile(claimed, io.BytesIO(bytes(claimed.size)))
+    else:
+        tar_of(path, claimed)
+    tracemalloc.start()
+    if first:  # the kind of file is told by its first member
+        with opened(path) as found:
+            assert found == path
+    else:
+        with pytest.raises(ValueError, match="a header of 16,777,216 bytes"), opened(path):
+            pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_names_in_a_zip_that_are_no_text(tmp_path: Path) -> None:
+    """An error that does not name the file."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ü", "a: 1")
+    path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xff\xff"))
+    with (
+        pytest.raises(ValueError, match=r"x\.zip: truncated, or no readable archive"),
+        opened(path),
+    ):
         pass
 
 
