@@ -53,8 +53,8 @@ def read_tokenizer(path: Path, prior: PublishedPart | None) -> Any:
 
     Raises ValueError where a file is missing or damaged, or has more tokens than the prior.
     """
-    if kind_of_file(path) is not None:
-        return registry.load_tokenizer(path)
+    if (kind := _own_kind(path)) is not None:
+        return registry.load_tokenizer(path, kind)
     sizes: dict[str, Any] = {}
     if prior is not None:
         config: Any = prior.config
@@ -74,6 +74,14 @@ def read_tokenizer(path: Path, prior: PublishedPart | None) -> Any:
         words=words if words.is_file() else None,
         **sizes,
     )
+
+
+def _own_kind(path: Path) -> str | None:
+    """The kind of a tokenizer's file of ours; None of others'."""
+    try:
+        return kind_of_file(path)
+    except ValueError:  # the config.json beside it is somebody else's
+        return None
 
 
 def _merges(vocabulary: Path) -> Path:

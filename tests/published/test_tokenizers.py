@@ -53,6 +53,19 @@ def test_each_familys_files(tmp_path: Path) -> None:
     assert fast["fast"].fingerprint() == fast["mega"].fingerprint()
 
 
+def test_a_config_of_somebody_else_beside_it(tmp_path: Path) -> None:
+    """A published tokenizer.json that does not open because its folder's config is not ours."""
+    vocab, merges = write_bart(tmp_path)
+    model = {"vocab": json.loads(vocab.read_text()), "merges": read_merges(merges)}
+    fast = tmp_path / "hub" / "tokenizer.json"
+    fast.parent.mkdir()
+    fast.write_text(json.dumps({"model": model}))
+    (fast.parent / "config.json").write_text('{"model_type": "dallebart", "d_model": 1024}')
+    assert find_tokenizer(fast.parent) == fast
+    tokenizer = read_tokenizer(fast, prior())
+    assert tokenizer.fingerprint() == read_tokenizer(vocab, prior()).fingerprint()
+
+
 def test_several_tokenizers(tmp_path: Path) -> None:
     """One of two that is taken by chance, such as mini's in the folder of both of min-dalle's."""
     small_model().write(tmp_path / "bpe.model")
