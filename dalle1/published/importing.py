@@ -139,8 +139,8 @@ def import_model(
         codec, ranker: a folder of ours, or a source like `source`, for a part in place of the
             source's own.
         tokenizer: the same; or a tokenizer's file.
-        dtype: of the prior's weights. None: weights that are all in one type of 16 bits stay in it,
-            all others get the type that the part computes in.
+        dtype: of the weights of the prior, which there must be then. None: weights that are all in
+            one type of 16 bits stay in it, all others get the type that the part computes in.
         download: whether what a Hub address names is fetched where the cache lacks it.
         progress: whether a progress bar is shown.
 
@@ -160,6 +160,11 @@ def import_model(
     paths = {role: path for role, path in given.items() if path is not None}
     with ExitStack() as stack:
         found = gather(stack, source, kind, paths, _existing(out), download)
+        if dtype is not None and "prior" not in found.parts:
+            raise ValueError(
+                f"dtype: expected a prior, whose weights it is for, got none in {source}; leave it "
+                "out"
+            )
         writers = {
             role: _PartWriter(part, dtype if role == "prior" else None)
             for role, part in found.parts.items()

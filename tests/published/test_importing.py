@@ -168,6 +168,8 @@ def test_one_part_alone(source: Path, tmp_path: Path, tokenizer: Tokenizer) -> N
     """A codec that is refused for want of a prior, or opened as a model."""
     for name in (FILES.prior, FILES.tokenizer):
         (source / name).unlink()
+    with pytest.raises(ValueError, match="dtype: expected a prior, whose weights it is for"):
+        import_model(source, tmp_path / "out", dtype=torch.float16, progress=False)
     import_model(source, tmp_path / "out", progress=False)
     assert isinstance(dvae.load(tmp_path / "out"), PaletteCodec)
     assert "CC-BY-NC 4.0" in (tmp_path / "out" / "README.md").read_text()
