@@ -7,12 +7,10 @@ are read by the published merges, `bpe_simple_vocab_16e6.txt.gz` or Hugging Face
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -20,10 +18,10 @@ from dalle1.clip.config import CLIPConfig
 from dalle1.clip.model import CLIP, KIND
 from dalle1.clip.released import published_shape, published_weights
 from dalle1.clip.tokenizer import CLIPTokenizer
-from dalle1.common.files import read_text
 from dalle1.published.beginnings import beginning
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
-from dvae.weights import check_fits
+from dalle1.published.settings import mistake, read_json
+from dvae.loading import fit
 
 FACE, FACE_IMAGES, OPEN_CLIP = "config.json", "preprocessor_config.json", "open_clip_config.json"
 FILES = (
@@ -37,8 +35,33 @@ VOCABULARIES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "me
 OPENAI = ("ViT-*.pt", "RN*.pt")  # names of OpenAI's archives
 # Names that stand at the beginning of a file of weights.
 MARKS = (b"logit_scale", b"text_projection")
-LARGEST_SETTINGS = 2**22
 HEAD_SIZE = 64
+# What weights do not tell and a CLIP does in one way here; read otherwise, its scores are wrong.
+OPEN_CLIP_FIXED: dict[str, dict[str, Any]] = {
+    "vision_cfg": {
+        "pool_type": "tok",
+        "global_average_pool": False,
+        "final_ln_after_pool": False,
+        "norm_kwargs": {},
+        "act_kwargs": {},
+    },
+    "text_cfg": {
+        "pool_type": "argmax",
+        "no_causal_mask": False,
+        "hf_tokenizer_name": "",
+        "norm_kwargs": {},
+        "act_kwargs": {},
+    },
+    "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "shortest"},
+}
+FACE_FIXED = {"layer_norm_eps": 1e-5}  # of both encoders
+FACE_IMAGES_FIXED = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,  # PIL's number of bicubic
+}
 
 
 def recognizes(path: Path) -> bool:
@@ -47,9 +70,9 @@ def recognizes(path: Path) -> bool:
         return path.match(OPENAI[0]) or path.match(OPENAI[1]) or _has_marks(path)
     try:
         if (path / OPEN_CLIP).is_file():
-            return "model_cfg" in read_settings(path / OPEN_CLIP)
+            return "model_cfg" in read_json(path / OPEN_CLIP)
         if (path / FACE).is_file():
-            return read_settings(path / FACE).get("model_type") == "clip"
+            return read_json(path / FACE).get("model_type") == "clip"
     except ValueError:
         return False
     return any(path.glob(OPENAI[0])) or any(path.glob(OPENAI[1]))
@@ -98,18 +121,20 @@ def _vocabulary(folder: Path) -> Path:
 
 def _told(folder: Path, root: str, file: Path) -> tuple[dict[str, Any], str]:
     """Settings that the weights do not tell, and what has told them."""
+    if root:  # whatever lies beside it
+        return {"activation": "quick_gelu"}, "told by OpenAI's archive"
     config = folder / OPEN_CLIP
     if config.is_file():
-        return _of_open_clip(read_settings(config), config), f"told by {OPEN_CLIP}"
+        return _of_open_clip(read_json(config), config), f"told by {OPEN_CLIP}"
     config = folder / FACE
     if config.is_file():
-        told = _of_face(read_settings(config), config)
+        told = _of_face(read_json(config), config)
         images = folder / FACE_IMAGES
         if images.is_file():
-            told |= _normalization(read_settings(images), "image_mean", "image_std")
+            found = read_json(images)
+            _check_fixed(found, FACE_IMAGES_FIXED, images, f"hf:{folder}")
+            told |= _normalization(found, "image_mean", "image_std")
         return told, f"told by {FACE}"
-    if root:
-        return {"activation": "quick_gelu"}, "told by OpenAI's archive"
     raise ValueError(
         f"{file}: expected {OPEN_CLIP} or {FACE} beside it, which tells its activation, got "
         "neither; dalle1.clip.load_released takes it as an argument"
@@ -120,6 +145,10 @@ def _of_open_clip(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         model, images = settings["model_cfg"], settings.get("preprocess_cfg") or {}
         vision, text = model["vision_cfg"], model["text_cfg"]
+        sections = {"vision_cfg": vision, "text_cfg": text, "preprocess_cfg": images}
+        for name, section in sections.items():
+            ranker = f"open_clip:local-dir:{path.parent}"
+            _check_fixed(section, OPEN_CLIP_FIXED[name], path, ranker, f"{name}.")
         head, width = vision.get("head_width", HEAD_SIZE), vision["width"]
         resnet = isinstance(vision["layers"], list)
         told: dict[str, Any] = {
@@ -130,6 +159,26 @@ def _of_open_clip(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return told | _normalization(images, "mean", "std")
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: not the settings of a CLIP: {error!r}") from error
+
+
+def _check_fixed(
+    settings: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    path: Path,
+    ranker: str,
+    section: str = "",
+) -> None:
+    """Raises ValueError for a setting of another value than the only one that is known here.
+
+    ranker: by which name the package itself reads the folder.
+    """
+    for name, value in fixed.items():
+        found = settings.get(name)
+        if found is not None and found != value:
+            raise ValueError(
+                f"{path}: {section}{name}: expected {value!r}, got {found!r}, which is not read "
+                f"here; rank with --ranker {ranker}, whose package reads it"
+            )
 
 
 def _normalization(settings: Mapping[str, Any], mean: str, std: str) -> dict[str, Any]:
@@ -147,6 +196,8 @@ def _of_face(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     try:
         vision, text = settings.get("vision_config") or {}, settings.get("text_config") or {}
+        for name, part in (("vision_config", vision), ("text_config", text)):
+            _check_fixed(part, FACE_FIXED, path, f"hf:{path.parent}", f"{name}.")
         activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
         if len(activations) > 1:
             raise ValueError(f"{path}: hidden_act: expected one for both encoders, got two")
@@ -157,19 +208,6 @@ def _of_face(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         }
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not the settings of a CLIP: {error!r}") from error
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError that names the file where it is none."""
-    try:
-        if path.stat().st_size > LARGEST_SETTINGS:
-            raise ValueError("it is far too long")
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no settings: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object, got {type(content).__name__}")
-    return content
 
 
 class _Made(Mapping[str, Tensor]):
@@ -201,9 +239,7 @@ def config_of(
     try:
         return kind(**{**published_shape(_Made(weights)), **settings})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: no such CLIP: {name}: {first['msg']}") from error
+        raise ValueError(f"{path}: no such CLIP: {mistake(error)}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no CLIP: {error}") from error
 
@@ -212,14 +248,8 @@ def check_names(
     module: Callable[[Any], CLIP], config: CLIPConfig, weights: Mapping[str, LazyWeight], path: Path
 ) -> None:
     """Raises ValueError for a weight that is missing, not known, or of another shape."""
-    with torch.device("meta"):
-        expected = module(config).state_dict()
-    check_fits(
-        expected,
-        {name: weight().to("meta") for name, weight in weights.items()},
-        path,
-        "such a CLIP",
-    )
+    shapes = {name: weight().to("meta") for name, weight in weights.items()}
+    fit(lambda: module(config), shapes, path, "such a CLIP")
 
 
 FAMILY = Family(

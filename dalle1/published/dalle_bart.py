@@ -5,6 +5,7 @@ Dimensions of the shapes: d width, f feed-forward width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dalle1.published.parts import LazyWeight, PublishedPart
+from dalle1.published.settings import mistake
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import KIND, Seq2Seq
 from dalle1.text.bart import BARTTokenizer
@@ -207,7 +209,7 @@ def config_of(path: Path, values: Mapping[str, Any]) -> Seq2SeqConfig:
         raise ValueError(
             f"{path}: decoder_start_token_id: expected 1 to {image_vocab}, got {start!r}"
         )
-    grid = round(length**0.5)
+    grid = math.isqrt(length)
     if grid**2 != length:
         raise ValueError(f"{path}: image_length: expected a square number, got {length}")
     std = values.get("init_std", 0.02)
@@ -228,4 +230,4 @@ def config_of(path: Path, values: Mapping[str, Any]) -> Seq2SeqConfig:
             init_std=std,
         )
     except ValidationError as error:
-        raise ValueError(f"{path}: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{path}: {mistake(error)}") from error

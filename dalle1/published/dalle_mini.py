@@ -6,9 +6,7 @@ The folder holds the prior and the files of its tokenizer. Its codec is publishe
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from dalle1.published.dalle_bart import (
 )
 from dalle1.published.msgpack import FlaxArray, read_msgpack
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
+from dalle1.published.settings import read_json
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dvae.storage import CONFIG
 
@@ -102,19 +101,6 @@ def _lazy(array: FlaxArray, row: int | None, turned: bool) -> LazyWeight:
         return numbers.t().contiguous() if turned else numbers
 
     return read
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; ValueError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: truncated or not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object, got {type(content).__name__}")
-    return content
 
 
 FAMILY = Family(

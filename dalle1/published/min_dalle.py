@@ -25,8 +25,8 @@ from dalle1.published.dalle_bart import (
     read_tokenizer,
     with_marks,
 )
-from dalle1.published.dalle_mini import read_json
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.settings import read_json
 from dalle1.published.vqgan import read_codec_part
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dvae.pickles import read_tensors

@@ -8,16 +8,16 @@ Stage 1 is the codec, stage 2 the prior. What the config leaves out has the defa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from dalle1.common.files import read_text
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
-from dalle1.published.transformers import Source, published_weights
+from dalle1.published.settings import mistake, read_yaml
+from dalle1.published.transformers import Source, check_layers, published_weights
 from dalle1.published.vqgan import read_codec_part
 from dalle1.text.char_bpe import CharBPETokenizer
 from dalle1.transformer.config import TransformerConfig
@@ -27,7 +27,6 @@ from dvae.pickles import is_beside_weights, read_tensors
 
 CONFIG, CODEC, PRIOR = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 VOCAB, MERGES = "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"
-LARGEST_CONFIG = 2**20  # bytes
 DEFAULTS = {"vocab_size_txt": 16384, "vocab_size_img": 16384}
 HPARAMS = {
     "embed_dim": 1536,
@@ -104,13 +103,14 @@ def read_prior(folder: Path) -> tuple[CharBPETokenizer, PublishedPart]:
     config = _config(folder / CONFIG, sizes, tokenizer.padding)
     path = folder / PRIOR
     tensors, _ = read_tensors(path, ignores=is_beside_weights)
+    check_layers(path, tensors, config.layers, "minDALL-E")
     weights = published_weights(path, tensors, config, _sources(config), "minDALL-E")
     return tokenizer, PublishedPart(KIND, config, weights, path)
 
 
 def _sizes(path: Path) -> dict[str, int]:
     """The prior's sizes by their names, of the config and the defaults that it is laid over."""
-    stage = _section(path, _yaml(path), "stage2")
+    stage = _section(path, read_yaml(path), "stage2")
     found = {**HPARAMS, **FIXED, **_section(path, stage, "hparams")}
     for name, value in FIXED.items():
         if found[name] != value:
@@ -128,7 +128,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 def _config(path: Path, sizes: Mapping[str, int], padding: int) -> TransformerConfig:
     """The prior's settings; padding: the id that the tokenizer pads with."""
-    width, heads, side = sizes["embed_dim"], sizes["n_heads"], round(sizes["ctx_len_img"] ** 0.5)
+    width, heads, side = sizes["embed_dim"], sizes["n_heads"], math.isqrt(sizes["ctx_len_img"])
     if width % heads or side**2 != sizes["ctx_len_img"]:
         raise ValueError(
             f"{path}: stage2: expected heads that divide the width and a square image, got "
@@ -147,16 +147,7 @@ def _config(path: Path, sizes: Mapping[str, int], padding: int) -> TransformerCo
             variant=variant(padding),
         )
     except ValidationError as error:
-        raise ValueError(f"{path}: not the config of a minDALL-E: {error}") from error
-
-
-def _yaml(path: Path) -> Any:
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise ValueError(f"{path}: expected a config, got {path.stat().st_size:,} bytes")
-    try:
-        return yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not the config of a minDALL-E: {mistake(error)}") from error
 
 
 def _section(path: Path, content: Any, name: str) -> Mapping[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from dalle1.clip.released import published_weights
 from dalle1.clip.ruclip import KIND, RuCLIP, RuCLIPConfig
-from dalle1.published.clip import check_names, config_of, read_settings
+from dalle1.published.clip import check_names, config_of
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.settings import read_json
 from dalle1.text.yttm import YTTMTokenizer
 
 TOKENIZER, SETTINGS, WEIGHTS = "bpe.model", "config.json", "pytorch_model.bin"
@@ -33,7 +34,7 @@ def recognizes(path: Path) -> bool:
     if not all((path / name).is_file() for name in (TOKENIZER, SETTINGS, WEIGHTS)):
         return False
     try:
-        return {*TOLD, HEADS} <= read_settings(path / SETTINGS).keys()
+        return {*TOLD, HEADS} <= read_json(path / SETTINGS).keys()
     except ValueError:
         return False
 
@@ -48,7 +49,7 @@ def read(path: Path) -> PublishedModel:
     for name in (TOKENIZER, SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: expected {name} of a ruCLIP, got none")
-    settings, file = read_settings(folder / SETTINGS), folder / WEIGHTS
+    settings, file = read_json(folder / SETTINGS), folder / WEIGHTS
     weights, _ = published_weights(file)
     told: dict[str, Any] = {"text_heads": settings.get(HEADS)}
     told |= {name: settings[name] for name in ("mean", "std") if settings.get(name)}

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dalle1.published.beginnings import beginning
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
-from dalle1.published.transformers import Source, published_weights
+from dalle1.published.settings import mistake
+from dalle1.published.transformers import Source, check_layers, published_weights
 from dalle1.published.vqgan import read_codec_part
 from dalle1.text.yttm import YTTMTokenizer
 from dalle1.transformer.config import TransformerConfig
@@ -170,8 +171,9 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> Tran
     text_length = rows("text_pos_embeddings.weight") - 1
     text_ids = rows("text_embeddings.weight")
     width = tensors["text_embeddings.weight"].shape[1]
-    numbers = [int(k.split(".")[2]) for k in tensors if re.match(r"transformer\.layers\.\d+\.", k)]
-    layers = max(numbers, default=-1) + 1
+    numbers = (re.match(r"transformer\.layers\.(\d{1,6})\.", name) for name in tensors)
+    layers = max((int(number[1]) for number in numbers if number), default=-1) + 1
+    check_layers(path, tensors, layers, "ruDALL-E")
     heads = heads or HEADS.get((layers, width), width // HEAD_SIZE)
     if not heads or width % heads:
         raise ValueError(
@@ -189,7 +191,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], heads: int | None) -> Tran
             grid=rows("image_row_embeddings.weight"),
         )
     except ValidationError as error:
-        raise ValueError(f"{path}: not the weights of a ruDALL-E: {error}") from error
+        raise ValueError(f"{path}: not the weights of a ruDALL-E: {mistake(error)}") from error
 
 
 def _version(path: Path, masks: Mapping[str, Tensor], c: TransformerConfig) -> tuple[str, str]:
@@ -225,8 +227,10 @@ def _version(path: Path, masks: Mapping[str, Tensor], c: TransformerConfig) -> t
 
 
 def _is_mask(mask: Tensor, pattern: Pattern, c: TransformerConfig) -> bool:
-    expected = allowed(pattern, c.text_length, c.grid, c.conv_kernel)
-    return mask.shape == expected.shape and torch.equal(mask.bool(), expected)
+    # The shape first: tables without columns may claim any number of positions.
+    return mask.shape == (c.sequence_length,) * 2 and torch.equal(
+        mask.bool(), allowed(pattern, c.text_length, c.grid, c.conv_kernel)
+    )
 
 
 def _sources(c: TransformerConfig) -> dict[str, Source]:

@@ -33,6 +33,15 @@ class Source:
         return made if self.rows is None else made[self.rows]
 
 
+def check_layers(path: Path, tensors: Mapping[str, Tensor], layers: int, what: str) -> None:
+    """Raises ValueError for more layers than the file has weights, before names of all of them are
+    made: a name or a config may claim any number."""
+    if layers > len(tensors):
+        raise ValueError(
+            f"{path}: expected weights of {layers:,} layers of {what}, got {len(tensors):,} weights"
+        )
+
+
 def published_weights(
     path: Path,
     tensors: Mapping[str, Tensor],
@@ -51,8 +60,11 @@ def published_weights(
     Raises:
         ValueError: a weight is missing, not known, or of another shape or type.
     """
-    with torch.device("meta"):
-        expected = Transformer(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = Transformer(config).state_dict()
+    except (OverflowError, RuntimeError, TypeError) as error:  # sizes whose product no number holds
+        raise ValueError(f"{path}: its sizes are of no {what} that could be built") from error
     read = {name for source in sources.values() for name in source.names}
     for name in sorted(read ^ tensors.keys()):
         state = "has no" if name in read else "has an unexpected"
@@ -69,7 +81,7 @@ def _check(
     count = len(source.names)
     for name in source.names:
         found, shape = tensors[name], list(expected.shape)
-        if source.rows is not None:  # of the rows that are taken
+        if source.rows is not None and found.ndim:  # of the rows that are taken
             found = found[source.rows]
         shape[0] //= count
         if list(found.shape) != shape:

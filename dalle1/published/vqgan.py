@@ -20,6 +20,7 @@ from torch import Tensor
 from dalle1.published.beginnings import beginning
 from dalle1.published.msgpack import read_msgpack
 from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
+from dalle1.published.settings import mistake
 from dalle1.published.vqgan_names import (
     FILTERS,
     REMAP,
@@ -30,10 +31,11 @@ from dalle1.published.vqgan_names import (
     own_names,
 )
 from dalle1.published.vqgan_settings import check_settings
+from dvae.loading import fit
 from dvae.pickles import is_beside_weights, read_tensors
 from dvae.vqgan.config import MAX_LEVELS, VQGANConfig
 from dvae.vqgan.model import KIND, VQGAN
-from dvae.weights import check_fits, unwrapped
+from dvae.weights import unwrapped
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".msgpack")
 FOLDERS = (".", "ckpts", "checkpoints")  # where checkpoints lie in a published folder
@@ -106,9 +108,7 @@ def codec_part(
     if signed_pixels is not None:
         told["signed_pixels"] = signed_pixels
     config = _config(shapes, levels, told, path)
-    with torch.device("meta"):
-        frame = VQGAN(config)
-    check_fits(frame.state_dict(), shapes, path, WHAT)
+    fit(lambda: VQGAN(config), shapes, path, WHAT)
     check_settings(config, path)
     return PublishedPart(KIND, config, weights, path)
 
@@ -169,9 +169,7 @@ def _config(
     try:
         return VQGANConfig.model_validate({**settings, **told})
     except ValidationError as error:
-        mistake = error.errors()[0]
-        name = ".".join(str(part) for part in mistake["loc"])
-        raise ValueError(f"{path}: no shape of {WHAT}: {name} {mistake['msg']}") from error
+        raise ValueError(f"{path}: no shape of {WHAT}: {mistake(error)}") from error
 
 
 def _ends(name: str) -> bool:

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dalle1.published.settings import read_yaml
 from dvae.vqgan.config import VQGANConfig
 
-LARGEST = 2**20  # bytes; the published have 1 to 5 kB
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -52,15 +50,7 @@ def _candidates(weights: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     """The settings of a codec's model, where the file has them."""
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: expected settings of at most {LARGEST:,} bytes, got more")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: truncated or no YAML: {' '.join(str(error).split())}") from error
-    settings = _below(content, "model", "params")
+    settings = _below(read_yaml(path), "model", "params")
     # In the file of a transformer or a diffusion model, the codec is the first stage.
     for found in (_below(settings, "first_stage_config", "params"), settings):
         if isinstance(found.get("ddconfig"), Mapping):

@@ -109,6 +109,40 @@ def test_openai(published: PublishedCLIP, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = published(normalized(pixels()), ranker.ids(CAPTIONS)).T
     torch.testing.assert_close(ranker.score(CAPTIONS, pixels()), expected, rtol=0, atol=1e-5)
+    # Settings of another model in the folder, by which a wrong activation was taken.
+    write_open_clip(tmp_path, dict(published.state_dict()))
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    part = clip.read(path).ranker
+    assert part is not None and part.config.activation == "quick_gelu"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("vision_cfg", {"pool_type": "avg"}),
+        ("vision_cfg", {"norm_kwargs": {"eps": 1e-6}}),
+        ("text_cfg", {"no_causal_mask": True}),
+        ("text_cfg", {"hf_tokenizer_name": "bert-base-uncased"}),
+        ("preprocess_cfg", {"interpolation": "bilinear"}),
+        ("preprocess_cfg", {"resize_mode": "squash"}),
+    ],
+)
+def test_settings_of_open_clip_that_are_not_read(
+    section: str, change: dict[str, Any], published: PublishedCLIP, tmp_path: Path
+) -> None:
+    """A network of the same weights that computes something else, whose scores are noise."""
+    write_open_clip(tmp_path, dict(published.state_dict()))
+    path = tmp_path / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["preprocess_cfg"] |= {"interpolation": "bicubic", "resize_mode": "shortest"}
+    content["model_cfg"]["text_cfg"] |= {"no_causal_mask": False, "pool_type": "argmax"}
+    path.write_text(json.dumps(content))
+    clip.read(tmp_path)
+    (content if section in content else content["model_cfg"])[section] |= change
+    path.write_text(json.dumps(content))
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"{section}\.{name}: expected .*open_clip:local-dir:"):
+        clip.read(tmp_path)
 
 
 def test_hugging_face(tmp_path: Path) -> None:
@@ -149,7 +183,15 @@ def test_hugging_face(tmp_path: Path) -> None:
     part = clip.read(tmp_path).ranker
     assert part is not None
     assert {weight().dtype for weight in part.weights.values()} == {torch.float16}
+    (tmp_path / "preprocessor_config.json").write_text('{"resample": 2, "do_resize": true}')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: resample: expected 3, got 2"):
+        clip.read(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
     settings = json.loads((tmp_path / "config.json").read_text())
+    other = {**settings, "text_config": {**settings["text_config"], "layer_norm_eps": 1e-6}}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"text_config\.layer_norm_eps: expected 1e-05, got 1e-06"):
+        clip.read(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": "siglip"}))
     assert not clip.recognizes(tmp_path)
     with pytest.raises(ValueError, match=r"expected 'clip', got 'siglip'; .*hf:FOLDER"):
@@ -172,6 +214,10 @@ def test_clip_errors(published: PublishedCLIP, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"open_clip_model\.safetensors: .*ln_final\.bias"):
             clip.read(tmp_path)
         state[name] = torch.zeros(64)
+    state = {**published.state_dict(), "token_embedding.weight": torch.zeros(2**60, 0)}
+    write_open_clip(tmp_path, state)
+    with pytest.raises(ValueError, match=r"model\.safetensors: such a CLIP cannot be built"):
+        clip.read(tmp_path)
     for text in ("[]", "{", '{"model_cfg": {}}', '{"model_cfg": {"vision_cfg": 3, "text_cfg": 1}}'):
         (tmp_path / "open_clip_config.json").write_text(text)
         with pytest.raises(ValueError, match=r"open_clip_config\.json: "):

@@ -143,7 +143,9 @@ def test_published_size() -> None:
         ("ctx_len_img: 16", "ctx_len_img: 17", "a square image"),
         ("embd_pdrop: 0.0", "gelu_use_approx: true", "gelu_use_approx: expected False"),
         ("n_layers: 3, ", "n_layers: 4, ", "has no weight 'blocks.3.attn.key.bias' of minDALL-E"),
-        ("stage2:", "stage2: [", "config.yaml: no YAML"),
+        ("n_layers: 3, ", "n_layers: 1000000000, ", "weights of 1,000,000,000 layers of minDALL-E"),
+        ("ctx_len_img: 16", "ctx_len_img: 1" + "0" * 400, "of no minDALL-E that could be built"),
+        ("stage2:", "stage2: [", "config.yaml: truncated or no YAML"),
         ("stage2:\n  type: transformer1d", "stage2:\n  type: [", "config.yaml"),
     ],
 )

@@ -247,6 +247,10 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
         ({key: torch.zeros(48, 16, dtype=torch.int64)}, "has type torch.int64"),
         ({"to_logits.1.weight": torch.zeros(34, 16)}, r"'to_logits.1.weight' has shape \[8, 16\]"),
         ({"lora.weight": torch.zeros(2)}, "has an unexpected weight 'lora.weight' of ruDALL-E"),
+        ({"to_logits.1.weight": torch.zeros(())}, r"'to_logits.1.weight' has shape \[\]"),
+        ({"transformer.layers.999999.a": torch.zeros(2)}, "weights of 1,000,000 layers of ruDALL"),
+        ({f"transformer.layers.{'9' * 5000}.a": torch.zeros(2)}, "an unexpected weight"),
+        ({"image_row_embeddings.weight": torch.zeros(10**6, 0)}, "row_mask is not the one"),
     ):
         with pytest.raises(ValueError, match=message):
             read_prior(saved(tmp_path, {**make_weights(s), **changed}), 2)

@@ -321,6 +321,7 @@ def resized(name: str, *shape: int) -> Callable[[dict[str, Tensor]], None]:
         (resized("quantize.embedding.weight", 40), r"no weight 'quantize\.embedding\.weight'"),
         (resized("quantize.used", 9), r"quantize\.used.*restricted"),
         (resized("encoder.conv_out.weight", 24, 64, 3, 3), r"has shape \[24, 64, 3, 3\]"),
+        (resized("decoder.conv_out.weight", 2**60, 0, 3, 3), r"model\.pt: a VQGAN cannot be built"),
     ],
 )
 def test_wrong_weights_are_named(
@@ -405,6 +406,7 @@ def test_settings_beside_the_weights(tmp_path: Path, weights: str, beside: str) 
         ("a: !!python/object/apply:os.system ['touch HARMED']", "truncated or no YAML"),
         ("a: " + "x" * 2**20, "at most"),
         ("[" * 100_000, "truncated or no YAML"),
+        ("a: &a [1]\nb: [*a, *a]", "got an alias"),
     ],
 )
 def test_settings_that_are_none(
