@@ -250,7 +250,7 @@ def damaged(name: str) -> str:
     """Texts of files that are no bpe.model."""
     text, model = small_model().text(), small_model()
     a = model.letters["a"]
-    if name.startswith("rule"):
+    if name.startswith("rule of"):
         rule = {"rule of later": (40, a, 31), "rule of a mark": (a, 3, 31)}[name]
         return BPEModel(model.letters, [rule]).text()
     if name == "rules that double":
