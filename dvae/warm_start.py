@@ -27,6 +27,7 @@ from dvae.objective import map_pixels
 
 CHUNK = {"cpu": 2**20}  # distances at a time, which stay in a CPU's cache
 LARGE_CHUNK = 2**26  # on other devices
+MAX_SAMPLES = 2**24  # of k-means, which torch.multinomial draws among
 
 
 class ContinuousBottleneck(nn.Module):

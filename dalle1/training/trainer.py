@@ -263,7 +263,10 @@ class Trainer:
     def _replace_weights(self) -> None:
         """Goes from one phase of a stage to the next, whose weights are made of the present."""
         weights = {name: weight.clone() for name, weight in self.engine.weights()}
-        self.engine.load_weights(self.stage.replacement_weights(weights, self.data.first_images))
+        made = self.stage.replacement_weights(weights, self.data.first_images)
+        # The first rank's count: sums on GPUs round anew each time, and k-means would then differ.
+        made = {name: broadcast(weight.cpu(), 0) for name, weight in made.items()}
+        self.engine.load_weights(made)
         self.engine.reset_optimizer()
         self.ema.reset(self.engine.weights(MODEL))
 

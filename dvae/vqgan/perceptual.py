@@ -73,7 +73,9 @@ class LPIPS(nn.Module):
         total = torch.zeros(len(images), device=images.device)
         for i, (one, other) in enumerate(zip(self.directions(images), targets, strict=True)):
             weight: Tensor = self.get_submodule(f"lin{i}.model.1").weight  # type: ignore[assignment]
-            total = total + F.conv2d((one - other).square(), weight.float()).mean(dim=(1, 2, 3))
+            with torch.autocast(images.device.type, enabled=False):  # the features alone are narrow
+                each = F.conv2d((one - other).square(), weight.float())
+            total = total + each.mean(dim=(1, 2, 3))
         return total
 
 

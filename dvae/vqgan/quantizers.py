@@ -40,10 +40,12 @@ def _in_parts(choose: Callable[[Tensor], Tensor], z: Tensor, codes: int) -> Tens
     """Tokens [b, h, w] of latent vectors [b, d, h, w], some positions at a time: a table of all
     positions and codes may not fit in memory.
 
-    choose: int64 [n] of vectors [n, d].
+    choose: int64 [n] of vectors, float32 [n, d]. It runs without autocast: numbers of 8 bits do
+        not tell codes apart that are near one another.
     """
-    parts = rearrange(z, "b d h w -> (b h w) d").split(max(1, LARGEST_TABLE // codes))
-    return torch.cat([choose(part) for part in parts]).reshape(len(z), *z.shape[2:])
+    parts = rearrange(z.float(), "b d h w -> (b h w) d").split(max(1, LARGEST_TABLE // codes))
+    with torch.autocast(z.device.type, enabled=False):
+        return torch.cat([choose(part) for part in parts]).reshape(len(z), *z.shape[2:])
 
 
 class NearestQuantizer(nn.Module):
@@ -121,11 +123,10 @@ class GumbelQuantizer(nn.Module):
 
     def tokens(self, z: Tensor) -> Tensor:
         """Int64 [b, h, w] of latent vectors [b, d, h, w]; without the noise that taming's code adds
-        here too."""
-        weight = self.proj.weight[:, :, 0, 0]
-        return _in_parts(
-            lambda rows: F.linear(rows, weight, self.proj.bias).argmax(dim=1), z, len(weight)
-        )
+        here too. Logits are in 32 bits."""
+        assert self.proj.bias is not None
+        weight, bias = self.proj.weight[:, :, 0, 0].float(), self.proj.bias.float()
+        return _in_parts(lambda rows: F.linear(rows, weight, bias).argmax(dim=1), z, len(weight))
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """The codes' vectors, [b, d, h, w], of tokens, int64 [b, h, w]."""

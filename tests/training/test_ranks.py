@@ -9,17 +9,22 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import dalle1
-from dalle1.training.config import ParallelSettings, RunConfig
+from dalle1.training import distributed
+from dalle1.training.config import ParallelSettings, RunConfig, load_config
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.training.parallel import ParallelDims
+from dalle1.training.stages.base import Weights
 from dalle1.training.trainer import Trainer
+from dalle1.training.vqgan_config import CodebookSettings
 
 from .conftest import tiny
 from .test_trainer import STAGES, losses, tensors
@@ -96,6 +101,35 @@ def test_losses_do_not_depend_on_the_ranks(
     if stage == "dalle":  # what was sharded is exported whole
         result = dalle1.sample("a circle", run / "model", candidates=1, keep=1, progress=False)
         assert result.tokens.shape == (1, 1, 4, 4)
+
+
+def replaces_weights(arguments: Sequence[str]) -> None:
+    """A rank that comes to the end of a warm start, with other weights than other ranks."""
+    trainer = Trainer(load_config(arguments[0]))
+    made = trainer.stage.replacement_weights
+
+    def differing(weights: Weights, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        return {name: w + trainer.rank for name, w in made(weights, read).items()}
+
+    trainer.stage.replacement_weights = differing  # type: ignore[method-assign]
+    trainer._replace_weights()
+    for name, weight in trainer.engine.weights():
+        values = weight.flatten().tolist()
+        assert distributed.max_over_ranks(values) == values, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dvae", "vqgan"])
+def test_ranks_leave_the_warm_start_alike(
+    stage: str, tmp_path: Path, shards: str, parts: Path
+) -> None:
+    """Ranks that go on with codes of their own, where k-means rounds otherwise on each GPU."""
+    config = tiny(stage, shards, tmp_path / "run", parts)
+    if config.vqgan_training is not None:
+        codebook = CodebookSettings(warm_start_steps=2, warm_start_images=32)
+        training = config.vqgan_training.model_copy(update={"codebook": codebook})
+        config = config.model_copy(update={"vqgan_training": training})
+    finish(start(config, 2, tmp_path / "ranks", function=replaces_weights), tmp_path / "ranks")
 
 
 # Each two of ranks, stage and ZeRO stage once; with all three in all ways: `make test-nightly`.

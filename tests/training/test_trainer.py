@@ -321,6 +321,11 @@ def test_refuses_to_resume_another_model(tmp_path: Path, shards: str, parts: Pat
     [
         ("dvae", {"data": "nowhere/{0..3}.tar"}, "nowhere/0.tar"),
         ("dvae", {"reader": {"image_size": 18}}, "must be a multiple of 4"),
+        (
+            "dvae",
+            {"dvae_training": {"warm_start_steps": 4, "warm_start_images": 1}},
+            r"dvae_training\.warm_start_images: expected 2 to .* 32 codes with 16 .*got 1;",
+        ),
         ("clip", {"reader": {"image_size": 8}}, "clip.image_size"),
         ("dalle", {"reader": {"image_size": 32}}, "reader.image_size"),
         ("dalle", {"codec": "nowhere"}, "nowhere"),

@@ -339,6 +339,21 @@ def test_lpips_is_read_and_not_trained(tmp_path: Path, shards: str, lpips: dict[
         ({"reader": {"image_size": 18}}, "must be a multiple of 4"),
         ({"vqgan_training": {"discriminator": {"layers": 3}}}, "at least 24, got 16"),
         ({"vqgan_training": {"codebook": {"warm_start_steps": 20}}}, "must be less than steps"),
+        (
+            {"vqgan_training": {"codebook": {"warm_start_steps": 2, "warm_start_images": 1}}},
+            r"codebook\.warm_start_images: expected 2 to 1048576, .* 32 codes with 16 .*got 1;",
+        ),
+        (
+            {"vqgan_training": {"codebook": {"warm_start_steps": 2, "warm_start_images": 2**21}}},
+            "expected 2 to 1048576, .*got 2097152",
+        ),
+        (
+            {
+                "train_only": ["quantize"],
+                "vqgan_training": {"codebook": {"ema_decay": 0.9}, "discriminator": None},
+            },
+            "got the codes alone",
+        ),
         ({"train_only": ["encoder"]}, "add decoder.conv_out"),
         ({"train_only": ["encoder*"]}, "add decoder.conv_out"),
         ({"train_only": ["decoder.conv_out.bias"]}, "add decoder.conv_out"),

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dalle1.common.config import save_settings
@@ -21,15 +21,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(
-    config: RunConfig, ranks: int, folder: Path, *options: str, **environment: str
+    config: RunConfig,
+    ranks: int,
+    folder: Path,
+    *options: str,
+    function: Callable[[Sequence[str]], None] | None = None,
+    **environment: str,
 ) -> list[Forked]:
-    """Starts the ranks of a run on this machine; their output is in `folder`/rank-R.txt."""
+    """Starts the ranks of a run on this machine; their output is in `folder`/rank-R.txt.
+
+    function: what each rank calls with the config's path and the options; None: `main`.
+    """
     path = _saved(config, folder)
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"OMP_NUM_THREADS": "1", **environment}
     return [
         Forked(
-            main,
+            function or main,
             [str(path), *options],
             log=folder / f"rank-{rank}.txt",
             environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},

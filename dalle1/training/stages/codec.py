@@ -18,6 +18,7 @@ from dalle1.data.shards.loader import Batch
 from dalle1.data.transforms import Augmentation, augment_dvae
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import SHEET_COLUMNS, Phase, Stage, device_of, pixels_of
+from dvae.warm_start import MAX_SAMPLES
 
 
 class CodecStage(Stage):
@@ -37,6 +38,30 @@ class CodecStage(Stage):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self._uses_codebook = True  # in the last pass
+
+    def _check_warm_start(self, section: str, images: int) -> None:
+        """Raises ValueError for a warm start that does not end, or whose end cannot set the codes.
+
+        Args:
+            section: of its settings, for the message.
+            images: given to k-means.
+        """
+        if not self.warm_start_steps:
+            return
+        if self.warm_start_steps >= self.settings.steps:
+            raise ValueError(
+                f"{section}.warm_start_steps {self.warm_start_steps} must be less than steps "
+                f"{self.settings.steps}"
+            )
+        codes = self.model.vocab_size
+        tokens = (self.settings.reader.image_size // self.model.out_stride) ** 2
+        fewest, most = -(-codes // tokens), MAX_SAMPLES // tokens
+        if not fewest <= images <= most:
+            raise ValueError(
+                f"{section}.warm_start_images: expected {fewest} to {most}, of which k-means can "
+                f"make {codes} codes with {tokens} tokens an image, got {images}; set it to one of "
+                "these"
+            )
 
     @property
     def augmentation(self) -> Augmentation:

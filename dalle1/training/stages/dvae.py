@@ -51,11 +51,7 @@ class DVAEStage(CodecStage):
             )
         self.warm_start_steps = self.objective.warm_start_steps
         self.warm_start_learning_rate = self.objective.warm_start_learning_rate
-        if self.warm_start_steps >= config.steps:
-            raise ValueError(
-                f"dvae_training.warm_start_steps {self.warm_start_steps} must be less than steps "
-                f"{config.steps}"
-            )
+        self._check_warm_start("dvae_training", self.objective.warm_start_images)
         if self.warm_start_steps:
             self.bottleneck = ContinuousBottleneck(self.model, self.objective.warm_start_bottleneck)
         self._used = torch.zeros(config.dvae.codebook_size, dtype=torch.bool)  # since the last log

@@ -64,6 +64,7 @@ class VQGANStage(CodecStage):
             self._make_codebook(config)
         self.warm_start_steps = self._codes.warm_start_steps
         self.warm_start_learning_rate = config.optimizer.learning_rate
+        self._check_warm_start("vqgan_training.codebook", self._codes.warm_start_images)
         lpips, d = self.objective.perceptual, self.objective.discriminator
         # In a tuple, where neither DeepSpeed nor the checkpoint takes it for trained weights.
         self._frozen = (perceptual.load(lpips.vgg, lpips.lin) if lpips is not None else None,)
@@ -80,6 +81,12 @@ class VQGANStage(CodecStage):
         self.codebook = Codebook(self.model.config, self._codes, positions, frozen)
         if self._codes.ema_decay is not None:  # codes that are running means have no gradient
             codes.requires_grad_(False)
+            if not any(weight.requires_grad for weight in self.model.parameters()):
+                raise ValueError(
+                    "train_only: expected weights that gradients train, got the codes alone, which "
+                    "follow their running means; add a module such as quant_conv, or set "
+                    "vqgan_training.codebook.ema_decay=null"
+                )
         if frozen and self._codes.warm_start_steps:
             raise ValueError(
                 f"vqgan_training.codebook.warm_start_steps {self._codes.warm_start_steps}: its end "
@@ -226,11 +233,6 @@ def _check(config: RunConfig, model: dvae.VQGAN) -> None:
         raise ValueError(
             f"reader.image_size {side} must be a multiple of {model.out_stride}, the pixels of a "
             "token's side"
-        )
-    if s.codebook is not None and s.codebook.warm_start_steps >= config.steps:
-        raise ValueError(
-            f"vqgan_training.codebook.warm_start_steps {s.codebook.warm_start_steps} must be less "
-            f"than steps {config.steps}"
         )
     if s.perceptual is not None and shape.channels != 3:
         raise ValueError(

@@ -70,6 +70,18 @@ def test_distance_is_that_of_the_paper(lpips: LPIPS) -> None:
     assert found.shape == (2,) and not bool(lpips(a, a).any())
 
 
+def test_autocast_narrows_the_features_alone(lpips: LPIPS) -> None:
+    """Distances that training in bfloat16 adds up in 8 bits."""
+    a, b = (torch.rand(2, 3, 32, 48) * 2 - 1 for _ in range(2))
+    expected = torch.zeros(2, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lpips(a, b)
+        for i, (one, two) in enumerate(zip(lpips.directions(a), lpips.directions(b), strict=True)):
+            weight = lpips.get_parameter(f"lin{i}.model.1.weight").double()
+            expected += ((one - two).double().square() * weight[0]).sum(1).mean(dim=(1, 2))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_names_are_the_files(lpips: LPIPS) -> None:
     """Weights that no file of torchvision or of LPIPS' authors has."""
     features = {f"features.{i}.{kind}" for i in CONVOLUTIONS for kind in ("weight", "bias")}

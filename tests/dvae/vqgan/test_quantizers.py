@@ -71,6 +71,21 @@ def test_memory_of_the_distances(
     assert 300 < largest <= 600  # the vectors are 600 numbers
 
 
+@pytest.mark.parametrize("kind", ["nearest", "gumbel"])
+def test_autocast_does_not_change_tokens(kind: str, request: pytest.FixtureRequest) -> None:
+    """Training in bfloat16 that looks codes up by distances of 8 bits, and so finds other tokens
+    than `encode` does."""
+    quantizer: NearestQuantizer | GumbelQuantizer = request.getfixturevalue(kind)
+    if isinstance(quantizer, NearestQuantizer):  # codes that are near one another
+        torch.nn.init.normal_(quantizer.embedding.weight, 2.0, 0.2)
+    z = 2 + 0.2 * torch.randn(4, 6, 16, 16)
+    expected = quantizer.tokens(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.tokens(z), expected)
+        if isinstance(quantizer, NearestQuantizer):
+            assert torch.equal(quantizer(z).tokens, expected)
+
+
 def test_the_first_of_equal_codes(nearest: NearestQuantizer) -> None:
     """A token that is the last of several equal codes, and so not the published one."""
     with torch.no_grad():
