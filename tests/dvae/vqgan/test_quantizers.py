@@ -76,9 +76,10 @@ def test_autocast_does_not_change_tokens(kind: str, request: pytest.FixtureReque
     """Training in bfloat16 that looks codes up by distances of 8 bits, and so finds other tokens
     than `encode` does."""
     quantizer: NearestQuantizer | GumbelQuantizer = request.getfixturevalue(kind)
+    z = torch.randn(4, 6, 32, 32)
     if isinstance(quantizer, NearestQuantizer):  # codes that are near one another
         torch.nn.init.normal_(quantizer.embedding.weight, 2.0, 0.2)
-    z = 2 + 0.2 * torch.randn(4, 6, 16, 16)
+        z = 2 + 0.2 * z
     expected = quantizer.tokens(z)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer.tokens(z), expected)
