@@ -24,6 +24,7 @@ PRESENTATION = "fe0f"  # says only that a picture is meant, and is left out here
 LEAST = 2  # styles that an emoji must be there in
 _CODE = re.compile(r"[0-9a-f]{1,6}(-[0-9a-f]{1,6})*$")
 _TONE = re.compile(r"(.+) skin tone$")
+_OF_PEOPLE = {"family": " of ", "kiss": " of ", "couple with heart": ", "}
 _HAIR = re.compile(r"(.+ hair|bald|beard)$")
 
 
@@ -156,14 +157,17 @@ def plain_name(label: str) -> str:
     rest = [part for part in parts if not _TONE.match(part) and part not in hair]
     name = stem.strip()
     if rest:
-        name += (
-            " of " + _listed(rest)
-            if stem in ("family", "kiss", "couple with heart")
-            else ", " + ", ".join(rest)
-        )
+        if stem in _OF_PEOPLE:
+            name += _OF_PEOPLE[stem] + _listed([f"{_article(r)} {r}" for r in rest])
+        else:
+            name += ", " + ", ".join(rest)
     extras = [f"{h} head" if h == "bald" else h for h in hair]
     extras += [f"{_listed(tones)} skin"] if tones else []
     return f"{name} with {' and '.join(extras)}" if extras else name
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeio" else "a"
 
 
 def _listed(words: list[str]) -> str:
