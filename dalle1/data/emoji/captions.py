@@ -36,7 +36,7 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 COLORS = {"white", "grey", "black", "blue", "green", "yellow", "pink", "orange", "red", "purple"}
 _KEYWORD = re.compile(r"[^\W\d_]{3,}$")  # a word, and no emoticon, number or abbreviation of two
 SHARE_WITH_KEYWORD = 0.1  # captions of singles that add one of CLDR's other words
-# Names without "a" or "an": more than one thing, stuff that is not counted, states, gestures, signs.
+# Names without "a" or "an": more than one thing, stuff that is not counted, states, signs.
 _FIRST_WITHOUT = {"two", "three", "four", "people", "men", "women", "children", "no", "input"}
 _LAST_WITHOUT = {
     *("money", "water", "ice", "fire", "fog", "rice", "bread", "curry", "tea", "hair", "dna"),

@@ -34,7 +34,8 @@ SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
 KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
 SINGLE_SIDES = (0.625, 0.75, 0.875)
-PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE, FRAME_SIDE = 0.4375, 0.46875, 0.4375, 0.25
+PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE = 0.4375, 0.46875, 0.4375
+FRAME_SIDE, FRAME_CELL = 0.21875, 0.25  # of one emoji of a frame, and of its place
 PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
 LATTICE = 16  # positions are whole multiples of so many parts of the image
 SMALLEST_SIDE = 32
@@ -268,7 +269,8 @@ def _arranged(
     if relation == "framed by":
         edge = (1 - FRAMED_SIDE) / 2
         inner = Piece(first, style, edge, edge, FRAMED_SIDE)
-        steps = [i * FRAME_SIDE for i in range(round(1 / FRAME_SIDE))]
+        gap = (FRAME_CELL - FRAME_SIDE) / 2
+        steps = [i * FRAME_CELL + gap for i in range(round(1 / FRAME_CELL))]
         ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
         return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
     gap = (0.5 - PAIR_SIDE) / 2

@@ -1,4 +1,4 @@
-"""Pictures of emoji: read once, scaled once for each size, drawn on backgrounds they stand out from.
+"""Pictures of emoji: read once, scaled once for each size, drawn where they can be seen.
 
 Colors of a scaled picture are multiplied by their opacity, so that what is see-through leaves no
 seam of its hidden color around the emoji.

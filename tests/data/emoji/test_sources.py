@@ -19,6 +19,9 @@ from .packages import BASES, TONES, write_packages
         ("red apple", "red apple"),
         ("waving hand: medium-light skin tone", "waving hand with medium-light skin"),
         ("flag: Côte d\u2019Ivoire", "flag of côte d'ivoire"),
+        ("flag: Japan", "flag of japan"),
+        ("flag: Netherlands", "flag of the netherlands"),
+        ("flag: Cook Islands", "flag of the cook islands"),
         ("keycap: 10", "keycap 10"),
         ("woman: red hair", "woman with red hair"),
         ("man: bald", "man with bald head"),
@@ -94,5 +97,7 @@ def test_names_of_others_are_left_out(tmp_path: Path) -> None:
     entries = json.loads(path.read_text())
     entries += [{"label": "x" * 1000, "hexcode": BASES[0], "group": 1}]
     entries += [{"label": "regional indicator F", "hexcode": "1F1EB"}]  # of no group
-    path.write_text(json.dumps(entries))
+    entries += [{"label": "dark skin tone", "hexcode": BASES[1], "group": 2}]
+    path.write_text(json.dumps(entries[::-1]))  # of several of one code, the first counts
+    assert all("skin tone" not in e.name for e in read_emoji(packages, names))
     assert all(len(e.name) < 50 for e in read_emoji(packages, names))
