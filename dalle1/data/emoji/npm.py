@@ -1,8 +1,8 @@
 """Packages fetched by the user's own npm, and unpacked with care.
 
 npm decides where packages come from, as the user has set it up, and checks what it gets. A tarball
-is still read as a stranger's: what leads out of its folder, a link, a file that is too large and too
-many of them are refused, and of the rest only the parts that are used are written.
+is still read as a stranger's: what leads out of its folder, links, and what is too large or many
+are refused, and of the rest only the parts that are used are written.
 """
 
 from __future__ import annotations
