@@ -104,11 +104,8 @@ def test_emoji_of_one_style_are_left_out_and_counted(
     """Emoji that vanish without a word."""
     assert write(installed, tmp_path, "--styles", "noto", "fluent") == 0
     said = capsys.readouterr().out
-    emoji, left_out = (
-        int(line.split(" emoji")[0].split()[-1]) for line in ("74 emoji", "10 emoji")
-    )
-    assert f"{emoji} emoji ({emoji} noto, {emoji} fluent)" in said
-    assert f"left out {left_out} that fewer than 2 of these styles have" in said
+    assert "71 emoji (71 noto, 71 fluent)" in said
+    assert "left out 13 that fewer than 2 of these styles have" in said
 
 
 @pytest.mark.parametrize(
@@ -243,10 +240,8 @@ def test_a_full_disk_and_ctrl_c(
         ),
         ("c", KeyboardInterrupt(), 130, "stopped; what is finished stays"),
     ):
-        with monkeypatch.context() as patch:
-            ending(error)
-            assert write(installed, tmp_path / out, "--shard-size", "2") == status
-            patch.undo()
+        ending(error)
+        assert write(installed, tmp_path / out, "--shard-size", "2") == status
         monkeypatch.undo()
         assert line in capsys.readouterr().err
         assert list(shards(tmp_path / out)) == ["train/train-00000.tar"]

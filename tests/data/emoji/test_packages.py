@@ -73,7 +73,7 @@ def test_of_several_versions_the_one_that_was_tried(tmp_path: Path) -> None:
     package = PACKAGES[NAMES]
     for version in ("15.0.0", "16.0.3"):
         (tmp_path / f"{package.stem}-{version}" / "en").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"--names: expected one version of .* 16\.0\.3; name"):
+    with pytest.raises(ValueError, match=r"--names: expected one version of .*16\.0\.3; name"):
         find_packages([NAMES], tmp_path)
     (tmp_path / f"{package.stem}-{package.version}" / "en").mkdir(parents=True)
     assert find_packages([NAMES], tmp_path)[NAMES].folder.name.endswith(package.version)
