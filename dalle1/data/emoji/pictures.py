@@ -47,11 +47,10 @@ def stands_out_from(path: Path) -> frozenset[str]:
     solid = pixels[..., 3] >= 128
     colors = pixels[solid][:, :3]
     least = LEAST_SHARE * max(len(colors), 1)
-    return frozenset(
-        name
-        for name, background in BACKGROUNDS.items()
-        if (np.abs(colors - np.array(background)).max(1) > LEAST_DIFFERENCE).sum() >= least
-    )
+    backgrounds = np.array(list(BACKGROUNDS.values()), np.int16)[:, None]  # [8, 1, 3]
+    red, green, blue = np.moveaxis(np.abs(colors - backgrounds) > LEAST_DIFFERENCE, -1, 0)
+    seen = (red | green | blue).sum(1) >= least
+    return frozenset(name for name, enough in zip(BACKGROUNDS, seen, strict=True) if enough)
 
 
 @lru_cache(maxsize=CACHED)
