@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dalle1.tokenizer",),
     ("dalle1.text",),
     ("dalle1.data.generated",),
-    ("dalle1.transformer", "dalle1.clip", "dalle1.data.shapes"),
+    ("dalle1.transformer", "dalle1.clip", "dalle1.data.shapes", "dalle1.data.emoji"),
     ("dalle1.seq2seq",),  # is made of the transformer's residual layers, losses and maps
     ("dalle1.generation",),
     ("dalle1.registry",),

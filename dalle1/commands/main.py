@@ -19,6 +19,7 @@ VERBS = {
     "tokenize": "encode shards of images as token shards, once",
     "evaluate": "draw, rank and report over many captions",
     "shard": "write WebDataset shards from a folder or a table",
+    "emoji": "write shards of emoji in several styles, with captions",
     "inspect": "say what a data set holds and what is wrong with it",
     "filter": "drop samples that are not worth training on",
     "plan": "say what a run asks of a cluster",

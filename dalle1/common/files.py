@@ -118,6 +118,23 @@ def size_text(count: int) -> str:
     return f"{count / 1e3:,.1f} kB"
 
 
+def check_space(folder: Path, expected: int, name: str) -> None:
+    """Raises ValueError where a disk has no room for so many bytes of shards.
+
+    Args:
+        folder: where they are to be written; need not exist yet.
+        expected: bytes of them.
+        name: of the setting or option, for the message.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < expected:
+        raise ValueError(
+            f"{name}: the shards need about {size_text(expected)} and {str(there)!r} has "
+            f"{size_text(free)} free: {size_text(expected - free)} are missing"
+        )
+
+
 @contextmanager
 def saying_what_is_missing(folder: Path, what: str, needed: int, hint: str = "") -> Iterator[None]:
     """An OSError of a full disk, in this block, becomes one that says how much is missing.

@@ -82,6 +82,13 @@ def write_generated(
     return paths
 
 
+def sample_bytes(sample: GeneratedSample) -> int:
+    """About how many bytes of a shard a sample takes: its three files in whole blocks, each with a
+    header; the json is taken to need two blocks."""
+    blocks = [-(-len(data) // tarfile.BLOCKSIZE) for data in (_png(sample.image), sample.caption)]
+    return tarfile.BLOCKSIZE * (3 + sum(blocks) + 2)
+
+
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)

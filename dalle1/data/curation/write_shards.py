@@ -8,7 +8,6 @@ the shuffle nor on which rows are bad; the json says where the image came from.
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 import tarfile
 import warnings
@@ -25,12 +24,12 @@ from tqdm import tqdm
 
 from dalle1.common.files import (
     add_file,
+    check_space,
     check_writable,
     expand_home,
     flush,
     replacing,
     saying_what_is_missing,
-    size_text,
 )
 from dalle1.data.curation.rows import SHARDS, SOURCES, Row
 from dalle1.data.curation.sources import AnyPath, row_reader
@@ -149,7 +148,7 @@ def write_shards(
     count, expected = 0, 0
     for _, size in _in_threads(_expected_size, rows(), workers):
         count, expected = count + 1, expected + size
-    _check_space(out, expected)
+    check_space(out, expected, "out")
     written = WrittenShards()
     with (
         warnings.catch_warnings(),  # threads that open images would leave the filters changed
@@ -350,16 +349,6 @@ def _check_unused(out: Path) -> None:
         raise ValueError(
             f"out: {str(out)!r} already holds {former[0]} ({len(former)} files of shards): "
             "delete them or give another folder; a reader would mix the two sets"
-        )
-
-
-def _check_space(out: Path, expected: int) -> None:
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    if free < expected:
-        raise ValueError(
-            f"out: the shards need about {size_text(expected)} and {str(there)!r} has "
-            f"{size_text(free)} free: {size_text(expected - free)} are missing"
         )
 
 

@@ -33,35 +33,40 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "below": ("below", "under"),
     "framed by": ("inside a frame of", "in a frame of", "framed by"),
 }
+COLORS = {"white", "grey", "black", "blue", "green", "yellow", "pink", "orange", "red", "purple"}
+_KEYWORD = re.compile(r"[^\W\d_]{3,}$")  # a word, and no emoticon, number or abbreviation of two
 SHARE_WITH_KEYWORD = 0.1  # captions of singles that add one of CLDR's other words
-# Names without "a" or "an": more than one thing, stuff that is not counted, states, gestures.
-_COUNTED = {"two", "three", "four", "people", "men", "women", "children", "the"}
-_UNCOUNTED = {
-    "money",
-    "water",
-    "ice",
-    "fire",
-    "fog",
-    "rice",
-    "bread",
-    "curry",
-    "tea",
-    "hair",
-    "dna",
+# Names without "a" or "an": more than one thing, stuff that is not counted, states, signs.
+_FIRST_WITHOUT = {"two", "three", "four", "people", "men", "women", "children", "no", "input"}
+_LAST_WITHOUT = {
+    *("money", "water", "ice", "fire", "fog", "rice", "bread", "curry", "tea", "hair", "dna"),
+    *("bacon", "broccoli", "butter", "food", "luggage", "soap", "spaghetti", "sushi", "thread"),
+    *("wood", "yarn", "badminton", "bowling", "hockey", "lacrosse", "tennis", "pong", "racing"),
+    *("breast-feeding", "camping", "cooking", "construction", "dizzy", "foggy", "laughing"),
+    *("locked", "unlocked", "star-struck", "zzz", "claus", "fuji", "o'clock", "voltage"),
+    *("copyright", "divide", "information", "minus", "multiply", "plus", "registered", "wireless"),
+    *("aquarius", "cancer", "capricorn", "gemini", "leo", "libra", "ophiuchus", "sagittarius"),
+    *("scorpio", "taurus", "virgo"),
 }
-_SINGULAR_S = re.compile(r"(ss|us|[^k]is|glasses|lens|species|cross)$")
-_VOWEL = re.compile(r"[aio](?!ne)|e(?!u)|u[pm]|un(?!i)|hour")
-_HEAD = re.compile(r" (?:with|of|and|in|on|at|from|holding|for|as) ")
+_WITHOUT = {
+    *("baggage claim", "dashing away", "mobile phone off", "om", "palms up together"),
+    *("passport control", "thumbs down", "thumbs up", "tokyo tower", "vibration mode"),
+}
+_ONLY_ONE = {"kaaba", "milky way", "statue of liberty"}
+_SINGULAR_S = re.compile(r"(ss|us|[^k]is|lens|species|cross|rhinoceros)$")
+_VOWEL = re.compile(r"[aio](?!ne\b|ne-)|e(?!u|we)|u[pm]|un(?!i)|hour|ng |sos |x-")
+_HEAD = re.compile(r" (?:with|of|and|in|on|at|from|holding|for|as|over|savoring|showing|lifting) ")
 
 
 def with_article(name: str) -> str:
     """A name with "a", "an" or "the" where it is one thing: "an apple", "grapes", "two hearts"."""
-    if name.startswith("flag of"):
+    if name.startswith("flag of") or name in _ONLY_ONE:
         return f"the {name}"
     head = _HEAD.split(name)[0].split(",")[0].split()
     first, last = (head[0], head[-1]) if head else (name, name)
     plural = last.endswith("s") and not _SINGULAR_S.search(last)
-    if plural or first in _COUNTED or last in _UNCOUNTED:
+    without = first in _FIRST_WITHOUT and last != "clover"
+    if plural or without or last in _LAST_WITHOUT or last.endswith("-thirty") or name in _WITHOUT:
         return name
     return f"{'an' if _VOWEL.match(name) else 'a'} {name}"
 
@@ -71,10 +76,12 @@ def single(
 ) -> str:
     """A caption of one emoji; its background is named more often where it is not white."""
     it = with_article(name)
-    others = [k for k in keywords if k not in name]
+    caption = pick(rng, SINGLES).format(it=it, style=style, **_where(rng, background))
+    # A color would be read as that of the background.
+    others = [k for k in keywords if k not in name and k not in COLORS and _KEYWORD.match(k)]
     if others and rng.random() < SHARE_WITH_KEYWORD:
-        it = f"{it}, {pick(rng, others)}"
-    return pick(rng, SINGLES).format(it=it, style=style, **_where(rng, background))
+        caption += f", {pick(rng, others)}"
+    return caption
 
 
 def pair(
@@ -83,7 +90,7 @@ def pair(
     """A caption of two emoji, the first in a relation to the second."""
     return pick(rng, PAIRS).format(
         first=with_article(first),
-        second=second if relation == "framed by" else with_article(second),
+        second=f"{second} emoji" if relation == "framed by" else with_article(second),
         relation=pick(rng, RELATION_PHRASES[relation]),
         style=style,
         **_where(rng, background),

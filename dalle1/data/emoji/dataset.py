@@ -18,26 +18,15 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dalle1.data.emoji.captions import pair, pick, single, twice
+from dalle1.data.emoji.pictures import BACKGROUNDS, draw, stands_out_from
 from dalle1.data.emoji.sources import Emoji
 from dalle1.data.generated import write_generated
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "grey": (160, 160, 160),
-    "black": (24, 24, 24),
-    "blue": (120, 170, 240),
-    "green": (150, 210, 150),
-    "yellow": (250, 230, 130),
-    "pink": (245, 190, 205),
-    "orange": (250, 190, 120),
-}
 WHITE_SHARE = 0.4
 HELD_OUT_SPLITS = ("heldout_emoji", "heldout_styles", "heldout_pairs")
 SPLITS = ("train", "test", *HELD_OUT_SPLITS)
@@ -45,11 +34,11 @@ SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
 KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
 SINGLE_SIDES = (0.625, 0.75, 0.875)
-PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE, FRAME_SIDE = 0.4375, 0.46875, 0.4375, 0.25
+PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE = 0.4375, 0.46875, 0.4375
+FRAME_SIDE, FRAME_CELL = 0.21875, 0.25  # of one emoji of a frame, and of its place
 PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
 LATTICE = 16  # positions are whole multiples of so many parts of the image
 SMALLEST_SIDE = 32
-LARGEST_PICTURE = 64  # pixels of a side that are kept of a source
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 MOST_TRIES = 10_000
 
@@ -148,30 +137,27 @@ class EmojiDataset:
 
     def render(self, scene: Scene, side: int) -> np.ndarray:
         """The image of a scene: uint8 [side, side, 3]."""
-        canvas = Image.new("RGBA", (side, side), (*BACKGROUNDS[scene.background], 255))
+        canvas = np.full((side, side, 3), BACKGROUNDS[scene.background], np.uint8)
         for piece in scene.pieces:
-            picture = _read(self.by_code[piece.code].pictures[piece.style])
             size = round(piece.side * side)
-            drawn = picture.resize((size, size), Image.Resampling.LANCZOS)
-            canvas.alpha_composite(drawn, (round(piece.x * side), round(piece.y * side)))
-        return np.asarray(canvas.convert("RGB"))
+            x, y = (min(round(v * side), side - size) for v in (piece.x, piece.y))
+            draw(canvas, self.by_code[piece.code].pictures[piece.style], x, y, size)
+        return canvas
 
     def _draw(self, rng: np.random.Generator, split: str) -> tuple[Scene, str]:
-        background = "white"
-        if rng.random() >= WHITE_SHARE:
-            background = pick(rng, [name for name in BACKGROUNDS if name != "white"])
         kind = {"heldout_emoji": "single", "heldout_pairs": "pair"}.get(split)
         kinds, shares = list(KINDS), np.array(list(KINDS.values()))
         if split == "heldout_styles":
             kinds, shares = ["single", "twice"], np.array([0.5, 0.5])
         kind = kind or kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
         if kind == "pair":
-            return self._pair(rng, split, background)
+            return self._pair(rng, split)
         emoji = self._one(rng, split, styles=2 if kind == "twice" else 1)
         if kind == "single":
             style = pick(rng, self.styles(emoji, split))
             size = SINGLE_SIDES[int(rng.integers(len(SINGLE_SIDES)))]
             piece = Piece(emoji.code, style, _place(rng, size), _place(rng, size), size)
+            background = self._background(rng, (piece,))
             caption = single(rng, emoji.name, style, background, emoji.keywords)
             return Scene((piece,), None, background), caption
         # The held-out style is the lower one, which completion asks for.
@@ -182,10 +168,11 @@ class EmojiDataset:
         gap = (1 - 2 * TWICE_SIDE) / 4
         upper = Piece(emoji.code, style, x, gap, TWICE_SIDE)
         lower = Piece(emoji.code, other, x, 0.5 + gap, TWICE_SIDE)
+        background = self._background(rng, (upper, lower))
         caption = twice(rng, emoji.name, style, other, background)
         return Scene((upper, lower), "twice", background), caption
 
-    def _pair(self, rng: np.random.Generator, split: str, background: str) -> tuple[Scene, str]:
+    def _pair(self, rng: np.random.Generator, split: str) -> tuple[Scene, str]:
         wanted = split == "heldout_pairs"
         for _ in range(MOST_TRIES):
             first, second = self._one(rng, "train"), self._one(rng, "train")
@@ -197,8 +184,21 @@ class EmojiDataset:
             raise ValueError(f"split: {split} has no pair of these {len(self.by_code)} emoji")
         style, relation = pick(rng, shared), pick(rng, RELATIONS)
         pieces = _arranged(rng, first.code, second.code, style, relation)
+        background = self._background(rng, pieces[:2])
         caption = pair(rng, first.name, second.name, relation, style, background)
         return Scene(pieces, relation, background), caption
+
+    def _background(self, rng: np.random.Generator, pieces: Sequence[Piece]) -> str:
+        """White or another one; where pieces would not be seen on it, one where they are.
+
+        Where there is none, since one is as dark as the other is bright, any.
+        """
+        seen = [stands_out_from(self.by_code[p.code].pictures[p.style]) for p in pieces]
+        possible = [name for name in BACKGROUNDS if all(name in s for s in seen)]
+        possible = possible or list(BACKGROUNDS)
+        colored = [name for name in possible if name != "white"]
+        white = "white" in possible and (rng.random() < WHITE_SHARE or not colored)
+        return "white" if white else pick(rng, colored)
 
     def _one(self, rng: np.random.Generator, split: str, styles: int = 1) -> Emoji:
         """An emoji that the split shows, and that has at least so many styles to show it in.
@@ -257,8 +257,9 @@ def _is_chosen(salt: str, text: str) -> bool:
 
 
 def _place(rng: np.random.Generator, size: float) -> float:
-    """A corner on the lattice, such that a piece of this side stays within the image."""
-    return float(rng.integers(int((1 - size) * LATTICE) + 1)) / LATTICE
+    """A corner on the lattice, such that a piece of this side stays within the image and does not
+    touch its border, where it would look cut off."""
+    return float(rng.integers(1, int((1 - size) * LATTICE - 0.5) + 1)) / LATTICE
 
 
 def _arranged(
@@ -268,7 +269,8 @@ def _arranged(
     if relation == "framed by":
         edge = (1 - FRAMED_SIDE) / 2
         inner = Piece(first, style, edge, edge, FRAMED_SIDE)
-        steps = [i * FRAME_SIDE for i in range(round(1 / FRAME_SIDE))]
+        gap = (FRAME_CELL - FRAME_SIDE) / 2
+        steps = [i * FRAME_CELL + gap for i in range(round(1 / FRAME_CELL))]
         ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
         return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
     gap = (0.5 - PAIR_SIDE) / 2
@@ -283,18 +285,3 @@ def _arranged(
         Piece(code, style, x, y, PAIR_SIDE)
         for code, (x, y) in zip((first, second), places, strict=True)
     )
-
-
-@lru_cache(maxsize=16384)
-def _read(path: Path) -> Image.Image:
-    """A picture as RGBA of at most 64 pixels; ValueError where it is none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            picture = image.convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: no picture: {error}") from error
-    if max(picture.size) > LARGEST_PICTURE:
-        size = (LARGEST_PICTURE, LARGEST_PICTURE)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return picture

@@ -15,15 +15,24 @@ from typing import Any
 
 from dalle1.common.files import expand_home
 
-NAMES_PACKAGE = "emojibase-data"
+NAMES_PACKAGE, NAMES_VERSION = "emojibase-data", "17.0.0"
 NAMES_FILE = "en/data.json"
 NAMES_LICENSE = "MIT; the names are CLDR's, under the Unicode License"
+NAMES_ATTRIBUTION = "emojibase-data, Miles Johnson; CLDR, Unicode, Inc."
+NAMES_LICENSE_TEXT = "https://www.unicode.org/license.txt"
 LARGEST_NAMES = 64 * 2**20  # bytes; the published file has 1 MB
 LONGEST_NAME = 100  # letters
 PRESENTATION = "fe0f"  # says only that a picture is meant, and is left out here and there
 LEAST = 2  # styles that an emoji must be there in
+LEAST_SHARE = 0.5  # of the emoji that a style must have; those published have 89 % and more
 _CODE = re.compile(r"[0-9a-f]{1,6}(-[0-9a-f]{1,6})*$")
 _TONE = re.compile(r"(.+) skin tone$")
+# Places that English gives an article.
+_THE_PLACE = re.compile(
+    r"islands|republic|territor|^(united|european|isle|netherlands|philippines|bahamas|gambia"
+    r"|maldives|comoros)"
+)
+_OF_PEOPLE = {"family": " of ", "kiss": " of ", "couple with heart": ", "}
 _HAIR = re.compile(r"(.+ hair|bald|beard)$")
 
 
@@ -34,17 +43,21 @@ class Style:
     Attributes:
         name: as captions call it.
         package: of the public registry of JavaScript packages.
+        version: of the package, that was tried.
         folders: where the package keeps its pictures; the first that exists.
         suffix: of a picture's file name.
         license: of the pictures.
-        attribution: what the license asks to be said.
+        license_text: its address.
+        attribution: whose pictures they are, as the license asks to be said.
     """
 
     name: str
     package: str
+    version: str
     folders: tuple[str, ...]
     suffix: str
     license: str
+    license_text: str
     attribution: str
 
 
@@ -54,26 +67,32 @@ STYLES: dict[str, Style] = {
         Style(
             "noto",
             "emoji-datasource-google",
+            "16.0.0",
             ("img/google/64",),
             ".png",
             "Apache-2.0",
-            "Noto Emoji, Google",
+            "https://www.apache.org/licenses/LICENSE-2.0",
+            "Noto Emoji, copyright Google LLC",
         ),
         Style(
             "twemoji",
             "emoji-datasource-twitter",
+            "16.0.0",
             ("img/twitter/64",),
             ".png",
             "CC-BY 4.0",
-            "Twemoji, Twitter, Inc. and other contributors",
+            "https://creativecommons.org/licenses/by/4.0/",
+            "Twemoji, copyright Twitter, Inc. and other contributors",
         ),
         Style(
             "fluent",
             "@lobehub/fluent-emoji-3d",
+            "1.1.0",
             ("assets",),
             ".webp",
             "MIT",
-            "Fluent Emoji, Microsoft",
+            "https://opensource.org/license/mit",
+            "Fluent Emoji, copyright Microsoft Corporation",
         ),
     )
 }
@@ -98,16 +117,19 @@ class Emoji:
     pictures: Mapping[str, Path]
 
 
-def read_emoji(packages: Mapping[str, str | Path], names: str | Path) -> list[Emoji]:
-    """All emoji with a name and pictures in at least two styles, in the order of their codes.
+def read_emoji(
+    packages: Mapping[str, str | Path], names: str | Path, least: int = LEAST
+) -> list[Emoji]:
+    """All emoji with a name and pictures in enough styles, in the order of their codes.
 
     Args:
         packages: the unpacked package of each style, by the names of `STYLES`.
         names: the unpacked package `emojibase-data`.
+        least: number of styles that an emoji must be there in.
 
     Raises:
         ValueError: a style that is not known, fewer than two, a package without its pictures or
-            names.
+            names, or with few of them.
     """
     unknown = sorted(packages.keys() - STYLES.keys())
     if unknown or len(packages) < LEAST:
@@ -123,11 +145,20 @@ def read_emoji(packages: Mapping[str, str | Path], names: str | Path) -> list[Em
     found: dict[str, Emoji] = {}
     for code, name, keywords, group in _named(Path(expand_home(names))):
         of_styles = {style: files[code] for style, files in pictures.items() if code in files}
-        if len(of_styles) >= LEAST and code not in found:
+        if of_styles and code not in found:
             found[code] = Emoji(code, name, keywords, group, of_styles)
-    if not found:
-        raise ValueError(f"names: {names} names none of the pictures in {LEAST} packages or more")
-    return [found[code] for code in sorted(found)]
+    for style in pictures:
+        count = sum(style in e.pictures for e in found.values())
+        if count < LEAST_SHARE * len(found):
+            raise ValueError(
+                f"{style}: {packages[style]} has pictures of {count:,} of the {len(found):,} emoji "
+                f"of these packages, expected half of them or more; unpack all of "
+                f"{STYLES[style].package}, or leave out this style"
+            )
+    enough = [found[code] for code in sorted(found) if len(found[code].pictures) >= least]
+    if not enough:
+        raise ValueError(f"names: {names} names none of the pictures in {least} packages or more")
+    return enough
 
 
 def normal_code(text: str) -> str:
@@ -148,7 +179,8 @@ def plain_name(label: str) -> str:
     stem, _, details = plain.partition(":")
     parts = [part.strip() for part in details.split(",") if part.strip()]
     if stem == "flag":
-        return f"flag of {', '.join(parts)}"
+        place = ", ".join(parts)
+        return f"flag of {'the ' if _THE_PLACE.search(place) else ''}{place}"
     if stem == "keycap":
         return f"keycap {', '.join(parts)}"
     tones = [match[1] for part in parts if (match := _TONE.match(part))]
@@ -156,14 +188,17 @@ def plain_name(label: str) -> str:
     rest = [part for part in parts if not _TONE.match(part) and part not in hair]
     name = stem.strip()
     if rest:
-        name += (
-            " of " + _listed(rest)
-            if stem in ("family", "kiss", "couple with heart")
-            else ", " + ", ".join(rest)
-        )
+        if stem in _OF_PEOPLE:
+            name += _OF_PEOPLE[stem] + _listed([f"{_article(r)} {r}" for r in rest])
+        else:
+            name += ", " + ", ".join(rest)
     extras = [f"{h} head" if h == "bald" else h for h in hair]
     extras += [f"{_listed(tones)} skin"] if tones else []
     return f"{name} with {' and '.join(extras)}" if extras else name
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeio" else "a"
 
 
 def _listed(words: list[str]) -> str:
@@ -215,6 +250,8 @@ def _entry(one: dict[str, Any], parent: dict[str, Any]) -> Iterator[Any]:
     code, label, group = one.get("hexcode"), one.get("label"), parent.get("group")
     if not (isinstance(code, str) and isinstance(label, str) and isinstance(group, int)):
         return
+    if _TONE.match(label) and ":" not in label:
+        return  # a patch of skin
     if 0 < len(label) <= LONGEST_NAME and _CODE.match(code.lower()):
         tags = parent.get("tags") or []
         keywords = tuple(t.lower() for t in tags if isinstance(t, str) and len(t) <= LONGEST_NAME)

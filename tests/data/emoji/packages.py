@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from dalle1.data.emoji import STYLES
+from dalle1.data.emoji.packages import NAMES, PACKAGES
 
 BASES = [f"1f{300 + i}" for i in range(60)]
 TONES = ["1f3fb", "1f3ff"]
@@ -54,3 +58,35 @@ def write_picture(package: Path, style: str, code: str, number: int) -> Path:
     path = where / f"{code}{STYLES[style].suffix}"
     image.save(path, lossless=True)
     return path
+
+
+def write_tarballs(folder: Path, packages: dict[str, Path], names: Path) -> None:
+    """The packages as npm packs them: everything in `package/`, the version in package.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for use, package in PACKAGES.items():
+        root = names if use == NAMES else packages[use]
+        manifest = json.dumps({"name": package.name, "version": package.version}).encode()
+        files = [("package/package.json", manifest), ("package/index.js", b"process.exit(1)")]
+        files += [
+            (f"package/{path.relative_to(root).as_posix()}", path.read_bytes())
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        ]
+        write_tarball(folder / package.tarball, ((entry(n, len(d)), d) for n, d in files))
+
+
+def write_tarball(path: Path, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    """A gzipped tar of any members."""
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def entry(
+    name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tarfile.TarInfo:
+    """A member of a tar, as bad as one likes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = size, kind, link
+    return member

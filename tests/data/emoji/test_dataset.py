@@ -13,7 +13,8 @@ from PIL import Image
 
 from dalle1.data.emoji import HELD_OUT_SPLITS, SPLITS, EmojiDataset, read_emoji, write_shards
 from dalle1.data.emoji.captions import with_article
-from dalle1.data.emoji.dataset import BACKGROUNDS, base_code
+from dalle1.data.emoji.dataset import base_code
+from dalle1.data.emoji.pictures import BACKGROUNDS
 
 from .packages import write_packages
 

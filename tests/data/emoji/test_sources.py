@@ -19,15 +19,19 @@ from .packages import BASES, TONES, write_packages
         ("red apple", "red apple"),
         ("waving hand: medium-light skin tone", "waving hand with medium-light skin"),
         ("flag: Côte d\u2019Ivoire", "flag of côte d'ivoire"),
+        ("flag: Japan", "flag of japan"),
+        ("flag: Netherlands", "flag of the netherlands"),
+        ("flag: Cook Islands", "flag of the cook islands"),
         ("keycap: 10", "keycap 10"),
         ("woman: red hair", "woman with red hair"),
         ("man: bald", "man with bald head"),
         ("man: dark skin tone, bald", "man with bald head and dark skin"),
-        ("kiss: woman, man", "kiss of woman and man"),
-        ("family: man, woman, boy", "family of man, woman and boy"),
+        ("kiss: woman, man", "kiss of a woman and a man"),
+        ("family: adult, child", "family of an adult and a child"),
+        ("family: man, woman, boy", "family of a man, a woman and a boy"),
         (
             "couple with heart: man, man, light skin tone, dark skin tone",
-            "couple with heart of man and man with light and dark skin",
+            "couple with heart, a man and a man with light and dark skin",
         ),
         ("person walking: facing right", "person walking, facing right"),
         ("Japanese \u201chere\u201d button", "japanese here button"),
@@ -93,5 +97,7 @@ def test_names_of_others_are_left_out(tmp_path: Path) -> None:
     entries = json.loads(path.read_text())
     entries += [{"label": "x" * 1000, "hexcode": BASES[0], "group": 1}]
     entries += [{"label": "regional indicator F", "hexcode": "1F1EB"}]  # of no group
-    path.write_text(json.dumps(entries))
+    entries += [{"label": "dark skin tone", "hexcode": BASES[1], "group": 2}]
+    path.write_text(json.dumps(entries[::-1]))  # of several of one code, the first counts
+    assert all("skin tone" not in e.name for e in read_emoji(packages, names))
     assert all(len(e.name) < 50 for e in read_emoji(packages, names))
