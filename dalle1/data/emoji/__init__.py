@@ -9,6 +9,7 @@ from dalle1.data.emoji.dataset import (
     Scene,
     write_shards,
 )
+from dalle1.data.emoji.judge import EmojiJudge, Judgement
 from dalle1.data.emoji.sources import STYLES, Emoji, Style, read_emoji
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "STYLES",
     "Emoji",
     "EmojiDataset",
+    "EmojiJudge",
     "EmojiSample",
+    "Judgement",
     "Piece",
     "Scene",
     "Style",

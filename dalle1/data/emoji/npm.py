@@ -181,7 +181,7 @@ def _pack(package: Package, folder: Path) -> Path:
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     tarballs = sorted(folder.glob("*.tgz"))

@@ -43,7 +43,9 @@ def draw(canvas: np.ndarray, path: Path, x: int, y: int, size: int) -> None:
 def stands_out_from(path: Path) -> frozenset[str]:
     """The backgrounds on which a picture can be seen."""
     side = LARGEST_PICTURE // 2
-    pixels = np.asarray(_read(path).resize((side, side), Image.Resampling.BOX)).astype(np.int16)
+    pixels = np.asarray(read_picture(path).resize((side, side), Image.Resampling.BOX)).astype(
+        np.int16
+    )
     solid = pixels[..., 3] >= 128
     colors = pixels[solid][:, :3]
     least = LEAST_SHARE * max(len(colors), 1)
@@ -57,14 +59,14 @@ def stands_out_from(path: Path) -> frozenset[str]:
 def _scaled(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture's colors times its opacity (uint8 [size, size, 3]), and 255 less the opacity
     (uint16 [size, size, 1])."""
-    picture = _read(path).convert("RGBa")
+    picture = read_picture(path).convert("RGBa")
     pixels = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
     opacity = pixels[..., 3:]
     return np.minimum(pixels[..., :3], opacity), 255 - opacity.astype(np.uint16)
 
 
 @lru_cache(maxsize=CACHED)
-def _read(path: Path) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
     """A picture as RGBA of at most 64 pixels; ValueError where it is none."""
     try:
         with Image.open(path) as image:
