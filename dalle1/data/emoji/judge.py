@@ -192,7 +192,7 @@ class EmojiJudge:
 
     def _arrangements(self, image: Tensor, relation: str | None) -> Iterator[_Arrangement]:
         """All that an image may be, given the kind of what it should show."""
-        outer = _median(image, _EDGE)
+        outer = _median(image, _around(*_EDGE))
         if relation is None:
             yield self._arrangement("single", image, outer, [_SINGLE_PLACES])
         elif relation == "twice":
@@ -200,7 +200,8 @@ class EmojiJudge:
         else:
             yield self._arrangement("beside", image, outer, _BESIDE_PLACES)
             yield self._arrangement("over", image, outer, _OVER_PLACES)
-            framed = self._arrangement("framed", image, _median(image, _GAP), [_INNER_PLACES])
+            gap = _median(image, _around(*_GAP))
+            framed = self._arrangement("framed", image, gap, [_INNER_PLACES])
             cells = torch.stack([image[:, y : y + _CELL, x : x + _CELL] for x, y in _RING])
             mean = cells.mean(0)  # of a frame's pieces, which are all the same
             frame = self.pictures.search(mean, framed.background, _FRAME_PLACES)
@@ -381,5 +382,5 @@ _IN_CELL = range(_CELL - _FRAME + 1)  # all, since a small piece is soon missed 
 _FRAME_PLACES: _Places = {_FRAME: [(x, y) for y in _IN_CELL for x in _IN_CELL]}
 _STEPS = range(0, WORKING_SIDE, _CELL)
 _RING = [(x, y) for y in _STEPS for x in _STEPS if {x, y} & {_STEPS[0], _STEPS[-1]}]
-_EDGE = _around(WORKING_SIDE - 8, WORKING_SIDE)  # of which a piece covers less than half
-_GAP = _around(_FRAMED, WORKING_SIDE - 2 * _CELL)  # between a frame and what it frames
+_EDGE = (WORKING_SIDE - 8, WORKING_SIDE)  # of which a piece covers less than half
+_GAP = (_FRAMED, WORKING_SIDE - 2 * _CELL)  # between a frame and what it frames
