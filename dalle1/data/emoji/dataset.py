@@ -33,11 +33,17 @@ SPLITS = ("train", "test", *HELD_OUT_SPLITS)
 SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
 KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
-SINGLE_SIDES = (0.625, 0.75, 0.875)
-PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE = 0.4375, 0.46875, 0.4375
+# Sides and places are whole multiples of 1 / LATTICE of the image: of the 4 x 4 pixels of a token at
+# 64 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size the
+# same tokens everywhere, and a prior learns them once. Only the pieces of a frame, too small to be
+# told apart at 12 pixels, lie between.
+LATTICE = 16
+LARGE, SMALL = 0.75, 0.4375
+LARGE_SHARE = 2 / 3  # of single emoji; all others are small
+NEAR, FAR = 1 / LATTICE, 8 / LATTICE  # where two small emoji begin, along the axis of a relation
+FRAMED = (4 / LATTICE, 5 / LATTICE)  # where a framed one does: there is no place in the middle
 FRAME_SIDE, FRAME_CELL = 0.21875, 0.25  # of one emoji of a frame, and of its place
 PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
-LATTICE = 16  # positions are whole multiples of so many parts of the image
 SMALLEST_SIDE = 32
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 MOST_TRIES = 10_000
@@ -155,7 +161,7 @@ class EmojiDataset:
         emoji = self._one(rng, split, styles=2 if kind == "twice" else 1)
         if kind == "single":
             style = pick(rng, self.styles(emoji, split))
-            size = SINGLE_SIDES[int(rng.integers(len(SINGLE_SIDES)))]
+            size = LARGE if rng.random() < LARGE_SHARE else SMALL
             piece = Piece(emoji.code, style, _place(rng, size), _place(rng, size), size)
             background = self._background(rng, (piece,))
             caption = single(rng, emoji.name, style, background, emoji.keywords)
@@ -164,10 +170,9 @@ class EmojiDataset:
         other = pick(rng, self.styles(emoji, split))
         known = "train" if split == "heldout_styles" else split
         style = pick(rng, [s for s in self.styles(emoji, known) if s != other])
-        x = _place(rng, TWICE_SIDE)
-        gap = (1 - 2 * TWICE_SIDE) / 4
-        upper = Piece(emoji.code, style, x, gap, TWICE_SIDE)
-        lower = Piece(emoji.code, other, x, 0.5 + gap, TWICE_SIDE)
+        x = _place(rng, SMALL)
+        upper = Piece(emoji.code, style, x, NEAR, SMALL)
+        lower = Piece(emoji.code, other, x, FAR, SMALL)
         background = self._background(rng, (upper, lower))
         caption = twice(rng, emoji.name, style, other, background)
         return Scene((upper, lower), "twice", background), caption
@@ -265,23 +270,21 @@ def _place(rng: np.random.Generator, size: float) -> float:
 def _arranged(
     rng: np.random.Generator, first: str, second: str, style: str, relation: str
 ) -> tuple[Piece, ...]:
-    """Two emoji in a relation, along one axis as far apart as fits, anywhere along the other."""
+    """Two emoji in a relation, one in each half of the image, anywhere along the other axis."""
     if relation == "framed by":
-        edge = (1 - FRAMED_SIDE) / 2
-        inner = Piece(first, style, edge, edge, FRAMED_SIDE)
+        x, y = (FRAMED[int(rng.integers(len(FRAMED)))] for _ in range(2))
+        inner = Piece(first, style, x, y, SMALL)
         gap = (FRAME_CELL - FRAME_SIDE) / 2
         steps = [i * FRAME_CELL + gap for i in range(round(1 / FRAME_CELL))]
         ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
         return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
-    gap = (0.5 - PAIR_SIDE) / 2
-    near, far = gap, 0.5 + gap
-    one, other = (near, far) if relation in ("left of", "above") else (far, near)
-    across = [_place(rng, PAIR_SIDE) for _ in range(2)]
+    one, other = (NEAR, FAR) if relation in ("left of", "above") else (FAR, NEAR)
+    across = [_place(rng, SMALL) for _ in range(2)]
     if relation in ("left of", "right of"):
         places = ((one, across[0]), (other, across[1]))
     else:
         places = ((across[0], one), (across[1], other))
     return tuple(
-        Piece(code, style, x, y, PAIR_SIDE)
+        Piece(code, style, x, y, SMALL)
         for code, (x, y) in zip((first, second), places, strict=True)
     )

@@ -24,14 +24,15 @@ from torch import Tensor
 
 from dalle1.data.emoji.claims import CaptionReader, Claim
 from dalle1.data.emoji.dataset import (
+    FAR,
     FRAME_CELL,
     FRAME_SIDE,
-    FRAMED_SIDE,
+    FRAMED,
+    LARGE,
     LATTICE,
-    PAIR_SIDE,
-    SINGLE_SIDES,
+    NEAR,
+    SMALL,
     SMALLEST_SIDE,
-    TWICE_SIDE,
     Piece,
     Scene,
 )
@@ -54,12 +55,10 @@ LEAST_CLEAR = 32  # pixels that its color is read from
 FEW = 8  # candidates that the arrangement is chosen by
 ALIKE = 4.0  # levels of 255
 BACKGROUND_TOLERANCE = 40.0  # RGB distance; the nearest two backgrounds are 41 apart
-_SINGLE = tuple(round(side * WORKING_SIDE) for side in SINGLE_SIDES)
-_PAIR, _TWICE, _FRAMED, _FRAME, _CELL = (
-    round(side * WORKING_SIDE)
-    for side in (PAIR_SIDE, TWICE_SIDE, FRAMED_SIDE, FRAME_SIDE, FRAME_CELL)
+_LARGE, _SMALL, _FRAME, _CELL, _NEAR, _FAR = (
+    round(length * WORKING_SIDE) for length in (LARGE, SMALL, FRAME_SIDE, FRAME_CELL, NEAR, FAR)
 )
-_BLOCKS = dict.fromkeys(_SINGLE, 4) | {_PAIR: 4, _TWICE: 5, _FRAMED: 4, _FRAME: 2}
+_BLOCKS = {_LARGE: 4, _SMALL: 4, _FRAME: 2}
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ class EmojiJudge:
         if relation is None:
             yield self._arrangement("single", image, outer, [_SINGLE_PLACES])
         elif relation == "twice":
-            yield self._arrangement("twice", image, outer, _TWICE_PLACES)
+            yield self._arrangement("twice", image, outer, _OVER_PLACES)
         else:
             yield self._arrangement("beside", image, outer, _BESIDE_PLACES)
             yield self._arrangement("over", image, outer, _OVER_PLACES)
@@ -363,24 +362,17 @@ def _around(inner: int, outer: int) -> Tensor:
 _Places = dict[int, list[Place]]
 
 
-def _in_halves(side: int) -> tuple[list[_Places], list[_Places]]:
-    """Places of two pieces of a side: in the left and right half, and in the upper and lower."""
-    gap = (WORKING_SIDE // 2 - side) // 2
-    starts = (gap, WORKING_SIDE // 2 + gap)
-    beside: list[_Places] = [{side: [(x, y) for y in _lattice(side)]} for x in starts]
-    over: list[_Places] = [{side: [(x, y) for x in _lattice(side)]} for y in starts]
-    return beside, over
-
-
+_ALONG = _lattice(_SMALL)
 _SINGLE_PLACES: _Places = {
-    side: [(x, y) for y in _lattice(side) for x in _lattice(side)] for side in _SINGLE
+    side: [(x, y) for y in _lattice(side) for x in _lattice(side)] for side in (_LARGE, _SMALL)
 }
-_BESIDE_PLACES, _OVER_PLACES = _in_halves(_PAIR)
-_TWICE_PLACES = _in_halves(_TWICE)[1]
-_INNER_PLACES: _Places = {_FRAMED: [((WORKING_SIDE - _FRAMED) // 2,) * 2]}
+_BESIDE_PLACES: list[_Places] = [{_SMALL: [(x, y) for y in _ALONG]} for x in (_NEAR, _FAR)]
+_OVER_PLACES: list[_Places] = [{_SMALL: [(x, y) for x in _ALONG]} for y in (_NEAR, _FAR)]
+_INNER = [round(place * WORKING_SIDE) for place in FRAMED]
+_INNER_PLACES: _Places = {_SMALL: [(x, y) for y in _INNER for x in _INNER]}
 _IN_CELL = range(_CELL - _FRAME + 1)  # all, since a small piece is soon missed beside its place
 _FRAME_PLACES: _Places = {_FRAME: [(x, y) for y in _IN_CELL for x in _IN_CELL]}
 _STEPS = range(0, WORKING_SIDE, _CELL)
 _RING = [(x, y) for y in _STEPS for x in _STEPS if {x, y} & {_STEPS[0], _STEPS[-1]}]
 _EDGE = (WORKING_SIDE - 8, WORKING_SIDE)  # of which a piece covers less than half
-_GAP = (_FRAMED, WORKING_SIDE - 2 * _CELL)  # between a frame and what it frames
+_GAP = (_SMALL, WORKING_SIDE - 2 * _CELL)  # between a frame and what it frames
