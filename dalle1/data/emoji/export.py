@@ -32,7 +32,7 @@ from dalle1.data.emoji.sources import LEAST, Emoji, read_emoji
 from dalle1.data.generated import sample_bytes, write_generated
 
 README, RECORD = "README.md", "emoji.json"
-COUNTS = {"train": 50_000}  # samples of a split by default
+COUNTS = {"train": 200_000}  # samples of a split by default
 OTHER_COUNT = 2_000
 SHARD_SIZE = 1000
 TRIED = 100  # samples whose bytes tell those of all
@@ -80,7 +80,7 @@ def write_emoji(
         out: a folder that is new, empty, or of earlier calls with the same packages.
         found: packages of at least two styles and of the names, see `packages.find_packages`.
         splits: of `SPLITS`.
-        count: samples of each split; None: 50,000 of "train", 2,000 of others.
+        count: samples of each split; None: 200,000 of "train", 2,000 of others.
         seed: of the samples. It does not choose what is held out.
         side: of the images, in pixels. The packages have pictures of 64; beyond they are enlarged.
         shard_size: samples of a shard at most.
@@ -200,6 +200,8 @@ def _former(out: Path) -> dict[str, Any]:
             raise ValueError("it tells no splits")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"OUT: {path} cannot be read: {error}; name another folder") from error
+    # Whoever deletes a split's folder may write it anew, with other settings.
+    record["splits"] = {s: told for s, told in record["splits"].items() if (out / s).is_dir()}
     return record
 
 

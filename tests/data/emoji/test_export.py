@@ -108,6 +108,18 @@ def test_emoji_of_one_style_are_left_out_and_counted(
     assert "left out 13 that fewer than 2 of these styles have" in said
 
 
+def test_a_split_whose_folder_was_deleted_may_be_written_anew(
+    installed: Path, tmp_path: Path
+) -> None:
+    """A remedy, "delete this one", that does not help."""
+    assert write(installed, tmp_path) == 0
+    for shard in (tmp_path / "train").iterdir():
+        shard.unlink()
+    (tmp_path / "train").rmdir()
+    assert write(installed, tmp_path, "--count", "7") == 0
+    assert json.loads((tmp_path / "emoji.json").read_text())["splits"]["train"]["count"] == 7
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
