@@ -217,10 +217,12 @@ class Model:
             raise ValueError("the model has no ranker to score with; its folder names none")
         return rank_images(self.ranker, captions, images)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the model's folder; `dalle1.load` opens it.
 
-        Raises ValueError, before anything is written, for a part of a kind that is not registered.
+        dtype: of all weights in the files; torch.float16 halves a folder that is to be handed on.
+        None: as they are. Raises ValueError, before anything is written, for a part of a kind that
+        is not registered; and where a weight is too large for `dtype`.
         """
         folder = Path(expand_home(folder))
         parts = {"prior": self.prior, "codec": self.codec, "ranker": self.ranker}
@@ -230,7 +232,7 @@ class Model:
         self.tokenizer.save(folder / TOKENIZER)
         write_section(folder, "tokenizer", tokenizer)
         for role, kind in kinds.items():
-            save_part(kind, parts[role], folder)
+            save_part(kind, parts[role], folder, dtype)
         if self.ranker is None:
             write_section(folder, "ranker", None)
         write_origins(folder, self.origins)

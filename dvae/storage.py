@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
@@ -119,15 +120,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def save_part(kind: Kind, part: Any, folder: str | Path) -> None:
+def save_part(kind: Kind, part: Any, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a part's weights and other files, then its section; other sections stay.
 
-    Raises OSError where the folder cannot be written.
+    dtype: of the weights in the file, such as torch.float16, which halves it; None: as they are.
+    Raises OSError where the folder cannot be written, ValueError where a weight is too large.
     """
     folder = Path(expand_home(folder))
     make_folder(folder)
     if kind.weights is not None:
-        save_weights(part, folder / kind.weights)
+        save_weights(part, folder / kind.weights, dtype)
     if kind.assets:
         part.save_assets(folder)
     write_section(folder, kind.role, {"kind": kind.name, **part.config.model_dump()})
@@ -255,11 +257,33 @@ def write_section(folder: Path, role: str, section: Mapping[str, Any] | None) ->
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Writes a module's weights as safetensors; copies one at a time, where they need copies."""
+def save_weights(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a module's weights as safetensors; copies one at a time, where they need copies.
+
+    dtype: of what is not whole numbers, in the file; None: as it is held. Raises ValueError that
+    names a weight that is too large for it.
+    """
     weights = module.state_dict()
+
+    def stored(name: str) -> torch.dtype:
+        held = weights[name].dtype
+        return dtype if dtype is not None and held.is_floating_point else held
+
+    def read(name: str) -> Tensor:
+        weight = weights[name].to(stored(name))
+        if weight.dtype != weights[name].dtype and not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"{path.name}: expected weights that {dtype} holds, got a larger one in {name}; "
+                "take torch.bfloat16, or leave dtype out"
+            )
+        return weight
+
+    expected = {
+        name: torch.empty(weight.shape, dtype=stored(name), device="meta")
+        for name, weight in weights.items()
+    }
     with replacing(path) as temporary:
-        write_safetensors(temporary, weights, weights.__getitem__)
+        write_safetensors(temporary, expected, read)
 
 
 def read_weights(kind: Kind, config: BaseModel, folder: str | Path) -> dict[str, Tensor]:

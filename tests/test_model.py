@@ -208,6 +208,30 @@ def test_a_folder_of_16_bits(dtype: torch.dtype, make_model: ModelMaker, tmp_pat
     assert {p.dtype for p in clip.parameters()} == {torch.float32}
 
 
+def test_a_folder_is_written_in_16_bits_when_asked(make_model: ModelMaker, tmp_path: Path) -> None:
+    """Files as large as before, a model that is changed by saving it, a weight that becomes
+    infinite, tables of whole numbers that are rounded."""
+    made = make_model()
+    before = draws(made).tokens
+    made.save(tmp_path / "a")
+    made.save(tmp_path / "b", dtype=torch.float16)
+    assert torch.equal(draws(made).tokens, before)
+    for name in SECTIONS.values():
+        sizes = [(tmp_path / f / f"{name}.safetensors").stat().st_size for f in "ab"]
+        assert sizes[1] < 0.7 * sizes[0]
+    again = dalle1.load(tmp_path / "b")
+    for role in ("prior", "codec", "ranker"):
+        for name, weight in getattr(made, role).state_dict().items():
+            rounded = weight.half() if weight.is_floating_point() else weight
+            assert torch.equal(getattr(again, role).state_dict()[name], rounded.to(weight.dtype))
+    with torch.no_grad():
+        next(made.prior.parameters()).view(-1)[0] = 1e6
+    with pytest.raises(ValueError, match=r"expected weights that torch\.float16 holds"):
+        made.save(tmp_path / "b", dtype=torch.float16)
+    made.save(tmp_path / "b", dtype=torch.bfloat16)
+    assert dalle1.load(tmp_path / "b").prior.state_dict().keys() == made.prior.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     "wrapped",
     [

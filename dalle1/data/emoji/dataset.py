@@ -33,10 +33,10 @@ SPLITS = ("train", "test", *HELD_OUT_SPLITS)
 SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
 KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
-# Sides and places are whole multiples of 1 / LATTICE of the image: of the 4 x 4 pixels of a token at
-# 64 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size the
-# same tokens everywhere, and a prior learns them once. Only the pieces of a frame, too small to be
-# told apart at 12 pixels, lie between.
+# Sides and places are whole multiples of 1 / LATTICE of the image: of the 4 x 4 pixels of a token
+# at 64 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size
+# the same tokens everywhere, and a prior learns them once. Only the pieces of a frame, too small
+# to be told apart at 12 pixels, lie between.
 LATTICE = 16
 LARGE, SMALL = 0.75, 0.4375
 LARGE_SHARE = 2 / 3  # of single emoji; all others are small
