@@ -25,7 +25,7 @@ from dalle1.common.jobs import Job, run_together
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.prompts import HELDOUT, UNSEEN, read_prompts
+from dalle1.evaluation.shapes_data import HELDOUT, UNSEEN, ShapesData
 from dalle1.model import load
 from dalle1.training.config import load_config
 from dalle1.training.dataloader import with_built_in_data
@@ -198,7 +198,8 @@ def write_report(
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_settings(RankSettings, "configs/shapes/rank.yaml", rank_overrides)
-    model, prompts = load(settings.model), read_prompts(settings)
+    model, data = load(settings.model), ShapesData(settings)
+    prompts = data.prompts()
     groups = json.loads(read_text(runs / "ranking" / RESULT))["groups"]
     summary: dict[str, object] = {"captions": count, "candidates": candidates}
     for split, name in (("test", UNSEEN), ("heldout", HELDOUT)):
@@ -206,7 +207,7 @@ def write_report(
         accuracy = {n: point["mean"] for n, point in curves["accuracy"].items()}
         summary[split] = {
             "reconstruction": report.reconstruction_accuracy(
-                model, [p for p in prompts if p.group == name]
+                model, data, [p for p in prompts if p.group == name]
             ),
             "single_draw": accuracy["1"],
             "clip_best": accuracy[str(candidates)],

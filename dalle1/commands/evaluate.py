@@ -4,11 +4,15 @@
     deepspeed launch/rank.py CONFIG [key=value ...]         the captions spread over all GPUs
 
 Ctrl-C loses the captions in progress only; the same command resumes.
+
+A config with `measure: copies` judges a codec's copies of true images, one with `measure:
+retrieval` a ranker alone; both are done in minutes, by one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +21,12 @@ import torch
 
 from dalle1.commands.command_line import add_config, exit_status, make_parser, require_deepspeed
 from dalle1.common.config import load_settings
-from dalle1.evaluation.config import RankSettings
+from dalle1.common.files import read_text
+from dalle1.common.hardware import default_device
+from dalle1.evaluation import copies, retrieval
+from dalle1.evaluation.config import CopySettings, Measure, RankSettings, RetrievalSettings
 from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.evaluation.tables import lines_of
 from dalle1.training.distributed import make_barrier
 from dalle1.training.run_folder import RunFolder
 
@@ -34,11 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` or `judge` lie
+    measure = load_settings(Measure, options.config, options.overrides).measure
+    if measure == "copies":
+        return _copies(load_settings(CopySettings, options.config, options.overrides))
+    if measure == "retrieval":
+        return _retrieval(load_settings(RetrievalSettings, options.config, options.overrides))
+    return _rank(load_settings(RankSettings, options.config, options.overrides))
+
+
+def _copies(settings: CopySettings) -> int:
+    path = copies.run_copies(settings, str(default_device()))
+    groups = json.loads(read_text(path))["groups"]
+    for key in ("copies", "true images"):
+        print("\n".join(lines_of(groups, key, "images")))
+    print(f"  {path}\n  {path.parent / copies.SHEET}")
+    return 0
+
+
+def _retrieval(settings: RetrievalSettings) -> int:
+    path = retrieval.run_retrieval(settings, str(default_device()))
+    print("\n".join(lines_of(json.loads(read_text(path))["groups"], "true first", "captions")))
+    print(f"  {path}\n  {path.parent / retrieval.SHEET}")
+    return 0
+
+
+def _rank(settings: RankSettings) -> int:
     require_deepspeed("evaluate")
     from dalle1.training.engine import start_processes
 
-    sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` lie
-    settings = load_settings(RankSettings, options.config, options.overrides)
     rank, ranks = start_processes()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     folder = RunFolder(Path(settings.run))

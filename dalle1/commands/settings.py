@@ -23,7 +23,7 @@ from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.common.config import LOCATED, choices
 from dalle1.common.files import check_writable_file, write_text
 from dalle1.data.precompute.encode import TokenizeSettings
-from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.config import CopySettings, RankSettings, RetrievalSettings
 from dalle1.training.config import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -53,6 +53,8 @@ class Root(NamedTuple):
 ROOTS = (
     Root("A training run", "deepspeed launch/train.py CONFIG [key=value ...]", RunConfig),
     Root("A ranking benchmark", "dalle1 evaluate CONFIG [key=value ...]", RankSettings),
+    Root("A codec's copies", "dalle1 evaluate CONFIG [key=value ...]", CopySettings),
+    Root("A ranker alone", "dalle1 evaluate CONFIG [key=value ...]", RetrievalSettings),
     Root("Token shards", "dalle1 tokenize CONFIG [key=value ...]", TokenizeSettings),
 )
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}

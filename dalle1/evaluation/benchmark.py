@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from dalle1.common.files import write_text
 from dalle1.common.images import to_pil
-from dalle1.evaluation.best_of_n import best_of_n, oracle_of_n
-from dalle1.evaluation.candidates import (
-    ATTRIBUTES,
-    NOT_CLAIMED,
-    CaptionCandidates,
-    read_candidates,
+from dalle1.evaluation.best_of_n import (
+    best_of_n,
+    choose_judged,
+    estimate_best_of_n,
+    oracle_of_n,
 )
+from dalle1.evaluation.candidates import CaptionCandidates, read_candidates
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.features import (
     ChosenFeatures,
@@ -36,26 +36,26 @@ from dalle1.evaluation.features import (
     read_chosen,
     read_true,
 )
+from dalle1.evaluation.judged import NOT_CLAIMED, Prompt
 from dalle1.evaluation.metrics import (
     FeatureNetwork,
     FrechetDistance,
     InceptionScore,
     Moments,
+    Point,
     inception_network,
-    interval,
+    mean_and_interval,
     named_network,
     no_features,
     ranker_network,
 )
-from dalle1.evaluation.prompts import Prompt
+from dalle1.evaluation.tables import by_group_and_kind, spread
 from dalle1.model import Model
 from dalle1.protocols import EmbeddingRanker
 
 FLAT = 0.02  # a curve is called flat from where it is within this share of its rise
 RESULT = "ranking.json"
 ROWS = 512  # images whose features are added at once; a product of fewer takes longer for each
-
-Point = dict[str, float | list[float]]  # {"mean": ..., "interval": [low, high]}
 
 
 @dataclass
@@ -65,20 +65,23 @@ class RankingBenchmark:
     results: dict[str, Any]  # the content of ranking.json
     sheet_prompts: list[Prompt]
     sheet_images: list[list[Tensor]] = field(default_factory=list)  # [prompts][counts] [3, H, W]
+    sheet_true: list[Tensor] = field(default_factory=list)  # [prompts] [3, H, W], of judged data
 
 
 def measure(folder: FeatureFolder, prompts: Sequence[Prompt]) -> RankingBenchmark:
     """All figures of candidates and features that `draw_candidates`, `measure_chosen` and
     `measure_true` have kept."""
     model, settings, counts = folder.model, folder.settings, folder.counts
-    groups: dict[str, Any] = {}
-    for group in dict.fromkeys(p.group for p in prompts):
-        of_group = [p for p in prompts if p.group == group]
-        candidates = list(read_candidates(of_group, settings, tokens=False))
-        groups[group] = {
-            "captions": len(candidates),
-            "curves": curves(candidates, counts, settings.bootstrap),
-        }
+    candidates = list(read_candidates(prompts, settings, tokens=False))
+    attributes = folder.judged.attributes if folder.judged else ()
+
+    def figures_of(numbers: Sequence[int]) -> dict[str, Any]:
+        chosen = [candidates[i] for i in numbers]
+        limit = settings.judged_candidates
+        found = curves(chosen, counts, settings.bootstrap, attributes, limit)
+        return {"captions": len(chosen), "curves": found}
+
+    groups = by_group_and_kind(prompts, figures_of)
     image_figures, true_images = compare(folder, prompts)
     for group, figures in image_figures.items():
         groups[group]["pictures"] = figures
@@ -89,28 +92,42 @@ def measure(folder: FeatureFolder, prompts: Sequence[Prompt]) -> RankingBenchmar
         "image_size": folder.side,
         "names": network_names(model, settings),
         "true_images": true_images,
+        "notes": folder.judged.notes() if folder.judged else [],
         "groups": groups,
     }
-    shown = list(prompts[: settings.sheet_captions])
+    shown = spread(prompts, settings.sheet_captions)
     images = []
     for candidates_of_one in read_candidates(shown, settings):
         different, rows = chosen_images(model, candidates_of_one, counts)
         images.append([different[row] for row in rows])
-    return RankingBenchmark(results, shown, images)
+    true = [folder.judged.image(p, model.image_size) for p in shown] if folder.judged else []
+    return RankingBenchmark(results, shown, images, true)
 
 
 def curves(
-    candidates: Sequence[CaptionCandidates], counts: Sequence[int], resamples: int
+    candidates: Sequence[CaptionCandidates],
+    counts: Sequence[int],
+    resamples: int,
+    attributes: Sequence[str] = (),
+    judged_candidates: int | None = None,
 ) -> dict[str, Any]:
     """Expected figures of the ranker's first of N candidates, one curve over N each.
 
-    They are exact over all choices of N of each caption's candidates. Each point has the mean over
-    the captions and its 95 % interval.
+    They are exact over all choices of N of each caption's candidates, or estimated from those that
+    were judged. Each point has the mean over the captions and its 95 % interval.
+
+    Args:
+        candidates: of each caption.
+        counts: the N.
+        resamples: of the intervals.
+        attributes: that the judge tells apart.
+        judged_candidates: the setting.
 
     Returns:
-        `clip_score`; `flat_from`, see the function. With a checker also `accuracy`, the share of
-        captions that the first shows exactly; `oracle`, the share that at least one of N shows;
-        and `attributes`, the accuracy of each attribute over the captions that claim it.
+        `clip_score`; `flat_from`, see the function. With a judge also `accuracy`, the share of
+        captions that the first shows exactly; `oracle`, the share that at least one of N shows,
+        where all are judged; and `attributes`, the accuracy of each attribute over the captions
+        that claim it.
     """
     result: dict[str, Any] = {
         "clip_score": _best_of_n_curve(
@@ -119,18 +136,35 @@ def curves(
     }
     checked = candidates[0].checks.shape[1] > 0
     if checked:
-        correct = [(c.scores, c.correct.float()) for c in candidates]
-        result["accuracy"] = _best_of_n_curve(correct, counts, resamples)
-        result["oracle"] = {
-            n: _mean_and_interval([oracle_of_n(c.correct, n) for c in candidates], resamples)
-            for n in counts
+        judged = [choose_judged(c.scores, judged_candidates) for c in candidates]
+
+        def curve(values: Sequence[tuple[int, Tensor]]) -> dict[int, Point]:
+            """values: [b] of some captions, with their numbers."""
+            return {
+                n: mean_and_interval(
+                    [estimate_best_of_n(candidates[i].scores, v, n, judged[i]) for i, v in values],
+                    resamples,
+                )
+                for n in counts
+                if values
+            }
+
+        result["accuracy"] = curve([(i, c.correct) for i, c in enumerate(candidates)])
+        if all(bool(c.judged.all()) for c in candidates):
+            result["oracle"] = {
+                n: mean_and_interval([oracle_of_n(c.correct, n) for c in candidates], resamples)
+                for n in counts
+            }
+        result["attributes"] = {
+            name: curve(
+                [
+                    (i, c.checks[:, a])
+                    for i, c in enumerate(candidates)
+                    if int(c.checks[judged[i].best[0], a]) != NOT_CLAIMED
+                ]
+            )
+            for a, name in enumerate(attributes)
         }
-        result["attributes"] = {}
-        for i, name in enumerate(ATTRIBUTES):
-            claiming = [c for c in candidates if int(c.checks[0, i]) != NOT_CLAIMED]
-            values = [(c.scores, c.checks[:, i].float()) for c in claiming]
-            curve = _best_of_n_curve(values, counts, resamples) if claiming else {}
-            result["attributes"][name] = curve
     main = result["accuracy" if checked else "clip_score"]
     result["flat_from"] = flat_from({n: point["mean"] for n, point in main.items()})
     return result
@@ -144,7 +178,7 @@ def _best_of_n_curve(
     captions: scores [b] and values [b] of each caption.
     """
     return {
-        n: _mean_and_interval([best_of_n(scores, v, n) for scores, v in captions], resamples)
+        n: mean_and_interval([best_of_n(scores, v, n) for scores, v in captions], resamples)
         for n in counts
     }
 
@@ -158,10 +192,6 @@ def flat_from(curve: dict[int, float]) -> int | None:
     start, top = points[0][1], max(curve.values())
     first = next(n for n, value in points if value >= top - FLAT * (top - start))
     return None if first == points[-1][0] and len(points) > 1 else first
-
-
-def _mean_and_interval(values: Sequence[float], resamples: int) -> Point:
-    return {"mean": sum(values) / len(values), "interval": list(interval(values, resamples))}
 
 
 def compare(
@@ -251,10 +281,10 @@ class _ChosenImages:
             "fid": fid,
             "inception_score": score,
             "inception_score_deviation": deviation,
-            "clip_score": _mean_and_interval(self.scores, resamples),
+            "clip_score": mean_and_interval(self.scores, resamples),
         }
         if self.correct:
-            result["accuracy"] = _mean_and_interval(self.correct, resamples)
+            result["accuracy"] = mean_and_interval(self.correct, resamples)
         return result
 
 
@@ -318,10 +348,15 @@ def contact_sheet_rows(
 ) -> tuple[list[list[Any]], list[str], list[str]]:
     """Rows of PIL images, their captions and the columns' titles, for `contact_sheet`.
 
-    Each row has the ranker's first of N for N = 1, 8, 64 ... and for all candidates.
+    Each row has the ranker's first of N for N = 1, 8, 64 ... and for all candidates, and in front
+    of them the true image of data that are judged.
     """
     counts = benchmark.results["counts"]
     columns = [i for i in range(len(counts)) if i % 3 == 0 or i == len(counts) - 1]
     rows = [[to_pil(images[i]) for i in columns] for images in benchmark.sheet_images]
     captions = [p.caption for p in benchmark.sheet_prompts]
-    return rows, captions, [f"N = {counts[i]}" for i in columns]
+    titles = [f"N = {counts[i]}" for i in columns]
+    if benchmark.sheet_true:
+        rows = [[to_pil(t), *row] for t, row in zip(benchmark.sheet_true, rows, strict=True)]
+        titles = ["true", *titles]
+    return rows, captions, titles

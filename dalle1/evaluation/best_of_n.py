@@ -6,6 +6,7 @@ Dimensions: m candidates, of which n are chosen among.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -27,16 +28,74 @@ def best_of_n(scores: Tensor, values: Tensor, n: int) -> float:
     Raises:
         ValueError: n is not in 1 ... m, the two differ in length, or a score is NaN.
     """
+    if len(values) != len(scores):
+        raise ValueError(f"values: expected one of each of {len(scores)} scores, got {len(values)}")
+    return float(_shares(scores, n) @ values.double())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Which of a caption's candidates are judged: the ranker's best, and some of the others."""
+
+    best: list[int]
+    others: list[int]
+
+    @property
+    def all(self) -> list[int]:
+        """Their numbers."""
+        return self.best + self.others
+
+
+def choose_judged(scores: Tensor, limit: int | None) -> Judged:
+    """The candidates that are judged where at most `limit` are: half are the ranker's best, half
+    are the first of the others, which are as good as any, as candidates are drawn alike.
+
+    Args:
+        scores: [m].
+        limit: None: all are judged, and count as the best.
+    """
+    order = scores.argsort(descending=True, stable=True).tolist()
+    if limit is None or limit >= len(order):
+        return Judged(order, [])
+    best = order[: -(-limit // 2)]
+    return Judged(best, sorted(order[len(best) :])[: limit - len(best)])
+
+
+def estimate_best_of_n(scores: Tensor, values: Tensor, n: int, judged: Judged) -> float:
+    """`best_of_n` where the values of some candidates alone are known.
+
+    The best count as they do there. What is left of the weights goes to the others, in the ratio of
+    theirs. With n = 1, where all weights are equal, the expected estimate is the mean of all.
+
+    Args:
+        scores: [m].
+        values: [m], of which those of `judged` are read.
+        n: as in `best_of_n`.
+        judged: see `choose_judged`.
+    """
+    shares, known = _shares(scores, n), values.double()
+    sure = float(shares[judged.best] @ known[judged.best])
+    rest = 1 - float(shares[judged.best].sum())
+    if not judged.others or rest <= 0:
+        return sure
+    weights = shares[judged.others]
+    if not bool(weights.any()):
+        weights = torch.ones_like(weights)
+    return sure + rest * float(weights @ known[judged.others] / weights.sum())
+
+
+def _shares(scores: Tensor, n: int) -> Tensor:
+    """The share of n-subsets of which each candidate is the best; equals share: float64 [m]."""
     m = len(scores)
     _check_count(n, m)
-    if len(values) != m:
-        raise ValueError(f"values: expected one of each of {m} scores, got {len(values)}")
     if bool(scores.isnan().any()):
         raise ValueError(f"scores: expected numbers, got {int(scores.isnan().sum())} NaN of {m}")
     _, equals, counts = scores.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, values.double())
-    shared = (sums / counts)[equals]  # [m]
-    return float(shared[scores.argsort(descending=True)] @ _weights(m, n))
+    weights = torch.empty(m, dtype=torch.float64)
+    weights[scores.argsort(descending=True)] = _weights(m, n)
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, weights)
+    shares: Tensor = (sums / counts)[equals]
+    return shares
 
 
 @lru_cache(maxsize=64)  # of a benchmark, there are as many as points of a curve

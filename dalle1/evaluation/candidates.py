@@ -6,7 +6,7 @@
 A run that was stopped resumes with the missing candidates. A larger number of candidates adds to
 those on disk: candidate i depends on (seed, caption, i) alone.
 
-Dimensions: b candidates, m image positions, a attributes that the checker tells apart,
+Dimensions: b candidates, m image positions, a attributes that the judge tells apart,
 H W image height and width.
 """
 
@@ -18,30 +18,27 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.common.config import SHAPES
 from dalle1.common.files import read_text, replacing, write_text
-from dalle1.common.images import to_pil
-from dalle1.common.weights import fingerprint
-from dalle1.data.shapes import check
+from dalle1.common.weights import device_of, fingerprint
+from dalle1.evaluation.best_of_n import choose_judged
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.prompts import Prompt
+from dalle1.evaluation.judged import CompletableData, JudgedData, Prompt
 from dalle1.generation.batches import CaptionImages, draw_captions
+from dalle1.generation.images import decode
 from dalle1.generation.ranking import score_candidates
 from dalle1.model import Model
 
-# What a caption of the built-in data may claim, in the order of `CaptionCandidates.checks`.
-ATTRIBUTES = ("count", "color", "shape", "size", "relation", "background")
-NOT_CLAIMED = -1
+NOT_JUDGED = -2  # of all attributes of a candidate that was not judged
 # What a tokenizer without a fingerprint is known by.
 PROBE_WORDS = ("quick", "brown", "fox", "lazy", "dog", "two", "red", "circles")
 
@@ -52,22 +49,30 @@ class CaptionCandidates:
 
     tokens: Tensor  # int64 [b, m]
     scores: Tensor  # float32 [b], the ranker's
-    checks: Tensor  # int8 [b, a]: 1 right, 0 wrong or NOT_CLAIMED; [b, 0] without a checker
+    checks: Tensor  # int8 [b, a]: 1 right, 0 wrong, NOT_CLAIMED or NOT_JUDGED; [b, 0]: no judge
+
+    @property
+    def judged(self) -> Tensor:
+        """Whether an image was judged, if there is a judge: bool [b]."""
+        return (self.checks != NOT_JUDGED).all(dim=1)
 
     @property
     def correct(self) -> Tensor:
-        """Whether an image shows all that the caption claims: bool [b]."""
-        return (self.checks != 0).all(dim=1)
+        """Whether an image was judged and shows all that the caption claims: bool [b]."""
+        return (self.checks != 0).all(dim=1) & self.judged
 
     def first(self, count: int) -> CaptionCandidates:
         """Candidates 0 ... count - 1."""
         return CaptionCandidates(self.tokens[:count], self.scores[:count], self.checks[:count])
 
 
-def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0) -> None:
+def write_or_check_settings(
+    model: Model, settings: RankSettings, rank: int = 0, judged: JudgedData | None = None
+) -> None:
     """Keeps what the candidates in the run's folder depend on, or compares it with what is kept.
 
-    Every rank calls it and waits for the others before it draws. Rank 0 writes.
+    Every rank calls it and waits for the others before it draws. Rank 0 writes. judged: the data,
+    where they have a judge.
 
     Raises:
         ValueError: the folder holds candidates of another model or of other settings.
@@ -76,16 +81,20 @@ def write_or_check_settings(model: Model, settings: RankSettings, rank: int = 0)
     folder.mkdir(parents=True, exist_ok=True)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "dtype")
     current: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    current["judged"] = settings.data == SHAPES
+    current["judged"] = judged is not None
     current["model"] = model_fingerprint(model)
     current["tokenizers"] = _tokenizers(model)
+    if judged is not None:
+        current["judge"] = judged.fingerprint()
+        current["completion"] = settings.completion
     path = settings_path(settings)
     if not path.exists():
         if rank == 0:
             write_text(path, json.dumps(current, indent=2) + "\n")
         return
-    # Earlier releases did not keep the tokenizers.
-    kept = {"tokenizers": current["tokenizers"], **json.loads(read_text(path))}
+    # Earlier releases kept neither tokenizers nor judge, and completed nothing.
+    former = {n: current[n] for n in ("tokenizers", "judge") if n in current}
+    kept = {**former, "completion": False, **json.loads(read_text(path))}
     for name, value in current.items():
         if kept.get(name) != value:
             raise ValueError(
@@ -102,34 +111,76 @@ def draw_candidates(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
+    judged: JudgedData | None = None,
 ) -> None:
     """Draws and keeps what is missing of every `world_size`-th caption, from number `rank` on.
 
-    Call `write_or_check_settings` first.
+    Call `write_or_check_settings` first. judged: the data, where they have a judge.
     """
     folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    captions_by_count: dict[int, list[str]] = defaultdict(list)  # by candidates on disk
-    for caption in list(dict.fromkeys(p.caption for p in prompts))[rank::world_size]:
-        count = _count(path_of(folder, caption))
-        if count < settings.candidates:
-            captions_by_count[count].append(caption)
-    total = sum((settings.candidates - n) * len(c) for n, c in captions_by_count.items())
+    prompts_by_count: dict[int, list[Prompt]] = defaultdict(list)  # by candidates on disk
+    different = list({p.caption: p for p in reversed(prompts)}.values())[::-1]
+    for prompt in different[rank::world_size]:
+        count = _count(path_of(folder, prompt.caption))
+        prompts_by_count[min(count, settings.candidates)].append(prompt)
+    complete = prompts_by_count.pop(settings.candidates, [])
+    total = sum((settings.candidates - n) * len(p) for n, p in prompts_by_count.items())
     with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
-        for count, captions in sorted(captions_by_count.items()):
-            drawn = draw_captions(
-                model,
-                captions,
-                settings.candidates,
-                settings.seed,
-                settings.batch_size,
-                settings.options(),
-                start=count,
-            )
-            for caption, images in zip(captions, drawn, strict=True):
-                new = _score_and_check(model, caption, images, settings)
-                _append(path_of(folder, caption), new)
-                bar.update(len(new.tokens))
+        for count, of_count in sorted(prompts_by_count.items()):
+            drawn = _drawn(model, of_count, settings, count, judged)
+            for prompt, images in zip(of_count, drawn, strict=True):
+                _append(model, prompt.caption, images, settings, judged)
+                bar.update(len(images.tokens))
+    if judged is not None:
+        for prompt in tqdm(complete, unit="caption", desc="judging", disable=not progress):
+            _judge_missing(model, prompt.caption, settings, judged)
+
+
+def _drawn(
+    model: Model,
+    prompts: Sequence[Prompt],
+    settings: RankSettings,
+    start: int,
+    judged: JudgedData | None,
+) -> Iterator[CaptionImages]:
+    """Candidates of each prompt, from number `start` on."""
+    draw = partial(
+        draw_captions,
+        model,
+        candidates=settings.candidates,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        options=settings.options(),
+        start=start,
+    )
+    if not settings.completion:
+        yield from draw(captions=[p.caption for p in prompts])
+        return
+    assert judged is not None
+    for prompt in prompts:  # each has another beginning
+        yield from draw(captions=[prompt.caption], prefix=upper_tokens(model, judged, prompt))
+
+
+def upper_tokens(model: Model, judged: JudgedData, prompt: Prompt) -> Tensor:
+    """The tokens of the upper half of a prompt's true image: int64 [rows x columns], on the CPU.
+
+    The lower half is hidden before the codec reads the image: a token depends on pixels around its
+    own, and the answer must not be among them.
+
+    Raises:
+        ValueError: the data have no images to complete, or the grid no two halves.
+    """
+    (rows, columns), stride = model.prior.grid, model.codec.stride
+    if not isinstance(judged, CompletableData):
+        raise ValueError("completion: expected data with images to complete, such as judge=emoji")
+    if rows % 2 or rows != columns:
+        raise ValueError(
+            f"completion: expected a square grid of two halves, got {rows}x{columns} tokens"
+        )
+    image = judged.upper_half(prompt, rows * stride)
+    tokens = model.codec.encode(image[None].to(device_of(model.codec)))
+    return tokens[0, : rows // 2].flatten().cpu()
 
 
 def read_candidates(
@@ -165,17 +216,6 @@ def path_of(folder: Path, caption: str) -> Path:
     return folder / (hashlib.sha256(caption.encode()).hexdigest()[:16] + ".safetensors")
 
 
-def check_image(image: Tensor, caption: str) -> list[int]:
-    """What the checker says of an image [3, H, W] in [0, 1], in the order of ATTRIBUTES.
-
-    Returns:
-        1 for what the image shows, 0 for what it does not, NOT_CLAIMED for what the caption does
-        not say.
-    """
-    checked = check(np.asarray(to_pil(image)), caption).attributes
-    return [int(checked[name]) if name in checked else NOT_CLAIMED for name in ATTRIBUTES]
-
-
 def model_fingerprint(model: Model) -> str:
     """16 digits of a model's weights and of how its tokenizer reads captions."""
     with warnings.catch_warnings():
@@ -197,26 +237,73 @@ def _folder(settings: RankSettings) -> Path:
     return Path(settings.run) / "draws"
 
 
-def _score_and_check(
-    model: Model, caption: str, drawn: CaptionImages, settings: RankSettings
-) -> CaptionCandidates:
+def _append(
+    model: Model,
+    caption: str,
+    drawn: CaptionImages,
+    settings: RankSettings,
+    judged: JudgedData | None,
+) -> None:
+    """Scores new candidates, adds them to those on disk and judges what is to be judged."""
     assert model.ranker is not None
-    scores = score_candidates(model.ranker, caption, drawn)
-    checks = torch.zeros(len(drawn.tokens), 0, dtype=torch.int8)
-    if settings.data == SHAPES:
-        checks = torch.tensor([check_image(i, caption) for i in drawn.images], dtype=torch.int8)
-    return CaptionCandidates(drawn.tokens, scores, checks)
-
-
-def _append(path: Path, new: CaptionCandidates) -> None:
-    """Adds candidates to those that a file holds."""
+    path, count = path_of(_folder(settings), caption), len(drawn.tokens)
+    attributes = len(judged.attributes) if judged else 0
+    checks = torch.full((count, attributes), NOT_JUDGED, dtype=torch.int8)
+    new = CaptionCandidates(drawn.tokens, score_candidates(model.ranker, caption, drawn), checks)
     parts = [_load(path), new] if path.exists() else [new]
-    tokens = torch.cat([c.tokens for c in parts])
+    joined = CaptionCandidates(
+        torch.cat([c.tokens for c in parts]),
+        torch.cat([c.scores for c in parts]),
+        torch.cat([c.checks for c in parts]),
+    )
+    if judged is not None:
+        first = len(joined.scores) - count
+        images = {first + i: image for i, image in enumerate(drawn.images)}
+        _judge(model, caption, joined, _to_judge(joined, settings), images, judged)
+    _save(path, joined)
+
+
+def _judge_missing(model: Model, caption: str, settings: RankSettings, judged: JudgedData) -> None:
+    """Judges what is to be judged of the candidates on disk and is not yet."""
+    path = path_of(_folder(settings), caption)
+    if _to_judge(_load(path, tokens=False), settings):
+        candidates = _load(path)
+        _judge(model, caption, candidates, _to_judge(candidates, settings), {}, judged)
+        _save(path, candidates)
+
+
+def _to_judge(candidates: CaptionCandidates, settings: RankSettings) -> list[int]:
+    """The numbers of candidates that are to be judged and are not yet."""
+    scores = candidates.scores[: settings.candidates]
+    known = candidates.judged.tolist()
+    return [i for i in choose_judged(scores, settings.judged_candidates).all if not known[i]]
+
+
+def _judge(
+    model: Model,
+    caption: str,
+    candidates: CaptionCandidates,
+    numbers: Sequence[int],
+    images: dict[int, Tensor],
+    judged: JudgedData,
+) -> None:
+    """Judges candidates of these numbers; images: of some of them, by number."""
+    missing = [i for i in numbers if i not in images]
+    if missing:
+        decoded = decode(model.codec, candidates.tokens[missing], model.prior.grid)
+        images = images | dict(zip(missing, decoded, strict=True))
+    for i in numbers:
+        checked = judged.check(images[i], caption)
+        candidates.checks[i] = torch.tensor(checked, dtype=torch.int8)
+
+
+def _save(path: Path, candidates: CaptionCandidates) -> None:
+    tokens = candidates.tokens
     smallest = torch.int16 if int(tokens.max()) < 2**15 else torch.int32
     tensors = {
         "tokens": tokens.to(smallest),
-        "scores": torch.cat([c.scores for c in parts]),
-        "verdicts": torch.cat([c.checks for c in parts]),
+        "scores": candidates.scores,
+        "verdicts": candidates.checks,
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary)

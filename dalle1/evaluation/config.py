@@ -1,17 +1,71 @@
-"""The settings of a ranking benchmark: one YAML file an experiment."""
+"""The settings of benchmarks: one YAML file an experiment."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from dalle1.common.config import SHAPES, Location, Section
 from dalle1.common.hardware import DTypeName
 from dalle1.generation.options import SamplingOptions
 
 
-class RankSettings(Section):
+class Measure(Section):
+    """What a file of settings asks for, which says by what class it is read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    measure: Literal["ranking", "copies", "retrieval"] = "ranking"
+
+
+class DataSettings(Section):
+    """The captions of a benchmark, their judge, and where its results go."""
+
+    run: Location = Field(description="folder of the benchmark; on several machines, a shared one")
+    data: Location = Field(
+        description="captions with their true images: shards, a folder of pairs or 'shapes'; "
+        "captions alone, and then no FID: token shards, or a .txt with one a line; or, with "
+        "`judge`, the folder of its data set"
+    )
+    judge: str | None = Field(
+        None,
+        description="what checks images against captions: 'emoji', or 'module:function' of yours; "
+        "null: nothing, but of data=shapes its own checker",
+    )
+    packages: Location | None = Field(
+        None, description="with judge=emoji, the folder of its packages; null: data/packages"
+    )
+    splits: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="with `judge`, the splits that captions are taken of, each a group of the "
+        "report; null: the test split",
+    )
+    captions: int = Field(
+        128, ge=1, description="largest number of captions; of each split, where there are splits"
+    )
+    bootstrap: int = Field(
+        1000, ge=1, description="bootstrap resamples of each confidence interval"
+    )
+    sheet_captions: int = Field(8, ge=1, description="captions on the contact sheet")
+
+    @model_validator(mode="after")
+    def _check_data(self) -> DataSettings:
+        if self.judge is not None and self.data == SHAPES:
+            raise ValueError("judge is not read with data=shapes, which has its own: take it out")
+        for name in ("packages", "splits"):
+            if self.judge is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is read with a judge of data in a folder alone, such as judge=emoji: "
+                    "take it out"
+                )
+        if self.splits is not None and len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits: expected different ones, got {', '.join(self.splits)}")
+        return self
+
+
+class RankSettings(DataSettings):
     """Everything that a ranking benchmark depends on (paper section 3, figures 6 and 9)."""
 
     renamed: ClassVar = {
@@ -19,19 +73,14 @@ class RankSettings(Section):
         "shown": "sheet_captions",
     }
 
+    measure: Literal["ranking"] = Field("ranking", description="what is measured")
     model: Location = Field(description="model folder, with a ranker")
     ranker: str | None = Field(
         None,
         description="in place of the model's own: a folder with a ranker, "
         "'open_clip:MODEL/PRETRAINED', 'hf:NAME', 'likelihood' or 'perplexity'; null: its own",
     )
-    run: Location = Field(description="folder of the benchmark; on several machines, a shared one")
-    data: Location = Field(
-        description="captions with their true images: shards, a folder of pairs or 'shapes'; or "
-        "captions alone, and then no FID: token shards, or a .txt with one a line"
-    )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
-    captions: int = Field(128, ge=1, description="largest number of captions")
     caption_seed: int | None = Field(
         None,
         ge=0,
@@ -41,6 +90,17 @@ class RankSettings(Section):
         "one", description="of images with several captions"
     )
     candidates: int = Field(512, ge=1, description="candidates of each caption")
+    judged_candidates: int | None = Field(
+        None,
+        ge=2,
+        description="candidates of each caption that are judged: half of them the ranker's best, "
+        "half any of the others, from which the rest is estimated; null: all",
+    )
+    completion: bool = Field(
+        False,
+        description="whether the upper half of the true image is given, and the lower half drawn "
+        "and judged; of judged data with captions for it, as the emoji have",
+    )
     seed: int = Field(0, ge=0, description="of the random numbers that candidates are drawn with")
     temperature: float = Field(
         1.0, description="divides the logits; at least 0, which takes the likeliest token"
@@ -85,10 +145,6 @@ class RankSettings(Section):
     inception_splits: int = Field(
         10, ge=1, description="parts that the Inception Score is averaged over"
     )
-    bootstrap: int = Field(
-        1000, ge=1, description="bootstrap resamples of each confidence interval"
-    )
-    sheet_captions: int = Field(8, ge=1, description="captions on the contact sheet")
     # Of data=shapes alone.
     heldout_captions: int | None = Field(
         None, ge=1, description="captions with (color, shape) pairs that never occur in training"
@@ -103,9 +159,15 @@ class RankSettings(Section):
         for name in ("heldout_captions", "training_captions"):
             if self.data != SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name} is read with data=shapes alone: take it out")
+        judged = "data=shapes" if self.data == SHAPES else "a judge" if self.judge else None
         for name in ("caption_seed", "captions_per_image"):
-            if self.data == SHAPES and getattr(self, name) not in (None, "one"):
-                raise ValueError(f"{name} is not read with data=shapes: take it out")
+            if judged and getattr(self, name) not in (None, "one"):
+                raise ValueError(f"{name} is not read with {judged}: take it out")
+        if self.judge and self.caption_key != "txt":
+            raise ValueError("caption_key is not read with a judge: take it out")
+        for name in ("judged_candidates", "completion"):
+            if not judged and getattr(self, name):
+                raise ValueError(f"{name} is read with data that are judged alone: take it out")
         if self.inception is not None and self.features is not None:
             raise ValueError("inception and features are two networks for FID: take one out")
         if min(self.blur) < 0 or len(set(self.blur)) < len(self.blur):
@@ -115,3 +177,26 @@ class RankSettings(Section):
     def options(self) -> SamplingOptions:
         """How tokens are drawn."""
         return SamplingOptions(self.temperature, self.top_k, self.top_p, self.guidance)
+
+
+class CopySettings(DataSettings):
+    """What a codec's copies of true images still show of their captions."""
+
+    measure: Literal["copies"] = Field(description="what is measured")
+    codec: Location = Field(description="folder of a codec, or of a model with one")
+    image_size: int | None = Field(
+        None, ge=1, description="side in pixels of the images that are copied; null: the data's"
+    )
+
+
+class RetrievalSettings(DataSettings):
+    """How often a ranker prefers a true image to one with one thing wrong."""
+
+    measure: Literal["retrieval"] = Field(description="what is measured")
+    ranker: str = Field(
+        description="a folder with a ranker, of a model or of CLIP alone; "
+        "'open_clip:MODEL/PRETRAINED' or 'hf:NAME'"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="side in pixels of the images that are scored; null: the data's"
+    )

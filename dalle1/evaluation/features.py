@@ -30,21 +30,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle1.common.config import SHAPES
 from dalle1.common.files import read_text, replacing, write_text
 from dalle1.common.images import to_tensor
 from dalle1.data.transforms import middle_square
 from dalle1.evaluation.best_of_n import candidate_counts
 from dalle1.evaluation.candidates import (
     CaptionCandidates,
-    check_image,
     path_of,
     read_candidates,
     settings_path,
 )
 from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.judged import JudgedData, Prompt
 from dalle1.evaluation.metrics import BATCH, FeatureNetwork, blurred
-from dalle1.evaluation.prompts import Prompt, data_digest, true_images
+from dalle1.evaluation.prompts import data_digest, true_images
 from dalle1.generation.images import decode
 from dalle1.model import Model
 from dvae.calls import trusted
@@ -62,6 +61,7 @@ class FeatureFolder:
     model: Model
     network: FeatureNetwork
     settings: RankSettings
+    judged: JudgedData | None = None  # the data, where they have a judge
 
     @property
     def side(self) -> int:
@@ -81,7 +81,7 @@ class ChosenFeatures:
     features: Tensor  # float32 [n, f], of different images
     logits: Tensor  # float32 [n, k]; [n, 0] without classes
     scores: Tensor  # float32 [n], the ranker's, of the blurred image
-    correct: Tensor  # int8 [n]: whether the image shows its caption; [0] without a checker
+    correct: Tensor  # int8 [n]: whether the image shows its caption; [0] without a judge
     rows: Tensor  # int64 [q], which of the images is the first of N
 
 
@@ -99,6 +99,7 @@ def open_folder(
     network: FeatureNetwork,
     settings: RankSettings,
     rank: int = 0,
+    judged: JudgedData | None = None,
 ) -> FeatureFolder:
     """The folder of the features of these settings; rank 0 makes it, the others wait for that.
 
@@ -109,7 +110,7 @@ def open_folder(
     """
     names = ("data", "blur", "image_size", "inception", "features", "reference_images")
     depends: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    depends["data_digest"] = data_digest(settings)
+    depends["data_digest"] = data_digest(settings, judged)
     depends["candidates"] = json.loads(read_text(settings_path(settings)))
     if settings.inception is None and settings.features is None:  # the classes are the captions
         depends["captions"] = hashlib.sha256(
@@ -117,7 +118,7 @@ def open_folder(
         ).hexdigest()
     text = json.dumps(depends, indent=1, sort_keys=True)
     path = Path(settings.run) / "features" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = FeatureFolder(path, model, network, settings)
+    folder = FeatureFolder(path, model, network, settings, judged)
     generator = torch.Generator().manual_seed(0)
     features, logits = network(torch.rand(2, 3, folder.side, folder.side, generator=generator))
     probe = {"features": features, "logits": _filled(logits, len(features))}
@@ -192,10 +193,11 @@ def _of_caption(
     features, logits = folder.network(soft)
     with trusted():
         scores = model.ranker.score([caption], soft)[0]
-    correct = torch.zeros(len(soft) if folder.settings.data == SHAPES else 0, dtype=torch.int8)
-    for i in range(len(correct)):
-        # NOT_CLAIMED is true: what a caption does not claim cannot be wrong.
-        correct[i] = all(check_image(soft[i], caption))
+    correct = torch.zeros(len(soft) if folder.judged else 0, dtype=torch.int8)
+    if folder.judged:
+        for i in range(len(soft)):
+            # NOT_CLAIMED is true: what a caption does not claim cannot be wrong.
+            correct[i] = all(folder.judged.check(soft[i], caption))
     tensors = {
         "features": features.float(),
         "logits": _filled(logits, len(soft)).float(),
@@ -248,7 +250,7 @@ def measure_true(folder: FeatureFolder, rank: int = 0, world_size: int = 1) -> N
         number = index // SAMPLES
         return number % world_size == rank and not _true_path(folder, number).exists()
 
-    images = true_images(folder.settings, folder.side, wanted)
+    images = true_images(folder.settings, folder.side, wanted, folder.judged)
     if images is None:
         return
     bar = tqdm(images, desc="true images", unit="image", mininterval=5, disable=rank > 0)

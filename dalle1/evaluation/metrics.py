@@ -6,7 +6,6 @@ Dimensions: q captions, n images, f features, k classes, H W image height and wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dalle1.common.images import to_pil, to_tensor
 from dalle1.evaluation.inception import load_inception
+from dalle1.evaluation.judged import imported
 from dalle1.protocols import EmbeddingRanker
 from dvae.images import check_images
 
@@ -22,6 +22,7 @@ BATCH = 64
 MAX_CLASSES = 1000
 # Images [n, 3, H, W] in [0, 1] to features [n, f] and, if there are classes, logits [n, k].
 FeatureNetwork = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Point = dict[str, float | list[float]]  # {"mean": ..., "interval": [low, high]}
 
 
 def blurred(images: Tensor, radius: float) -> Tensor:
@@ -87,13 +88,7 @@ def named_network(name: str) -> FeatureNetwork:
         ValueError: the name cannot be imported. The network raises it for features or logits of a
             wrong shape, and where they are not finite.
     """
-    module, colon, function = name.partition(":")
-    if not colon or not module or not function:
-        raise ValueError(f"features: expected 'module:function', got {name!r}")
-    try:
-        user_network = getattr(import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"features: {name!r} cannot be imported: {error}") from error
+    user_network = imported(name, "features")()
     if isinstance(user_network, nn.Module):
         user_network = user_network.eval()
 
@@ -273,3 +268,8 @@ def interval(values: Sequence[float], resamples: int) -> tuple[float, float]:
     means = [rng.choice(sample, len(sample)).mean() for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_and_interval(values: Sequence[float], resamples: int) -> Point:
+    """A mean over captions as reports show it, with its `interval`."""
+    return {"mean": sum(values) / len(values), "interval": list(interval(values, resamples))}

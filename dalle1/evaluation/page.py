@@ -33,7 +33,7 @@ def write_page(benchmark: RankingBenchmark, folder: Path) -> Path:
 def _page(results: Results) -> str:
     parts = [
         HEAD,
-        *_introduction(results["settings"]),
+        *_introduction(results),
         *_curves(results),
         "<h2>Best of N</h2><img src=sheet.png>",
         *_blur(results),
@@ -42,12 +42,22 @@ def _page(results: Results) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _introduction(settings: Results) -> list[str]:
+def _introduction(results: Results) -> list[str]:
+    settings = results["settings"]
+    judged = settings["judged_candidates"]
     return [
         f"<h1>{html.escape(settings['model'])}</h1>",
         f"<p>{settings['candidates']} candidates a caption, temperature "
         f"{settings['temperature']:g}, guidance {settings['guidance']:g}, seed "
         f"{settings['seed']}. Intervals: 95 %, by resampling captions.</p>",
+        "<p>The upper half of each true image is given; the lower half is drawn and judged.</p>"
+        if settings["completion"]
+        else "",
+        f"<p>Of each caption {judged} candidates are judged: half of them are the ranker's best, "
+        "half any of the others, from which the rest is estimated.</p>"
+        if judged and judged < settings["candidates"]
+        else "",
+        *(f"<p>{html.escape(note)}</p>" for note in results["notes"]),
     ]
 
 
@@ -58,6 +68,8 @@ def _curves(results: Results) -> list[str]:
         rise = f"flat from N = {flat} on" if flat else "still rising at the last N"
         parts.append(f"<h3>{html.escape(name)}: {group['captions']} captions, {rise}</h3>")
         parts.append(_curves_table(group["curves"], results["names"]["clip_score"]))
+        if "kinds" in group:
+            parts.append(_kinds_table(group["kinds"]))
     return parts
 
 
@@ -89,20 +101,38 @@ def _curves_table(curves: Results, score: str) -> str:
     columns = {score: (curves["clip_score"], 1.0)}
     if "accuracy" in curves:
         columns["shown exactly, %"] = (curves["accuracy"], 100.0)
-        columns["any of N, %"] = (curves["oracle"], 100.0)
+        if "oracle" in curves:
+            columns["any of N, %"] = (curves["oracle"], 100.0)
         columns |= {f"{k}, %": (c, 100.0) for k, c in curves["attributes"].items() if c}
     rows = ["<tr><th>N" + "".join(f"<th>{name}" for name in columns)]
     for n in curves["clip_score"]:
-        cells = []
-        for curve, scale in columns.values():
-            mean, (low, high) = curve[n]["mean"], curve[n]["interval"]
-            digits = 1 if scale > 1 else 3
-            cells.append(
-                f"<td title='{scale * low:.{digits}f} to {scale * high:.{digits}f}'>"
-                f"{scale * mean:.{digits}f}"
-            )
+        cells = [_point(curve[n], scale) for curve, scale in columns.values()]
         rows.append(f"<tr><td>{n}" + "".join(cells))
     return "<table>" + "\n".join(rows) + "</table>"
+
+
+def _kinds_table(kinds: Results) -> str:
+    """A row for each kind of scene: a single draw, and the ranker's first of all candidates."""
+    names = list(dict.fromkeys(n for g in kinds.values() for n in g["curves"]["attributes"]))
+    heads = "".join(f"<th>{name}, %" for name in ("shown exactly", *names))
+    rows = [f"<tr><th>scene<th>captions<th>N{heads}"]
+    for kind, group in kinds.items():
+        curves = group["curves"]
+        of_all = [curves["accuracy"], *(curves["attributes"][name] for name in names)]
+        for n in dict.fromkeys((next(iter(of_all[0])), list(of_all[0])[-1])):
+            cells = [_point(curve[n], 100) if curve else "<td>-" for curve in of_all]
+            rows.append(
+                f"<tr><td>{html.escape(kind)}<td>{group['captions']}<td>{n}" + "".join(cells)
+            )
+    return "<table>" + "\n".join(rows) + "</table>"
+
+
+def _point(point: Results, scale: float) -> str:
+    """A cell of a mean, whose tooltip is its interval."""
+    mean, (low, high) = point["mean"], point["interval"]
+    digits = 1 if scale > 1 else 3
+    title = f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
+    return f"<td title='{title}'>{scale * mean:.{digits}f}"
 
 
 def _blur_table(by_radius: Results, counts: list[int], cell: Callable[[Results], str]) -> str:

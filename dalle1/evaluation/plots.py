@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Results = dict[str, Any]
-COLORS = ("tab:blue", "tab:orange", "tab:green")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
 def plot_counts(results: Results, path: Path) -> None:
@@ -27,7 +27,8 @@ def plot_counts(results: Results, path: Path) -> None:
         accuracy, *by_group = rest
         for (name, group), color in zip(groups.items(), COLORS, strict=False):
             _line(accuracy, group["curves"]["accuracy"], f"{name}, the ranker's first", color, 100)
-            _line(accuracy, group["curves"]["oracle"], f"{name}, any", color, 100, "--")
+            if "oracle" in group["curves"]:
+                _line(accuracy, group["curves"]["oracle"], f"{name}, any", color, 100, "--")
         _finish_counts(accuracy, "captions shown exactly", "%")
         for (name, group), axes in zip(groups.items(), by_group, strict=True):
             for attribute, curve in group["curves"]["attributes"].items():

@@ -9,17 +9,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from dalle1.common.config import SHAPES
 from dalle1.common.files import read_text
 from dalle1.common.images import to_tensor
-from dalle1.data import shapes
 from dalle1.data.samples import (
     BadSample,
     RawSample,
@@ -40,38 +37,22 @@ from dalle1.data.shards.tar import is_remote
 from dalle1.data.shards.token_shard import TokenShard
 from dalle1.data.transforms import middle_square, read_image
 from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.judged import JudgedData, Prompt, open_judged
 
-TEST_SEED = 1  # of the built-in test images; the training images have another
-UNSEEN, HELDOUT, GIVEN = "unseen captions", "held-out pairs", "captions"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A caption and the group that it is reported in."""
-
-    caption: str
-    group: str
-    scene: shapes.Scene | None = None  # what the caption describes; built-in data only
+GIVEN = "captions"  # the group of data that are not judged
 
 
-def read_prompts(settings: RankSettings) -> list[Prompt]:
+def read_prompts(settings: RankSettings, judged: JudgedData | None = None) -> list[Prompt]:
     """The captions of a benchmark.
 
-    Those of the built-in data occur in no training sample; the held-out pairs are a group of their
-    own.
+    judged: what `open_judged` gives of the settings; None: it is called.
 
     Raises:
         ValueError: the data cannot be read or has no captions.
     """
-    if settings.data == SHAPES:
-        trained = training_captions(settings.training_captions or 0)
-        unseen = unseen_samples("test", settings.captions, trained)
-        heldout = unseen_samples("heldout", settings.heldout_captions or 0, trained)
-        return [
-            Prompt(sample.caption, group, sample.scene)
-            for group, samples in ((UNSEEN, unseen), (HELDOUT, heldout))
-            for sample in samples
-        ]
+    judged = judged or open_judged(settings)
+    if judged is not None:
+        return judged.prompts()
     captions = _chosen(_caption_lists(settings), settings)
     if not captions:
         raise ValueError(f"data: {settings.data} holds no captions")
@@ -142,13 +123,15 @@ def _are_tokens(data: str) -> bool:
     return kind_of(data, find_shards(data)) == TOKENS
 
 
-def data_digest(settings: RankSettings) -> str:
+def data_digest(settings: RankSettings, judged: JudgedData | None = None) -> str:
     """16 digits that change with the names or sizes of the files that the data are.
 
-    Of remote shards only the addresses count.
+    Of remote shards only the addresses count. judged: see `read_prompts`.
     """
-    files: list[str] = []
-    if settings.data != SHAPES:
+    judged = judged or open_judged(settings)
+    if judged is not None:
+        files = judged.files()
+    else:
         listed = _is_list(settings.data)
         files = [settings.data] if listed else find_shards(settings.data)
         files = files or find_pairs(settings.data)
@@ -158,7 +141,10 @@ def data_digest(settings: RankSettings) -> str:
 
 
 def true_images(
-    settings: RankSettings, side: int, wanted: Callable[[int], bool] = lambda index: True
+    settings: RankSettings,
+    side: int,
+    wanted: Callable[[int], bool] = lambda index: True,
+    judged: JudgedData | None = None,
 ) -> Iterator[tuple[int, Tensor | None]] | None:
     """The true images to compare with, by the number of their sample; None where the data has none.
 
@@ -169,38 +155,28 @@ def true_images(
         settings: of the benchmark.
         side: of the images, in pixels.
         wanted: tells the samples that are asked for; no other one is decoded or returned.
+        judged: see `read_prompts`.
     """
-    limit = settings.reference_images
-    if settings.data == SHAPES:
-        numbers = filter(wanted, range(limit))
-        return ((i, to_tensor(shapes.make(TEST_SEED, i, "test", side).image)) for i in numbers)
+    judged = judged or open_judged(settings)
+    if judged is not None:
+        return judged.true_images(settings.reference_images, side, wanted)
     if _is_list(settings.data) or _are_tokens(settings.data):
         return None
-    samples = enumerate(islice(raw_samples(settings.data), limit))
-    return ((i, _true_image(sample, side)) for i, sample in samples if wanted(i))
+    return images_of(settings.data, settings.reference_images, side, wanted)
 
 
-def _true_image(sample: RawSample, side: int) -> Tensor | None:
+def images_of(
+    data: str, limit: int, side: int, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, Tensor | None]]:
+    """What `true_images` gives of shards or a folder of pairs."""
+    samples = enumerate(islice(raw_samples(data), limit))
+    return ((i, true_image(sample, side)) for i, sample in samples if wanted(i))
+
+
+def true_image(sample: RawSample, side: int) -> Tensor | None:
+    """The middle square of a sample's image: float [3, side, side] in [0, 1]; None where it cannot
+    be read."""
     try:
         return to_tensor(np.array(middle_square(read_image(image_of(sample)), side)))
     except BadSample:
         return None
-
-
-def training_captions(count: int) -> set[str]:
-    """The captions of the first `count` built-in training samples."""
-    return {shapes.make(0, i, "train", shapes.MIN_SIDE).caption for i in range(count)}
-
-
-def unseen_samples(split: str, count: int, trained: set[str]) -> list[shapes.ShapesSample]:
-    """The first samples of a built-in split with different captions that are not in `trained`."""
-    used = set(trained)
-    samples: list[shapes.ShapesSample] = []
-    index = 0
-    while len(samples) < count:
-        sample = shapes.make(TEST_SEED, index, split, shapes.MIN_SIDE)
-        if sample.caption not in used:
-            used.add(sample.caption)
-            samples.append(sample)
-        index += 1
-    return samples

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dalle1.common.images import contact_sheet, to_tensor
-from dalle1.data import shapes
-from dalle1.evaluation.candidates import check_image
+from dalle1.common.images import contact_sheet
+from dalle1.evaluation.judged import JudgedData, Prompt
 from dalle1.evaluation.plots import Figure
-from dalle1.evaluation.prompts import Prompt
 from dalle1.model import Model
 from dalle1.protocols import cuts_untold
 from dalle1.sampling import sample
@@ -21,12 +19,11 @@ from dalle1.sampling import sample
 UNRANKED = 4  # unranked images of each caption on the contact sheet
 
 
-def reconstruction_accuracy(model: Model, prompts: Sequence[Prompt]) -> float:
+def reconstruction_accuracy(model: Model, data: JudgedData, prompts: Sequence[Prompt]) -> float:
     """Share of true images that still show their caption after encoding and decoding."""
-    scenes = [p.scene for p in prompts if p.scene is not None]
-    true = torch.stack([to_tensor(shapes.render(scene, model.image_size)) for scene in scenes])
+    true = torch.stack([data.image(prompt, model.image_size) for prompt in prompts])
     decoded = model.codec.decode(model.codec.encode(true))
-    correct = [all(check_image(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
+    correct = [all(data.check(d, p.caption)) for d, p in zip(decoded, prompts, strict=True)]
     return sum(correct) / len(correct)
 
 

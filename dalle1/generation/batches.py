@@ -119,13 +119,16 @@ def draw_captions(
     batch_size: int | None = None,
     options: SamplingOptions | None = None,
     start: int = 0,
+    prefix: Tensor | None = None,
 ) -> Iterator[CaptionImages]:
     """Tokens and images of candidates start ... candidates - 1 of each caption, in order.
 
     The arguments are those of `draw_parts`.
     """
     unfinished = CaptionParts(model)
-    for part in draw_parts(model, captions, candidates, seed, batch_size, options, start=start):
+    for part in draw_parts(
+        model, captions, candidates, seed, batch_size, options, prefix, start=start
+    ):
         yield from unfinished.add(part, candidates)
 
 

@@ -19,8 +19,6 @@ from dalle1.commands import evaluate
 from dalle1.common.config import load_settings
 from dalle1.evaluation import benchmark
 from dalle1.evaluation.candidates import (
-    ATTRIBUTES,
-    NOT_CLAIMED,
     CaptionCandidates,
     draw_candidates,
     read_candidates,
@@ -28,14 +26,10 @@ from dalle1.evaluation.candidates import (
 )
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.features import measure_chosen, measure_true, open_folder
-from dalle1.evaluation.prompts import (
-    HELDOUT,
-    UNSEEN,
-    read_prompts,
-    training_captions,
-    true_images,
-)
+from dalle1.evaluation.judged import NOT_CLAIMED
+from dalle1.evaluation.prompts import read_prompts, true_images
 from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.evaluation.shapes_data import ATTRIBUTES, HELDOUT, UNSEEN, training_captions
 from dalle1.training.run_folder import RunFolder
 from tests.conftest import CAPTIONS, ModelMaker
 from tests.evaluation.conftest import SettingsMaker
@@ -57,7 +51,7 @@ def test_curves_by_enumeration() -> None:
     """Attributes counted where a caption does not claim them, or of another candidate."""
     claims = [[0, 1, 2], [0, 1, 2, 4], [0, 1, 2, 4]]
     candidates = [checked_candidates(seed, claimed) for seed, claimed in enumerate(claims)]
-    curves = benchmark.curves(candidates, [1, 2, 4], resamples=20)
+    curves = benchmark.curves(candidates, [1, 2, 4], resamples=20, attributes=ATTRIBUTES)
     for n in (1, 2, 4):
         subsets = list(itertools.combinations(range(5), n))
         first = [

@@ -16,17 +16,16 @@ from dalle1.clip.tokenizer import CLIP_TOKENIZER
 from dalle1.common.images import to_tensor
 from dalle1.data import shapes
 from dalle1.evaluation.candidates import (
-    ATTRIBUTES,
-    NOT_CLAIMED,
     CaptionCandidates,
-    check_image,
     draw_candidates,
     model_fingerprint,
     path_of,
     read_candidates,
     write_or_check_settings,
 )
+from dalle1.evaluation.judged import NOT_CLAIMED
 from dalle1.evaluation.prompts import read_prompts
+from dalle1.evaluation.shapes_data import ATTRIBUTES, check_image
 from dalle1.generation.generator import Generator, draw
 from dalle1.generation.images import decode
 from dalle1.generation.options import candidate_uniforms

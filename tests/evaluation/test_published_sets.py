@@ -28,7 +28,8 @@ from dalle1.evaluation import benchmark
 from dalle1.evaluation.candidates import CaptionCandidates
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.features import measure_chosen, measure_true, open_folder
-from dalle1.evaluation.prompts import Prompt, read_prompts
+from dalle1.evaluation.judged import Prompt
+from dalle1.evaluation.prompts import read_prompts
 from tests.data.curation.published_sets import BIRDS, write_coco, write_cub
 from tests.evaluation.conftest import SettingsMaker
 from tests.fakes import (

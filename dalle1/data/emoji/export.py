@@ -192,16 +192,28 @@ def _former(out: Path) -> dict[str, Any]:
                 f"but no {RECORD}; name another"
             )
         return {}
+    return read_record(out, "OUT")
+
+
+def read_record(folder: Path, name: str = "data") -> dict[str, Any]:
+    """What `write_emoji` recorded in a folder: "packages", "emoji", "digest", "splits".
+
+    name: of the setting that names the folder, for the message.
+
+    Raises:
+        ValueError: there is no record, or it cannot be read.
+    """
+    path = folder / RECORD
     try:
         if path.stat().st_size > LARGEST_RECORD:
             raise ValueError("it is too large")
         record = json.loads(read_text(path))
         if not isinstance(record, dict) or not isinstance(record.get("splits"), dict):
             raise ValueError("it tells no splits")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"OUT: {path} cannot be read: {error}; name another folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {path} cannot be read: {error}; name another folder") from error
     # Whoever deletes a split's folder may write it anew, with other settings.
-    record["splits"] = {s: told for s, told in record["splits"].items() if (out / s).is_dir()}
+    record["splits"] = {s: told for s, told in record["splits"].items() if (folder / s).is_dir()}
     return record
 
 

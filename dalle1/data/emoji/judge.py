@@ -86,6 +86,8 @@ class Judgement:
         background: None where the caption does not say.
         relation: None where there is one emoji. False too where neither of two is among the five.
         found: what the image shows, in the order of the emoji that are named.
+        ranks: for each, how many explain its part better than the one named does; 0 is top-1.
+        styled: for each, whether it is of the style asked for.
         reason: what is wrong; empty when nothing is.
     """
 
@@ -95,6 +97,8 @@ class Judgement:
     background: bool | None
     relation: bool | None
     found: tuple[FoundEmoji, ...]
+    ranks: tuple[int, ...]
+    styled: tuple[bool, ...]
     reason: str
 
     @property
@@ -283,7 +287,8 @@ class EmojiJudge:
         said = f"wrong {', '.join(wrong)}: the image shows {shown}, {arrangement}"
         reason = f"{said}, on {ground or 'an odd'} background" if wrong else ""
         fit = (ranks.count(0), sum(styled), sum(near), -sum(ranks))
-        return fit, Judgement(**attributes, found=found, reason=reason)  # type: ignore[arg-type]
+        of_each = {"found": found, "ranks": tuple(ranks), "styled": tuple(styled)}
+        return fit, Judgement(**attributes, **of_each, reason=reason)  # type: ignore[arg-type]
 
     def _rank(self, matches: Matches, codes: frozenset[str]) -> int:
         """How many classes explain a part better than that of the emoji named."""
