@@ -7,7 +7,12 @@ import itertools
 import pytest
 import torch
 
-from dalle1.evaluation.best_of_n import best_of_n, oracle_of_n
+from dalle1.evaluation.best_of_n import (
+    best_of_n,
+    choose_judged,
+    estimate_best_of_n,
+    oracle_of_n,
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -83,3 +88,46 @@ def test_curve_errors(n: int) -> None:
         best_of_n(torch.rand(4), correct, n)
     with pytest.raises(ValueError, match=f"1 to 4 candidates, got {n}"):
         oracle_of_n(correct, n)
+
+
+@pytest.mark.parametrize("limit", [2, 3, 5, 7, 9])
+def test_an_estimate_from_a_few_judged_candidates(limit: int) -> None:
+    """Weights of others' places, a rest that is counted twice or left out, or values read that
+    nobody judged."""
+    g = torch.Generator().manual_seed(limit)
+    scores, correct = torch.rand(7, generator=g).round(decimals=1), torch.rand(7, generator=g) < 0.5
+    judged = choose_judged(scores, limit)
+    order = scores.argsort(descending=True, stable=True).tolist()
+    if limit >= 7:
+        assert judged.best == order and not judged.others
+    else:
+        assert judged.best == order[: (limit + 1) // 2] and len(judged.all) == limit
+        left = [i for i in range(7) if i not in judged.best]
+        assert judged.others == left[: limit // 2]
+    values = correct.double()
+    unknown = [i for i in range(7) if i not in judged.all]
+    hidden = values.index_fill(0, torch.tensor(unknown, dtype=torch.long), torch.nan)
+    for n in range(1, 8):
+        found = estimate_best_of_n(scores, hidden, n, judged)
+        assert 0 <= found <= 1 + 1e-12
+        shares = torch.tensor([best_of_n(scores, torch.eye(7)[i], n) for i in range(7)]).double()
+        sure = float(shares[judged.best] @ values[judged.best])
+        rest = 1 - float(shares[judged.best].sum())
+        if rest > 1e-9:
+            part = shares[judged.others]
+            part = part if float(part.sum()) > 0 else torch.ones(len(part)).double()
+            sure += rest * float((part * values[judged.others]).sum() / part.sum())
+        assert found == pytest.approx(sure, abs=1e-6)
+        if limit >= 7 or n == 7:
+            assert found == pytest.approx(best_of_n(scores, correct, n))
+
+
+def test_the_estimate_of_a_single_draw_has_no_bias() -> None:
+    """A share of single draws that leans towards the ranker's best: over all orders in which the
+    candidates may have been drawn, the mean of the estimates is the share of all."""
+    scores, values = torch.tensor([3.0, 1, 2, 5, 4]), torch.tensor([1.0, 0, 0, 1, 0])
+    found = []
+    for order in itertools.permutations(range(5)):
+        s, v = scores[list(order)], values[list(order)]
+        found.append(estimate_best_of_n(s, v, 1, choose_judged(s, 3)))
+    assert sum(found) / len(found) == pytest.approx(float(values.mean()))

@@ -8,9 +8,10 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from dalle1.data.emoji import STYLES
+from dalle1.data.emoji import STYLES, Emoji
 from dalle1.data.emoji.packages import NAMES, PACKAGES
 
 BASES = [f"1f{300 + i}" for i in range(60)]
@@ -58,6 +59,30 @@ def write_picture(package: Path, style: str, code: str, number: int) -> Path:
     path = where / f"{code}{STYLES[style].suffix}"
     image.save(path, lossless=True)
     return path
+
+
+def draw_patterns(listed: Iterable[Emoji]) -> None:
+    """Other pictures for the emoji, which can be told apart by eye and by the judge: each is a
+    pattern of 4 x 4 colors; a tone changes four of them, a style the outline."""
+    for e in listed:
+        base, _, tone = e.code.partition("-")
+        colors = np.random.default_rng(int(base, 16)).integers(0, 256, (4, 4, 3))
+        if tone:
+            colors[1:3, 1:3] += (np.array([40, -30, 30]) * (1 if tone == "1f3fb" else -1)).astype(
+                int
+            )
+        for style, path in e.pictures.items():
+            pattern = Image.fromarray(colors.clip(0, 255).astype(np.uint8)).resize((64, 64), 0)
+            outline = Image.new("L", (64, 64))
+            draw = ImageDraw.Draw(outline)
+            if style == "noto":
+                draw.ellipse((2, 2, 61, 61), fill=255)
+            elif style == "twemoji":
+                draw.rounded_rectangle((4, 4, 59, 59), 12, fill=255)
+            else:
+                draw.polygon([(32, 0), (63, 32), (32, 63), (0, 32)], fill=230)
+            pattern.putalpha(outline)
+            pattern.save(path, lossless=True)
 
 
 def write_tarballs(folder: Path, packages: dict[str, Path], names: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji import SPLITS, EmojiDataset, read_emoji
@@ -19,35 +19,16 @@ from dalle1.data.emoji.pictures import BACKGROUNDS
 from dalle1.data.emoji.sources import Emoji
 from dalle1.data.emoji.trials import DAMAGES, WRONG, run_trial, wrong_scene
 
-from .packages import write_packages
+from .packages import draw_patterns, write_packages
 
 ANY = list(BACKGROUNDS)
 
 
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> list[Emoji]:
-    """Each is a pattern of 4 x 4 colors; a tone changes four of them, a style the outline."""
     packages, names = write_packages(tmp_path_factory.mktemp("packages"))
     listed = read_emoji(packages, names)
-    for e in listed:
-        base, _, tone = e.code.partition("-")
-        colors = np.random.default_rng(int(base, 16)).integers(0, 256, (4, 4, 3))
-        if tone:
-            colors[1:3, 1:3] += (np.array([40, -30, 30]) * (1 if tone == "1f3fb" else -1)).astype(
-                int
-            )
-        for style, path in e.pictures.items():
-            pattern = Image.fromarray(colors.clip(0, 255).astype(np.uint8)).resize((64, 64), 0)
-            outline = Image.new("L", (64, 64))
-            draw = ImageDraw.Draw(outline)
-            if style == "noto":
-                draw.ellipse((2, 2, 61, 61), fill=255)
-            elif style == "twemoji":
-                draw.rounded_rectangle((4, 4, 59, 59), 12, fill=255)
-            else:
-                draw.polygon([(32, 0), (63, 32), (32, 63), (0, 32)], fill=230)
-            pattern.putalpha(outline)
-            pattern.save(path, lossless=True)
+    draw_patterns(listed)
     return listed
 
 
