@@ -14,13 +14,15 @@ from dalle1.commands import settings
 from dalle1.commands.settings import ROOTS, page, sections, table
 from dalle1.common.config import Section, load_settings
 from dalle1.data.precompute.encode import TokenizeSettings
-from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.config import CopySettings, RankSettings, RetrievalSettings
 from dalle1.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 KINDS: dict[str, type[Section]] = {
-    **dict.fromkeys(("rank", "coco", "cub"), RankSettings),
+    **dict.fromkeys(("rank", "coco", "cub", "completion"), RankSettings),
+    "copies": CopySettings,
+    "retrieval": RetrievalSettings,
     "tokens": TokenizeSettings,
 }
 CLASSES = [(path, kind) for root in ROOTS for path, kind in sections(root.kind)]

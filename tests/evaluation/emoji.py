@@ -66,7 +66,8 @@ class QuarterCodec(nn.Module):
         return torch.stack(nearest, 1).reshape(-1, 2, 2)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        found = [known[t] for t, known in zip(tokens.flatten(1).unbind(1), self._known())]
+        pairs = zip(tokens.flatten(1).unbind(1), self._known(), strict=True)
+        found = [known[t] for t, known in pairs]
         folded = torch.stack(found, 1).reshape(len(tokens), 2, 2, -1)
         return rearrange(folded, "b h w (c y x) -> b c (h y) (w x)", c=3, y=self.stride)
 

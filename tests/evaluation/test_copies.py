@@ -258,11 +258,11 @@ def test_what_a_measurement_needs_is_said(written: Written, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"ranker: expected one that scores images alone"):
         run_retrieval(RetrievalSettings(**retrieval, **given))
     shapes_alone = {"data": "shapes", "run": str(tmp_path / "run")}
-    with pytest.raises(ValueError, match="with one thing wrong, .* got ShapesData"):
+    with pytest.raises(ValueError, match=r"with one thing wrong, .* got ShapesData"):
         run_retrieval(RetrievalSettings(**retrieval, **shapes_alone))
     with pytest.raises(ValueError, match="expected data that are judged"):
         run_copies(CopySettings(measure="copies", codec="c", data="x", run=str(tmp_path / "run")))
-    with pytest.raises(ValueError, match="shapes judges data=shapes alone, got 'x'"):
+    with pytest.raises(ValueError, match=r"shapes judges data=shapes alone, got 'x'"):
         open_judged(RankSettings(model="m", run="r", data="x", judge="shapes"))
     with pytest.raises(ValueError, match="judge: expected shapes, emoji or 'module:function'"):
         open_judged(RankSettings(model="m", run="r", data="x", judge="emojis"))

@@ -66,7 +66,7 @@ def make_settings(written: Written, tmp_path: Path) -> Callable[..., RankSetting
             "packages": str(written[1]),
             "judge": "emoji",
             "splits": ALL,
-            "captions": 12,
+            "captions": 6,
             "candidates": 8,
             "blur": [0],
             "inception_splits": 1,
@@ -236,7 +236,7 @@ def test_other_packages_are_refused(
     """Images judged by pictures that are not theirs."""
     shutil.copytree(written[1], tmp_path / "packages")
     next((tmp_path / "packages").rglob("*.png")).unlink()
-    with pytest.raises(ValueError, match="packages: expected those that .* was made of"):
+    with pytest.raises(ValueError, match=r"packages: expected those that .* was made of"):
         EmojiData(make_settings(packages=str(tmp_path / "packages")))
 
 
@@ -378,14 +378,15 @@ def test_report_and_page(opened: Opener, make_settings: Callable[..., RankSettin
         assert curves["oracle"]["8"]["mean"] == pytest.approx(any_right)
         kinds = {p.kind for p in of_group}
         assert set(group["kinds"]) == kinds
-        assert sum(k["captions"] for k in group["kinds"].values()) == group["captions"] == 12
+        assert sum(k["captions"] for k in group["kinds"].values()) == group["captions"] == 6
         for kind, figures in group["kinds"].items():
-            right = [c.correct.float().mean() for c, p in zip(found, of_group) if p.kind == kind]
+            pairs = zip(found, of_group, strict=True)
+            right = [c.correct.float().mean() for c, p in pairs if p.kind == kind]
             expected = float(torch.stack(right).mean())
             assert figures["curves"]["accuracy"]["1"]["mean"] == pytest.approx(expected)
     text = page.read_text()
     for split in ALL:
-        assert f"{split}: 12 captions" in text
+        assert f"{split}: 6 captions" in text
     assert "<tr><td>twice<td>" in text and "top-1, %" in text
 
 
