@@ -28,6 +28,7 @@ from dalle1.evaluation.config import CopySettings, Measure, RankSettings, Retrie
 from dalle1.evaluation.run import FILES, prepare, run
 from dalle1.evaluation.tables import lines_of
 from dalle1.training.distributed import make_barrier
+from dalle1.training.launcher import read_launch
 from dalle1.training.run_folder import RunFolder
 
 
@@ -44,33 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))  # where a user's own `features` or `judge` lie
     measure = load_settings(Measure, options.config, options.overrides).measure
+    if measure == "ranking":
+        return _rank(options)
+    if read_launch(meets=False).rank == 0:  # the others have nothing to do
+        _print_measured(measure, options)
+    return 0
+
+
+def _print_measured(measure: str, options: argparse.Namespace) -> None:
+    """Measures copies or retrieval, and prints the figures and where they are."""
+    device, given = str(default_device()), (options.config, options.overrides)
     if measure == "copies":
-        return _copies(load_settings(CopySettings, options.config, options.overrides))
-    if measure == "retrieval":
-        return _retrieval(load_settings(RetrievalSettings, options.config, options.overrides))
-    return _rank(load_settings(RankSettings, options.config, options.overrides))
-
-
-def _copies(settings: CopySettings) -> int:
-    path = copies.run_copies(settings, str(default_device()))
+        path = copies.run_copies(load_settings(CopySettings, *given), device)
+        tables, counted = ("copies", "true images"), "images"
+    else:
+        path = retrieval.run_retrieval(load_settings(RetrievalSettings, *given), device)
+        tables, counted = ("true first",), "captions"
     groups = json.loads(read_text(path))["groups"]
-    for key in ("copies", "true images"):
-        print("\n".join(lines_of(groups, key, "images")))
-    print(f"  {path}\n  {path.parent / copies.SHEET}")
-    return 0
+    for key in tables:
+        print("\n".join(lines_of(groups, key, counted)))
+    print(f"  {path}\n  {path.with_suffix('.png')}")
 
 
-def _retrieval(settings: RetrievalSettings) -> int:
-    path = retrieval.run_retrieval(settings, str(default_device()))
-    print("\n".join(lines_of(json.loads(read_text(path))["groups"], "true first", "captions")))
-    print(f"  {path}\n  {path.parent / retrieval.SHEET}")
-    return 0
-
-
-def _rank(settings: RankSettings) -> int:
+def _rank(options: argparse.Namespace) -> int:
     require_deepspeed("evaluate")
     from dalle1.training.engine import start_processes
 
+    settings = load_settings(RankSettings, options.config, options.overrides)
     rank, ranks = start_processes()
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     folder = RunFolder(Path(settings.run))

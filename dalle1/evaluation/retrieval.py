@@ -21,7 +21,9 @@ from dalle1.evaluation.config import RetrievalSettings
 from dalle1.evaluation.judged import DistractingData, open_judged
 from dalle1.evaluation.metrics import mean_and_interval
 from dalle1.evaluation.tables import by_group_and_kind, save_results, spread
-from dalle1.protocols import NeedsModel, Ranker
+from dalle1.model import load
+from dalle1.protocols import NeedsModel, Ranker, cuts_untold
+from dvae.storage import has_part
 
 RESULT, SHEET = "retrieval.json", "retrieval.png"
 
@@ -43,12 +45,7 @@ def run_retrieval(settings: RetrievalSettings, device: str = "cpu", progress: bo
             "judge: expected data that can be drawn with one thing wrong, such as judge=emoji, got "
             f"{'none' if data is None else type(data).__name__}"
         )
-    ranker: Ranker = in_32_bits(registry.open_ranker(settings.ranker))
-    if isinstance(ranker, NeedsModel):
-        raise ValueError(
-            f"ranker: expected one that scores images alone, got {settings.ranker!r}, which needs "
-            "a model; rank candidates by it instead"
-        )
+    ranker = _open(settings.ranker)
     if isinstance(ranker, nn.Module):
         check_finite(ranker, "ranker")
         ranker.to(device).eval()
@@ -58,7 +55,8 @@ def run_retrieval(settings: RetrievalSettings, device: str = "cpu", progress: bo
     for prompt in tqdm(prompts, unit="caption", desc="scoring", disable=not progress):
         wrong = data.distractors(prompt, side)
         images = torch.stack([data.image(prompt, side), *wrong.values()])
-        true, *others = ranker.score([prompt.caption], images)[0].tolist()
+        with cuts_untold():  # they are ours
+            true, *others = ranker.score([prompt.caption], images)[0].tolist()
         # Of equal scores either may be the first.
         outcomes.append(
             {name: (true > s) + 0.5 * (true == s) for name, s in zip(wrong, others, strict=True)}
@@ -93,3 +91,19 @@ def run_retrieval(settings: RetrievalSettings, device: str = "cpu", progress: bo
         folder / SHEET
     )
     return folder / RESULT
+
+
+def _open(name: str) -> Ranker:
+    """The ranker of a model, which may read captions by the model's tokenizer, or one alone."""
+    if Path(name).is_dir() and has_part("prior", Path(name)):
+        found = load(name).ranker
+        if found is None:
+            raise ValueError(f"ranker: {name} has no ranker")
+    else:
+        found = in_32_bits(registry.open_ranker(name))
+    if isinstance(found, NeedsModel):
+        raise ValueError(
+            f"ranker: expected one that scores images alone, got {name!r}, which needs a model; "
+            "rank candidates by it instead"
+        )
+    return found

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from dalle1 import registry
+from dalle1 import load, registry
 from dalle1.commands import evaluate
 from dalle1.data import shapes
 from dalle1.data.emoji import EmojiDataset
@@ -230,6 +230,41 @@ def test_a_true_image_is_compared_with_each_wrong_one(written: Written, tmp_path
             assert found[name]["mean"] == pytest.approx(expected), name
     assert "swapped" in groups["heldout_pairs"]["true first"]
     assert (path.parent / "retrieval.png").is_file()
+
+
+def test_the_ranker_of_a_model_is_tried_alone(
+    written: Written, tmp_path: Path, make_model: ModelMaker
+) -> None:
+    """A CLIP that reads captions by its model's tokenizer, which is not there."""
+    make_model().save(tmp_path / "model")
+    given = settings_of(written, tmp_path, captions=4)
+    settings = RetrievalSettings(measure="retrieval", ranker=str(tmp_path / "model"), **given)
+    results = json.loads(run_retrieval(settings, progress=False).read_text())
+    data, ranker = EmojiData(settings), load(tmp_path / "model").ranker
+    assert ranker is not None
+    won = []
+    for prompt in data.prompts():
+        images = [data.image(prompt, SIDE), data.distractors(prompt, SIDE)["another emoji"]]
+        true, other = ranker.score([prompt.caption], torch.stack(images))[0].tolist()
+        won.append(float(true > other))
+    found = results["groups"]["test"]["true first"]["another emoji"]
+    assert found["mean"] == pytest.approx(np.mean(won))
+    make_model(clip=False).save(tmp_path / "bare")
+    bare = settings.model_copy(update={"ranker": str(tmp_path / "bare")})
+    with pytest.raises(ValueError, match="bare has no ranker"):
+        run_retrieval(bare)
+
+
+def test_ranks_of_a_launcher_leave_it_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that all ranks write at once."""
+    (tmp_path / "copies.yaml").write_text("measure: copies\n")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert evaluate.main([str(tmp_path / "copies.yaml")]) == 0
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate.main([str(tmp_path / "copies.yaml")]) == 2  # it lacks all its settings
 
 
 def test_distractors_show_what_they_are_called(written: Written, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from dalle1 import Transformer, TransformerConfig
 from dalle1.common.config import load_settings, save_settings
 from dalle1.data.precompute.encode import TokenizeSettings
-from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.config import CopySettings, Measure, RankSettings, RetrievalSettings
 from dalle1.training.config import DVAESettings, EMASettings, OptimizerSettings, load_config
 from dvae import DVAEConfig
 
@@ -21,8 +21,12 @@ SHAPES = CONFIGS / "shapes"
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_loads(path: Path) -> None:
     """A committed experiment with a setting that nothing reads."""
-    if path.stem in ("rank", "coco", "cub"):
-        assert load_settings(RankSettings, path).candidates == 512
+    if path.stem in ("rank", "coco", "cub", "completion"):
+        candidates = load_settings(RankSettings, path).candidates
+        assert candidates == (64 if path.parent.name == "emoji" else 512)
+    elif path.stem in ("copies", "retrieval"):
+        kind = CopySettings if path.stem == "copies" else RetrievalSettings
+        assert load_settings(kind, path).measure == load_settings(Measure, path).measure
     elif path.stem == "tokens":
         assert load_settings(TokenizeSettings, path).views >= 1
     else:
