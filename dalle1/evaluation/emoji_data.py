@@ -55,8 +55,8 @@ class EmojiData:
     """A `JudgedData`, `CompletableData` and `DistractingData`.
 
     Its groups are splits. Captions that the training split has too are left out, but where a codec
-    is tried alone. With `completion` the captions are those of one emoji in two styles, the judge says of the
-    lower one alone whether it is right, and what the whole image is on.
+    is tried alone. With `completion` the captions are those of one emoji in two styles, and emoji
+    and style are those of the lower one.
 
     Raises:
         ValueError: the folder has no such split, or the packages are not those it was made of.

@@ -205,7 +205,7 @@ def test_the_command_prints_what_it_measures(
 def test_a_true_image_is_compared_with_each_wrong_one(written: Written, tmp_path: Path) -> None:
     """Outcomes under another name, of the wrong one preferred, or of equal scores taken as won."""
     given = settings_of(written, tmp_path, splits=["test", "heldout_pairs"])
-    data = EmojiData(CopySettings(measure="copies", codec="c", **given))
+    data = EmojiData(RetrievalSettings(measure="retrieval", ranker="r", **given))
     prompts = data.prompts()
     won: dict[str, list[float]] = {}
     for prompt in prompts:
