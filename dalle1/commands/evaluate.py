@@ -55,6 +55,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _print_measured(measure: str, options: argparse.Namespace) -> None:
     """Measures copies or retrieval, and prints the figures and where they are."""
     device, given = str(default_device()), (options.config, options.overrides)
+    tables: tuple[str, ...]
     if measure == "copies":
         path = copies.run_copies(load_settings(CopySettings, *given), device)
         tables, counted = ("copies", "true images"), "images"
