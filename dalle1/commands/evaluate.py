@@ -24,9 +24,10 @@ from dalle1.common.config import load_settings
 from dalle1.common.files import read_text
 from dalle1.common.hardware import default_device
 from dalle1.evaluation import copies, retrieval
+from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import CopySettings, Measure, RankSettings, RetrievalSettings
 from dalle1.evaluation.run import FILES, prepare, run
-from dalle1.evaluation.tables import lines_of
+from dalle1.evaluation.tables import lines_of, ranking_lines
 from dalle1.training.distributed import make_barrier
 from dalle1.training.launcher import read_launch
 from dalle1.training.run_folder import RunFolder
@@ -82,6 +83,8 @@ def _rank(options: argparse.Namespace) -> int:
     finally:
         folder.release()
     if page:
+        for line in ranking_lines(json.loads(read_text(page.parent / RESULT))):
+            print(line)
         for name in FILES:
             print(f"  {page.parent / name}")
     return 0

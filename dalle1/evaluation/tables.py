@@ -95,3 +95,32 @@ def lines_of(groups: Mapping[str, Any], key: str, size: str) -> Iterator[str]:
             point = figures[key].get(name)
             cells.append(f"{100 * point['mean']:{w - 1}.1f}%" if point else f"{'-':>{w}}")
         yield "".join(cells)
+
+
+def ranking_lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Tables of the figures of a ranking benchmark: of single draws, and of the ranker's first of
+    all candidates; nothing where there is no judge.
+
+    results: as `benchmark.measure` gives them, or as they are read back.
+    """
+    groups = results["groups"]
+    if not all("accuracy" in group["curves"] for group in groups.values()):
+        return
+    first, last = results["counts"][0], results["counts"][-1]
+    for n, title in {first: "single draws", last: f"first of {last}"}.items():
+        yield from lines_of(_at(groups, n, title), title, "captions")
+
+
+def _at(groups: Mapping[str, Any], n: int, title: str) -> dict[str, Any]:
+    """The shares of groups and kinds at one N, under a title."""
+    found: dict[str, Any] = {}
+    for name, group in groups.items():
+        curves = {"all right": group["curves"]["accuracy"], **group["curves"]["attributes"]}
+        # Keys of JSON are text.
+        points = {k: {str(count): point for count, point in c.items()} for k, c in curves.items()}
+        found[name] = {
+            "captions": group["captions"],
+            title: {k: c[str(n)] for k, c in points.items() if c},
+            "kinds": _at(group.get("kinds", {}), n, title),
+        }
+    return found

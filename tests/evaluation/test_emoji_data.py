@@ -32,6 +32,7 @@ from dalle1.evaluation.config import CopySettings, RankSettings
 from dalle1.evaluation.emoji_data import EmojiData
 from dalle1.evaluation.judged import NOT_CLAIMED, Prompt
 from dalle1.evaluation.run import FILES, prepare, run
+from dalle1.evaluation.tables import ranking_lines
 from tests.evaluation.emoji import (
     COUNT,
     KINDS,
@@ -384,6 +385,12 @@ def test_report_and_page(opened: Opener, make_settings: Callable[..., RankSettin
             right = [c.correct.float().mean() for c, p in pairs if p.kind == kind]
             expected = float(torch.stack(right).mean())
             assert figures["curves"]["accuracy"]["1"]["mean"] == pytest.approx(expected)
+        lines = list(ranking_lines(results))
+        (row,) = (i for i, line in enumerate(lines) if line.startswith("first of 8"))
+        at = next(line for line in lines[:row] if line.startswith(f"{split} "))
+        assert at.split()[1:3] == ["6", f"{100 * single:.1f}%"]
+        at = next(line for line in lines[row:] if line.startswith(f"{split} "))
+        assert at.split()[1:3] == ["6", f"{100 * any_right:.1f}%"]
     text = page.read_text()
     for split in ALL:
         assert f"{split}: 6 captions" in text
