@@ -25,6 +25,7 @@ VERBS = {
     "plan": "say what a run asks of a cluster",
     "settings": "list all settings with types, defaults and bounds",
     "benchmark": "measure speed and memory",
+    "findings": "run the paper's findings as small experiments",
     "demo": "train all parts on built-in images, draw, rank, report",
 }
 # Modules of verbs that are words of Python.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle1.common.files import replacing
+
 Results = dict[str, Any]
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
@@ -133,7 +135,9 @@ class Figure:
         return self.panels
 
     def __exit__(self, *error: object) -> None:
-        self.figure.savefig(self.path, dpi=120)
+        with replacing(self.path) as temporary:
+            ending = self.path.suffix[1:].lower() or None
+            self.figure.savefig(temporary, dpi=120, format=ending)
         self.plt.close(self.figure)
 
 

@@ -1,0 +1,89 @@
+"""Makes the runs of findings that have no result yet, one after the other, and their reports."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dalle1.common.files import check_writable, make_folder
+from dalle1.findings.base import Finding, Options
+from dalle1.findings.report import write_report
+from dalle1.findings.results import Run, runs_of
+
+
+def run_findings(
+    findings: Sequence[Finding],
+    seeds: Sequence[int],
+    options: Options,
+    out: Path,
+    threads: int | None = None,
+    keep: bool = False,
+) -> bool:
+    """Runs what has no result yet, and writes the report of each finding.
+
+    Where a run fails, such as one that diverged, the others are still made; its error is printed
+    and the next call tries it again.
+
+    Args:
+        findings: in this order.
+        seeds: of each arm.
+        options: for all findings alike.
+        out: folder of all results; what was made there before is not made again.
+        threads: CPU threads; None: as torch chooses.
+        keep: whether the training runs stay on disk; False: only results and pictures do.
+
+    Returns:
+        Whether all runs have a result.
+
+    Raises:
+        ValueError: a finding of several lacks nothing and cannot be set up, or the only one lacks
+            what it needs.
+        Interrupted: by Ctrl-C or SIGTERM, once what was running is saved.
+    """
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"--seeds: expected different numbers, got {list(seeds)}; name each once")
+    check_writable(out, "--out")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    ready = []
+    for finding in findings:
+        missing = finding.needs(options)
+        if missing is None:
+            ready.append((finding, runs_of(finding, list(seeds), options, out)))
+        elif len(findings) == 1:
+            raise ValueError(missing)
+        else:
+            print(f"{finding.name}: left out; {missing}", flush=True)
+    complete = True
+    for finding, runs in ready:
+        for number, run in enumerate(runs, 1):
+            where = f"{finding.name} {number}/{len(runs)}: {run.arm.name}, seed {run.seed}"
+            if run.path.exists():
+                continue
+            print(f"\n{where}", flush=True)
+            complete &= _make(run, threads, keep)
+        found = {(run.arm.name, run.seed): result for run in runs if (result := run.read())}
+        if found:
+            print(f"\n{write_report(finding, found, options, out / finding.name)}", flush=True)
+    return complete
+
+
+def _make(run: Run, threads: int | None, keep: bool) -> bool:
+    """Whether the run has a result now."""
+    workspace = run.workspace(threads)
+    make_folder(workspace.folder)
+    start = time.monotonic()
+    try:
+        run.write(run.finding.run(run.settings, workspace), time.monotonic() - start)
+    except (ValueError, RuntimeError) as error:
+        # A disk that is full, and Ctrl-C, would end all others too: they are not caught.
+        print(f"error: {run.finding.name}, {run.name}: {error}", file=sys.stderr, flush=True)
+        return False
+    if not keep:
+        shutil.rmtree(workspace.folder)
+    return True

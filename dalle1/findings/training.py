@@ -1,0 +1,61 @@
+"""Training runs of findings, through the library's own trainer, as `dalle1 train` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dalle1.findings.base import Settings
+from dalle1.findings.workspace import Workspace
+from dalle1.training.config import RunConfig, load_config
+from dalle1.training.run_folder import EXPORTED
+
+PLACES = ("run", "threads", "codec", "ranker", "tokenizer", "init")  # where, not what
+
+
+def run_settings(config: str, overrides: Sequence[str], seed: int) -> Settings:
+    """What a training run's result depends on: its full config as JSON, without places.
+
+    Places are the run's folder, its threads, and the folders of other parts, whose own settings a
+    finding adds.
+
+    Args:
+        config: a YAML file of this checkout.
+        overrides: settings as key=value, after the file's.
+        seed: of the run.
+    """
+    full = load_config(config, [*overrides, f"seed={seed}"]).model_dump(
+        mode="json", exclude_none=True
+    )
+    for name in PLACES:
+        if name != "tokenizer" or isinstance(full.get(name), str):
+            full.pop(name, None)
+    full["reader"].pop("shapes_folder")
+    return full
+
+
+def train_run(
+    settings: Settings, folder: Path, workspace: Workspace, **places: str | Path | None
+) -> Path:
+    """Trains what `run_settings` has told, or what is left of it; the exported model's folder.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        workspace: of the finding's run, which gives threads and the built-in data.
+        places: codec, ranker, tokenizer, init or data, where the stage reads them.
+
+    Raises:
+        ValueError: the run diverged, or the settings do not fit together.
+        Interrupted: it was stopped, once a checkpoint is saved.
+    """
+    from dalle1.training.trainer import train  # needs DeepSpeed
+
+    values: dict[str, Any] = dict(settings) | {"run": str(folder)}
+    values |= {name: str(place) for name, place in places.items() if place is not None}
+    values["threads"] = workspace.threads
+    shapes = workspace.out / "shared" / "shapes"
+    values["reader"] = dict(settings["reader"]) | {"shapes_folder": str(shapes)}
+    train(RunConfig.model_validate(values), resume=True)
+    return folder / EXPORTED
