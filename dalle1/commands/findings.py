@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--scale",
         type=_scale,
         default=1.0,
-        help="factor on updates and counts, such as 0.02 to see that everything runs",
+        help="factor on updates: 0.02 to see that everything runs, 10 for a longer look",
     )
     parser.add_argument(
         "--photographs", type=as_path, help="folder of images, for findings that need photographs"

@@ -54,12 +54,16 @@ class Prediction:
 class Options:
     """What the user sets for all findings alike."""
 
-    scale: float = 1.0  # factor on updates and counts; below 1 only to see that all runs
+    scale: float = 1.0  # factor on updates; below 1, on counts of samples too
     photographs: Path | None = None  # folder of images, for findings that need them
 
     def scaled(self, count: int, least: int = 1) -> int:
-        """A number of updates or samples at this scale."""
+        """A number of updates at this scale."""
         return max(least, round(count * self.scale))
+
+    def fewer(self, count: int, least: int = 1) -> int:
+        """A number of samples: fewer of them in a trial, and no more in a longer run."""
+        return max(least, round(count * min(1.0, self.scale)))
 
 
 @dataclass(frozen=True)

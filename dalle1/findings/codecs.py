@@ -61,6 +61,7 @@ class Bounds:
     relaxed: float  # the decoder reads relaxed draws at the temperature
     true: float  # it reads the codes that the same noise draws
     likeliest: float  # it reads the argmax, without noise, as `encode` does
+    entropy: float  # of q(z|x), nats a token
 
     @property
     def gap(self) -> float:
@@ -77,14 +78,18 @@ def bounds(codec: dvae.DVAE, images: Tensor, temperature: float, seed: int = 0) 
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     totals = torch.zeros(3, dtype=torch.float64)
+    divergence, tokens = 0.0, 0
     for part in images.split(BATCH):
         logits = codec.logits(part)  # [n, k, h, w]
         relaxed = gumbel_softmax(logits, temperature, generator)
         kl = kl_to_uniform(logits).sum()
+        divergence += kl.item()
+        tokens += logits[:, 0].numel()
         for i, z in enumerate((relaxed, _one_hot(relaxed), _one_hot(logits))):
             log_p = logit_laplace_log_prob(map_pixels(part), codec.decoder(z))
             totals[i] += (kl - log_p.sum()).item()
-    return Bounds(*(totals / images.numel()).tolist())
+    entropy = math.log(codec.vocab_size) - divergence / tokens
+    return Bounds(*(totals / images.numel()).tolist(), entropy)
 
 
 def _one_hot(scores: Tensor) -> Tensor:

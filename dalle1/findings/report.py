@@ -92,8 +92,10 @@ def markdown(finding: Finding, found: Found, options: Options) -> str:
     seeds = sorted({seed for _, seed in found})
     reference = finding.reference_arm.name
     lines = [f"# {finding.name}", "", f"{finding.claim} ({finding.section})", ""]
-    if options.scale != 1:
+    if options.scale < 1:
         lines += [f"**Scale {options.scale:g}: a trial that says nothing of the claim.**", ""]
+    elif options.scale > 1:
+        lines += [f"Scale {options.scale:g}: so many times the updates.", ""]
     lines += [f"{finding.setting} Seeds: {', '.join(map(str, seeds))}.", ""]
     lines += ["| arm | " + " | ".join(m.label for m in finding.measures) + " |"]
     lines += ["|---|" + "---|" * len(finding.measures)]

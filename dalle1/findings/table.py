@@ -9,6 +9,7 @@ from dalle1.findings.base import Finding
 # Name: its module in this package, which holds it as FINDING. In the order of docs/findings.md.
 MODULES: dict[str, str] = {
     "kl-weight": "kl_weight",
+    "temperature": "temperature",
 }
 
 

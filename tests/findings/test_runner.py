@@ -139,7 +139,7 @@ def test_a_damaged_result_says_what_to_do(tmp_path: Path) -> None:
     run_findings([finding()], [0], Options(), tmp_path)
     path = runs_of(finding(), [0], Options(), tmp_path)[0].path
     path.write_text(path.read_text()[:40])
-    with pytest.raises(ValueError, match="result: expected the measures.*remove it"):
+    with pytest.raises(ValueError, match=r"result: expected the measures.*remove it"):
         run_findings([finding()], [0], Options(), tmp_path)
 
 
