@@ -14,6 +14,7 @@ from dalle1.findings.leaves import unseen_leaves, write_leaves
 from dalle1.findings.training import run_settings, train_run
 from dalle1.findings.workspace import Workspace
 from dalle1.training import checkpoints
+from dalle1.training.stages.table import MakeStage, make_stage
 from dalle1.training.trainer import CHECKPOINTS, MODEL
 
 CONFIG = "configs/findings/dvae.yaml"
@@ -55,14 +56,16 @@ def measured_at(steps: int) -> list[str]:
     return [f"save_every={every}", f"keep_every={every}", f"log_every={every}"]
 
 
-def train_on_leaves(settings: Settings, workspace: Workspace) -> tuple[Path, Tensor]:
+def train_on_leaves(
+    settings: Settings, workspace: Workspace, stage: MakeStage = make_stage
+) -> tuple[Path, Tensor]:
     """Trains what `leaves_settings` has told; the run's folder and unseen images."""
     side, made = settings["train"]["reader"]["image_size"], settings["leaves"]
     data = workspace.shared(
         "leaves", {**made, "side": side}, lambda folder: write_leaves(folder, made["count"], side)
     )
     run = workspace.folder / "dvae"
-    train_run(settings["train"], run, workspace, data=data)
+    train_run(settings["train"], run, workspace, stage, data=data)
     return run, unseen_leaves(settings["unseen"], side)
 
 

@@ -10,6 +10,9 @@ from dalle1.findings.base import Finding
 MODULES: dict[str, str] = {
     "kl-weight": "kl_weight",
     "temperature": "temperature",
+    "relaxation-kernel": "relaxation_kernel",
+    "bpe": "bpe",
+    "best-of-n": "best_of_n",
 }
 
 

@@ -10,6 +10,7 @@ from dalle1.findings.base import Settings
 from dalle1.findings.workspace import Workspace
 from dalle1.training.config import RunConfig, load_config
 from dalle1.training.run_folder import EXPORTED
+from dalle1.training.stages.table import MakeStage, make_stage
 
 PLACES = ("run", "threads", "codec", "ranker", "tokenizer", "init")  # where, not what
 
@@ -36,7 +37,11 @@ def run_settings(config: str, overrides: Sequence[str], seed: int) -> Settings:
 
 
 def train_run(
-    settings: Settings, folder: Path, workspace: Workspace, **places: str | Path | None
+    settings: Settings,
+    folder: Path,
+    workspace: Workspace,
+    stage: MakeStage = make_stage,
+    **places: str | Path | None,
 ) -> Path:
     """Trains what `run_settings` has told, or what is left of it; the exported model's folder.
 
@@ -44,6 +49,7 @@ def train_run(
         settings: of the run.
         folder: of the run.
         workspace: of the finding's run, which gives threads and the built-in data.
+        stage: makes what is trained; a variant of the stage that the settings name.
         places: codec, ranker, tokenizer, init or data, where the stage reads them.
 
     Raises:
@@ -57,5 +63,5 @@ def train_run(
     values["threads"] = workspace.threads
     shapes = workspace.out / "shared" / "shapes"
     values["reader"] = dict(settings["reader"]) | {"shapes_folder": str(shapes)}
-    train(RunConfig.model_validate(values), resume=True)
+    train(RunConfig.model_validate(values), resume=True, stage=stage)
     return folder / EXPORTED

@@ -46,7 +46,7 @@ from dalle1.training.run_folder import CONFIG, EXPORTED, RunFolder, check_resume
 from dalle1.training.schedules import PlateauHalving, cosine, linear_warmup
 from dalle1.training.signals import Interrupted, StopSignals
 from dalle1.training.stages.base import Stage, device_of
-from dalle1.training.stages.table import make_stage
+from dalle1.training.stages.table import MakeStage, make_stage
 from dalle1.training.supervisor import Heartbeat, attempt, restarted
 from dalle1.training.throughput import Throughput
 from dalle1.transformer.gradient_scale import load_scales, scales_state
@@ -63,8 +63,12 @@ class Trainer:
             a checkpoint do not fit.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False) -> None:
-        """resume: from the newest checkpoint, where there is one."""
+    def __init__(
+        self, config: RunConfig, resume: bool = False, stage: MakeStage = make_stage
+    ) -> None:
+        """resume: from the newest checkpoint, where there is one. stage: makes what is trained; a
+        variant of the stage that the config names."""
+        self._make_stage = stage
         self._launched = read_launch().launched
         for path in (config.run, Path(config.run, CHECKPOINTS), Path(config.run, EXPORTED)):
             check_writable(path, "run")
@@ -103,7 +107,7 @@ class Trainer:
         if latest is None:
             self._run_folder.begin(config.tokenizer)
         torch.manual_seed(config.seed)  # initialization
-        self.stage: Stage = make_stage(config, make_zero_sharding(config))
+        self.stage: Stage = self._make_stage(config, make_zero_sharding(config))
         self.data.set_stage(self.stage)
         self._parts = self.stage.fingerprints()
         self.engine = Engine(self.stage, config)
@@ -417,15 +421,15 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def train(config: RunConfig, resume: bool = False) -> None:
-    """Trains one run from its beginning or its newest checkpoint to its end.
+def train(config: RunConfig, resume: bool = False, stage: MakeStage = make_stage) -> None:
+    """Trains one run from its beginning or its newest checkpoint to its end; see `Trainer`.
 
     Raises:
         ValueError: all of its updates were skipped: there is no model to go on with.
         OSError: the last checkpoint, or the model of it, could not be written.
     """
     with lost_ranks_reported(lambda: "while starting"):
-        trainer = Trainer(config, resume)
+        trainer = Trainer(config, resume, stage)
     trainer.run()
     if trainer.loss_guard.nothing_done(trainer.step):
         raise ValueError(

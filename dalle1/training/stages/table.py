@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.base import Sharding, Stage
 from dalle1.training.stages.clip import CLIPStage
@@ -15,6 +17,8 @@ STAGES: dict[str, type[Stage]] = {
     "clip": CLIPStage,
     "dalle": PriorStage,
 }
+
+MakeStage = Callable[[RunConfig, Sharding | None], Stage]
 
 
 def make_stage(config: RunConfig, sharding: Sharding | None = None) -> Stage:
