@@ -13,6 +13,7 @@ MODULES: dict[str, str] = {
     "relaxation-kernel": "relaxation_kernel",
     "bpe": "bpe",
     "best-of-n": "best_of_n",
+    "photographs": "photographs",
 }
 
 
