@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dalle1.findings.base import (
     Arm,
     Curve,
@@ -43,19 +41,19 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
     ]
     return {
         "train": run_settings(CONFIG, overrides, seed),
-        "photographs": str(options.photographs.resolve()),
-        "digest": digest_of(options.photographs),
+        "photographs": digest_of(options.photographs),
         "crops": options.fewer(CROPS, 64),
         "unseen": options.fewer(256, 16),
     }
 
 
 def _run(settings: Settings, workspace: Workspace) -> Measurements:
-    photographs, train = Path(settings["photographs"]), settings["train"]
+    photographs, train = workspace.photographs, settings["train"]
+    assert photographs is not None
     side, count = train["reader"]["image_size"], settings["crops"]
     data = workspace.shared(
         "crops",
-        {"digest": settings["digest"], "side": side, "count": count},
+        {"photographs": settings["photographs"], "side": side, "count": count},
         lambda folder: write_crops(photographs, folder, count, side),
     )
     run = workspace.folder / "dvae"

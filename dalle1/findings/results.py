@@ -32,10 +32,11 @@ class Run:
         """Of its result."""
         return self.out / self.finding.name / "results" / f"{self.name}.json"
 
-    def workspace(self, threads: int | None) -> Workspace:
+    def workspace(self, threads: int | None, options: Options) -> Workspace:
         """Its folders."""
         folder = self.out / self.finding.name
-        return Workspace(folder / "work" / self.name, self.out, folder / "pictures", threads)
+        work, pictures = folder / "work" / self.name, folder / "pictures"
+        return Workspace(work, self.out, pictures, threads, options.photographs)
 
     def read(self) -> Measurements | None:
         """What it has shown; None where it has no result.

@@ -14,6 +14,7 @@ from dalle1.common.files import check_writable, make_folder
 from dalle1.findings.base import Finding, Options
 from dalle1.findings.report import write_report
 from dalle1.findings.results import Run, runs_of
+from dalle1.findings.workspace import Workspace
 
 
 def run_findings(
@@ -66,16 +67,15 @@ def run_findings(
             if run.path.exists():
                 continue
             print(f"\n{where}", flush=True)
-            complete &= _make(run, threads, keep)
+            complete &= _make(run, run.workspace(threads, options), keep)
         found = {(run.arm.name, run.seed): result for run in runs if (result := run.read())}
         if found:
             print(f"\n{write_report(finding, found, options, out / finding.name)}", flush=True)
     return complete
 
 
-def _make(run: Run, threads: int | None, keep: bool) -> bool:
+def _make(run: Run, workspace: Workspace, keep: bool) -> bool:
     """Whether the run has a result now."""
-    workspace = run.workspace(threads)
     make_folder(workspace.folder)
     start = time.monotonic()
     try:

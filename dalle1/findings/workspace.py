@@ -25,12 +25,14 @@ class Workspace:
     out: of all findings; `shared` makes folders below it that several runs read.
     pictures: what a run saves here stays, for docs and readers.
     threads: CPU threads of the run; None: as torch chooses.
+    photographs: the user's folder, wherever it lies; settings hold a digest of what is in it.
     """
 
     folder: Path
     out: Path
     pictures: Path
     threads: int | None = None
+    photographs: Path | None = None
 
     def shared(self, name: str, settings: Any, make: Callable[[Path], None]) -> Path:
         """A folder that depends on its settings alone, made by the first run that needs it.

@@ -1,0 +1,111 @@
+"""All findings of the table: what they declare, and that one run of each goes through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle1.commands.findings import main
+from dalle1.findings.base import Options
+from dalle1.findings.results import runs_of
+from dalle1.findings.table import MODULES, all_findings, find
+from dalle1.findings.workspace import fingerprint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        pixels = rng.integers(0, 256, (160, 200, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all, since they share parts."""
+    return tmp_path_factory.mktemp("findings")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_arms_differ_in_their_settings(name: str, photographs: Path) -> None:
+    """Arms that run alike, so that no difference is found; seeds that make the same run."""
+    finding = find(name)
+    assert finding.name == name
+    runs = runs_of(finding, [0, 1], Options(photographs=photographs), Path("out"))
+    assert len({fingerprint(run.settings) for run in runs}) == 2 * len(finding.arms)
+    assert len({run.path for run in runs}) == len(runs)
+    trial = runs_of(finding, [0, 1], Options(0.02, photographs), Path("out"))
+    assert not {run.path for run in runs} & {run.path for run in trial}
+    json.dumps([run.settings for run in runs], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_documented(name: str) -> None:
+    """A finding that no page tells of."""
+    text = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert f"dalle1 findings {name}" in text and f"{name}.png" in text
+    claim = " ".join(find(name).claim.split())
+    assert claim in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_run_of_each_goes_through(
+    name: str, out: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finding that fails after an hour of others: settings that do not fit, a measure that is
+    not there."""
+    monkeypatch.chdir(ROOT)
+    common = ["--scale", "0.002", "--seeds", "0", "--threads", "1", "--out", str(out)]
+    assert main([name, *common, "--photographs", str(photographs)]) == 0
+    found = json.loads((out / name / "report.json").read_text())
+    finding = find(name)
+    assert all(
+        found["arms"][arm.name].keys() >= {m.name for m in finding.measures} for arm in finding.arms
+    )
+    assert len(found["predictions"]) == len(finding.predictions)
+    assert (out / name / f"{name}.png").exists()
+
+
+def test_list_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """A finding that nobody knows of before it runs for an hour."""
+    assert main(["--list"]) == 0
+    text = capsys.readouterr().out
+    for finding in all_findings():
+        assert (
+            finding.name in text and finding.claim in text and f"{finding.minutes:.0f} min" in text
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "NAME: expected kl-weight"),
+        ([], "NAME: expected names of findings, or all, got []"),
+        (["all", "kl-weight"], "NAME: expected names"),
+        (["photographs"], "--photographs: expected a folder"),
+        (["kl-weight", "--seeds", "1", "1"], "--seeds: expected different"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback, or a mistake that is found after the first runs."""
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "101", "x"])
+def test_scale_is_checked(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs of no updates."""
+    with pytest.raises(SystemExit):
+        main(["kl-weight", f"--scale={scale}"])
+    assert "expected a number in (0, 100]" in capsys.readouterr().err
