@@ -18,7 +18,7 @@ from dalle1.findings.codecs import bounds, measure_codec
 from dalle1.findings.dvae_runs import codecs_of, leaves_settings, train_on_leaves
 from dalle1.findings.workspace import Workspace
 
-STEPS = 1800
+STEPS = 1300
 
 
 def _settings(arm: Arm, seed: int, options: Options) -> Settings:

@@ -36,7 +36,7 @@ from dalle1.training.stages.dvae import DVAEStage
 from dvae.model import Conv2d
 from dvae.objective import unmap_pixels
 
-STEPS = 1500
+STEPS = 1300
 
 
 class KernelDVAE(dvae.DVAE):

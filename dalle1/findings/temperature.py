@@ -17,7 +17,7 @@ from dalle1.findings.dvae_runs import codecs_of, leaves_settings, train_on_leave
 from dalle1.findings.workspace import Workspace
 from dalle1.training.schedules import cosine
 
-STEPS = 1500
+STEPS = 900
 
 
 def _settings(arm: Arm, seed: int, options: Options) -> Settings:
