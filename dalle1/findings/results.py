@@ -21,6 +21,7 @@ class Run:
     seed: int
     settings: Settings
     out: Path  # of all findings
+    folder: Path  # of this finding: a trial at another scale has its own, and its own report
 
     @property
     def name(self) -> str:
@@ -30,12 +31,11 @@ class Run:
     @property
     def path(self) -> Path:
         """Of its result."""
-        return self.out / self.finding.name / "results" / f"{self.name}.json"
+        return self.folder / "results" / f"{self.name}.json"
 
     def workspace(self, threads: int | None, options: Options) -> Workspace:
         """Its folders."""
-        folder = self.out / self.finding.name
-        work, pictures = folder / "work" / self.name, folder / "pictures"
+        work, pictures = self.folder / "work" / self.name, self.folder / "pictures"
         return Workspace(work, self.out, pictures, threads, options.photographs)
 
     def read(self) -> Measurements | None:
@@ -94,4 +94,10 @@ def runs_of(finding: Finding, seeds: list[int], options: Options, out: Path) -> 
         own = finding.settings(arm, seed, options)
         return {"finding": finding.name, "version": finding.version, "seed": seed, **own}
 
-    return [Run(finding, arm, s, settings(arm, s), out) for s in seeds for arm in finding.arms]
+    label = "" if options.scale == 1 else f"-scale-{options.scale:g}"
+    folder = out / f"{finding.name}{label}"
+    return [
+        Run(finding, arm, seed, settings(arm, seed), out, folder)
+        for seed in seeds
+        for arm in finding.arms
+    ]

@@ -55,7 +55,10 @@ def run_findings(
     for finding in findings:
         missing = finding.needs(options)
         if missing is None:
-            ready.append((finding, runs_of(finding, list(seeds), options, out)))
+            runs = runs_of(finding, list(seeds), options, out)
+            for run in runs:
+                run.read()  # raises for a damaged result before hours of others
+            ready.append((finding, runs))
         elif len(findings) == 1:
             raise ValueError(missing)
         else:
@@ -70,7 +73,7 @@ def run_findings(
             complete &= _make(run, run.workspace(threads, options), keep)
         found = {(run.arm.name, run.seed): result for run in runs if (result := run.read())}
         if found:
-            print(f"\n{write_report(finding, found, options, out / finding.name)}", flush=True)
+            print(f"\n{write_report(finding, found, options, runs[0].folder)}", flush=True)
     return complete
 
 

@@ -92,10 +92,10 @@ def test_resumes_at_the_first_run_without_a_result(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_meet_old_results(tmp_path: Path) -> None:
     """A report that mixes a trial at small scale, or a former version, with the full runs."""
-    run_findings([finding()], [0], Options(scale=0.5), tmp_path)
-    trial = (tmp_path / "heights" / "report.md").read_text()
-    assert "a trial that says nothing" in trial and "| high: is high | 1.50 |" in trial
     run_findings([finding()], [0], Options(), tmp_path)
+    run_findings([finding()], [0], Options(scale=0.5), tmp_path)
+    trial = (tmp_path / "heights-scale-0.5" / "report.md").read_text()
+    assert "a trial that says nothing" in trial and "| high: is high | 1.50 |" in trial
     assert "| high: is high | 3.00 |" in (tmp_path / "heights" / "report.md").read_text()
     newer = replace(finding(), version=2)
     old, new = (runs_of(f, [0], Options(), tmp_path) for f in (finding(), newer))

@@ -65,13 +65,13 @@ def test_a_run_of_each_goes_through(
     monkeypatch.chdir(ROOT)
     common = ["--scale", "0.002", "--seeds", "0", "--threads", "1", "--out", str(out)]
     assert main([name, *common, "--photographs", str(photographs)]) == 0
-    found = json.loads((out / name / "report.json").read_text())
+    found = json.loads((out / f"{name}-scale-0.002" / "report.json").read_text())
     finding = find(name)
     assert all(
         found["arms"][arm.name].keys() >= {m.name for m in finding.measures} for arm in finding.arms
     )
     assert len(found["predictions"]) == len(finding.predictions)
-    assert (out / name / f"{name}.png").exists()
+    assert (out / f"{name}-scale-0.002" / f"{name}.png").exists()
 
 
 def test_list_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
