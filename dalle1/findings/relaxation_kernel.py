@@ -9,10 +9,9 @@ Dimensions: b batch, k codebook size, h w token grid.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import dvae
@@ -59,7 +58,7 @@ class KernelDVAE(dvae.DVAE):
 
 
 class KernelStage(DVAEStage):
-    """Stage one with a `KernelDVAE`, which is not exported: no codec of the library reads it."""
+    """Stage one with a `KernelDVAE`. Of what it exports, only kernels of 1 can be opened."""
 
     def __init__(self, config: RunConfig, kernel: int) -> None:
         if config.dvae is None or config.dvae.encoder_window or config.dvae.init_gain != 1:
@@ -79,9 +78,6 @@ class KernelStage(DVAEStage):
     def empty_model(self) -> dvae.DVAE:
         with torch.device("meta"):
             return KernelDVAE(self.model.config, self._kernel)
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
 
 
 def _make_stage(kernel: int, config: RunConfig, sharding: Sharding | None) -> DVAEStage:
