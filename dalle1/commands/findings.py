@@ -77,7 +77,7 @@ def _findings(options: argparse.Namespace) -> int:
             chosen, options.seeds, common, options.out, options.threads, options.keep
         )
     except Interrupted as stop:
-        print(f"{stop}; the same command resumes", file=sys.stderr)
+        print("stopped; a checkpoint is saved, and the same command resumes", file=sys.stderr)
         return 0 if stop.number == SIGTERM else STOPPED
     return 0 if done else FAILED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle1.commands import findings as command
 from dalle1.commands.findings import main
 from dalle1.findings import dvae_runs
 from dalle1.findings import photographs as photographs_module
@@ -18,6 +20,7 @@ from dalle1.findings.results import runs_of
 from dalle1.findings.runner import run_findings
 from dalle1.findings.table import MODULES, all_findings, find
 from dalle1.findings.workspace import fingerprint
+from dalle1.training.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,3 +127,17 @@ def test_scale_is_checked(scale: str, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["kl-weight", f"--scale={scale}"])
     assert "expected a number in (0, 100]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_stop_is_no_failure(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A night that is stopped and looks broken, or Ctrl-C that a script takes for the end."""
+
+    def stopped(*arguments: object) -> bool:
+        raise Interrupted("stopped after update 3; a checkpoint is saved", number)
+
+    monkeypatch.setattr(command, "run_findings", stopped)
+    assert main(["kl-weight"]) == status
+    assert "the same command resumes" in capsys.readouterr().err
