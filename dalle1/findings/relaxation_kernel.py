@@ -119,8 +119,8 @@ FINDING = Finding(
         Arm("3x3", "kernels of 3 in both", {"kernel": 3}),
     ),
     measures=(
-        Measure("relaxed", "- relaxed ELB, nats a subpixel", 3),
-        Measure("true", "- true ELB, nats a subpixel", 3),
+        Measure("relaxed", "relaxed bound, - ELB in nats a subpixel", 3),
+        Measure("true", "true bound, - ELB in nats a subpixel", 3),
         Measure("gap", "gap, nats a subpixel", 4),
         Measure("psnr", "PSNR with codes, dB"),
         Measure("codes", "codes used", 1),

@@ -53,8 +53,8 @@ FINDING = Finding(
         for text, value in (("1", 1.0), ("1/2", 0.5), ("1/4", 0.25), ("1/16", 0.0625))
     ),
     measures=(
-        Measure("relaxed", "- relaxed ELB, nats a subpixel", 3),
-        Measure("true", "- true ELB, nats a subpixel", 3),
+        Measure("relaxed", "relaxed bound, - ELB in nats a subpixel", 3),
+        Measure("true", "true bound, - ELB in nats a subpixel", 3),
         Measure("gap", "gap, nats a subpixel", 4),
         Measure("psnr", "PSNR with codes, dB"),
     ),
