@@ -25,7 +25,7 @@ from dalle1.findings.workspace import Workspace
 from dalle1.model import Model, load
 from dalle1.transformer.model import Transformer
 
-STEPS = 900
+STEPS = 800
 BATCH = 64
 SPLITS = ("test", "heldout")  # unseen captions; those with pairs that never occur in training
 
