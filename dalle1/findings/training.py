@@ -26,9 +26,8 @@ def run_settings(config: str, overrides: Sequence[str], seed: int) -> Settings:
         overrides: settings as key=value, after the file's.
         seed: of the run.
     """
-    full = load_config(config, [*overrides, f"seed={seed}"]).model_dump(
-        mode="json", exclude_none=True
-    )
+    # With settings that are null: left out, they would come back as their defaults.
+    full = load_config(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
     for name in PLACES:
         if name != "tokenizer" or isinstance(full.get(name), str):
             full.pop(name, None)
