@@ -79,10 +79,12 @@ def _run(settings: Settings, workspace: Workspace) -> Measurements:
     def make(folder: Path) -> None:
         codec = codec_of(shared["codec"], workspace)
         clip = clip_of(shared["clip"], workspace)
-        parts = {"codec": codec, "ranker": clip / EXPORTED, "tokenizer": clip}
-        model = train_run(shared["train"], folder / "dalle", workspace, **parts)
+        run = folder / "dalle"
+        model = train_run(
+            shared["train"], run, workspace, codec=codec, ranker=clip / EXPORTED, tokenizer=clip
+        )
         places = {"model": str(model), "run": str(folder / "ranking"), "data": "shapes"}
-        ranking = RankSettings(**places, **shared["benchmark"])
+        ranking = RankSettings.model_validate({**places, **shared["benchmark"]})
         run_benchmark(prepare(ranking), ranking)
 
     folder = workspace.shared("shapes-ranking", shared, make)

@@ -15,7 +15,6 @@ from dalle1.findings.training import run_settings, train_run
 from dalle1.findings.workspace import Workspace
 from dalle1.training import checkpoints
 from dalle1.training.stages.table import MakeStage, make_stage
-from dalle1.training.trainer import CHECKPOINTS, MODEL
 
 CONFIG = "configs/findings/dvae.yaml"
 POINTS = 6  # checkpoints at which a run is measured
@@ -79,6 +78,8 @@ def codecs_of(
         settings: of the run.
         make: an empty model.
     """
+    from dalle1.training.trainer import CHECKPOINTS, MODEL  # needs DeepSpeed
+
     every = settings["keep_every"]
     folders = sorted((run / CHECKPOINTS).glob("step-???????"))
     for folder in folders:

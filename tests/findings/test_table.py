@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +143,13 @@ def test_a_stop_is_no_failure(
     monkeypatch.setattr(command, "run_findings", stopped)
     assert main(["kl-weight"]) == status
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_the_list_needs_no_deepspeed() -> None:
+    """A list of claims that waits for what only training needs, or cannot be shown without it."""
+    code = (
+        "import sys; sys.modules['deepspeed'] = None; sys.modules['matplotlib'] = None\n"
+        "from dalle1.commands.findings import main; sys.exit(main(['--list']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "kl-weight" in done.stdout, done.stderr
