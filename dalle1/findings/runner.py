@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dalle1.findings.base import Finding, Options
 from dalle1.findings.report import write_report
 from dalle1.findings.results import Run, runs_of
 from dalle1.findings.workspace import Workspace
+from dalle1.training.signals import Interrupted
 
 
 def run_findings(
@@ -42,8 +44,9 @@ def run_findings(
         Whether all runs have a result.
 
     Raises:
-        ValueError: a finding of several lacks nothing and cannot be set up, or the only one lacks
-            what it needs.
+        ValueError: before the first run, seeds or a folder that will not do, a damaged result, or
+            what the only finding lacks.
+        OSError: a disk is full or fails.
         Interrupted: by Ctrl-C or SIGTERM, once what was running is saved.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
@@ -83,8 +86,11 @@ def _make(run: Run, workspace: Workspace, keep: bool) -> bool:
     start = time.monotonic()
     try:
         run.write(run.finding.run(run.settings, workspace), time.monotonic() - start)
-    except (ValueError, RuntimeError) as error:
-        # A disk that is full, and Ctrl-C, would end all others too: they are not caught.
+    except (Interrupted, OSError):  # which would end all others, too, as a full disk does
+        raise
+    except Exception as error:  # whatever it is: the others take a night
+        if not isinstance(error, ValueError):
+            traceback.print_exc()
         print(f"error: {run.finding.name}, {run.name}: {error}", file=sys.stderr, flush=True)
         return False
     if not keep:

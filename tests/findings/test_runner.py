@@ -22,6 +22,7 @@ from dalle1.findings.base import (
 from dalle1.findings.results import runs_of
 from dalle1.findings.runner import run_findings
 from dalle1.findings.workspace import Workspace
+from dalle1.training.signals import Interrupted
 
 Run = Callable[[Settings, Workspace], Measurements]
 HEIGHTS = {"low": 1.0, "high": 3.0}
@@ -103,14 +104,15 @@ def test_other_settings_do_not_meet_old_results(tmp_path: Path) -> None:
     assert [r.read() for r in new] == [None, None]
 
 
+@pytest.mark.parametrize("failure", [ValueError, TypeError, RuntimeError])
 def test_a_run_that_fails_does_not_stop_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    failure: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A night that is lost to one run that diverged; a failure that is told as success."""
 
     def diverges(settings: Settings, workspace: Workspace) -> Measurements:
         if settings["arm"] == "low":
-            raise ValueError("loss: expected a finite number, got nan")
+            raise failure("loss: expected a finite number, got nan")
         return measure(settings, workspace)
 
     assert not run_findings([finding(diverges)], [0, 1], Options(), tmp_path)
@@ -120,6 +122,20 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert found["predictions"] == []
     assert run_findings([finding()], [0, 1], Options(), tmp_path)  # tried again
     assert report_of(tmp_path)["predictions"]
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "no space"), Interrupted("stopped", 2)])
+def test_what_would_end_all_ends_all(stop: Exception, tmp_path: Path) -> None:
+    """A full disk that is met by each of a hundred runs; a stop that goes on with the next run."""
+    calls = []
+
+    def stopped(settings: Settings, workspace: Workspace) -> Measurements:
+        calls.append(settings["arm"])
+        raise stop
+
+    with pytest.raises(type(stop)):
+        run_findings([finding(stopped)], [0, 1], Options(), tmp_path)
+    assert calls == ["low"]
 
 
 def test_undeclared_measures_are_refused(
