@@ -11,8 +11,12 @@ MODULES: dict[str, str] = {
     "kl-weight": "kl_weight",
     "temperature": "temperature",
     "relaxation-kernel": "relaxation_kernel",
+    "padding": "padding",
+    "one-softmax": "one_softmax",
+    "text-weight": "text_weight",
     "bpe": "bpe",
     "best-of-n": "best_of_n",
+    "composition": "composition",
     "photographs": "photographs",
 }
 
