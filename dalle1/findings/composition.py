@@ -66,8 +66,8 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
     return {
         "glyphs": GlyphSettings(**glyphs).model_dump(mode="json"),
         "code_side": chosen["code_side"],
-        "images": options.scaled(chosen["images"], 64),
-        "drawn": options.scaled(1024, 8),
+        "images": options.fewer(chosen["images"], 64),
+        "drawn": options.fewer(1024, 8),
         "width": chosen["width"],
         "layers": 3,
         "recipe": recipe.model_dump(mode="json"),

@@ -33,7 +33,7 @@ POINTS = 6  # of a curve
 
 def data_settings(options: Options) -> Settings:
     """How many samples there are."""
-    data = FlatSettings(training=options.scaled(8000, 32), unseen=options.scaled(1024, 8))
+    data = FlatSettings(training=options.fewer(8000, 32), unseen=options.fewer(1024, 8))
     return data.model_dump(mode="json")
 
 

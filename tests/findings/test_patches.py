@@ -129,9 +129,10 @@ def test_a_run_of_the_stage_reads_the_shards(tmp_path: Path) -> None:
     from dalle1.findings.results import runs_of
     from dalle1.findings.text_weight import FINDING
 
-    run = runs_of(FINDING, [0], Options(scale=0.004), tmp_path)[0]
-    found = FINDING.run(run.settings, run.workspace(1))
+    options = Options(scale=0.004)
+    run = runs_of(FINDING, [0], options, tmp_path)[0]
+    found = FINDING.run(run.settings, run.workspace(1, options))
     assert found.values.keys() == {m.name for m in FINDING.measures}
     assert len(found.curves["training"]) == 4
-    model = dalle1.load(run.workspace(1).folder / "dalle" / "model")
+    model = dalle1.load(run.workspace(1, options).folder / "dalle" / "model")
     assert model.image_size == 16
