@@ -53,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--photographs", type=as_path, help="folder of images, for findings that need photographs"
     )
+    parser.add_argument("--model", type=as_path, help="folder of a model trained on emoji")
+    parser.add_argument("--emoji", type=as_path, help="folder that `dalle1 emoji` wrote")
+    parser.add_argument(
+        "--packages", type=as_path, help="folder of the emoji's packages; default: data/packages"
+    )
     parser.add_argument(
         "--keep", action="store_true", help="keep the training runs, too, and not only results"
     )
@@ -71,7 +76,8 @@ def _findings(options: argparse.Namespace) -> int:
         raise ValueError(f"NAME: expected names of findings, or all, got {names}; see --list")
     chosen = all_findings() if names == ["all"] else [find(name) for name in names]
     require_deepspeed("findings")
-    common = Options(scale=options.scale, photographs=options.photographs)
+    given = ("scale", "photographs", "model", "emoji", "packages")
+    common = Options(**{name: getattr(options, name) for name in given})
     try:
         done = run_findings(
             chosen, options.seeds, common, options.out, options.threads, options.keep

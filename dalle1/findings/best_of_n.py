@@ -9,9 +9,9 @@ from typing import Any
 from dalle1.common.files import read_text
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
-from dalle1.evaluation.shapes_data import HELDOUT, UNSEEN
 from dalle1.evaluation.run import prepare
 from dalle1.evaluation.run import run as run_benchmark
+from dalle1.evaluation.shapes_data import HELDOUT, UNSEEN
 from dalle1.findings.base import (
     Arm,
     Curve,

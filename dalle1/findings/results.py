@@ -36,7 +36,10 @@ class Run:
     def workspace(self, threads: int | None, options: Options) -> Workspace:
         """Its folders."""
         work, pictures = self.folder / "work" / self.name, self.folder / "pictures"
-        return Workspace(work, self.out, pictures, threads, options.photographs)
+        o = options
+        return Workspace(
+            work, self.out, pictures, threads, o.photographs, o.model, o.emoji, o.packages
+        )
 
     def read(self) -> Measurements | None:
         """What it has shown; None where it has no result.

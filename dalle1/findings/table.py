@@ -16,7 +16,9 @@ MODULES: dict[str, str] = {
     "text-weight": "text_weight",
     "bpe": "bpe",
     "best-of-n": "best_of_n",
+    "completion": "completion",
     "composition": "composition",
+    "style-by-words": "style_by_words",
     "photographs": "photographs",
 }
 

@@ -26,6 +26,7 @@ class Workspace:
     pictures: what a run saves here stays, for docs and readers.
     threads: CPU threads of the run; None: as torch chooses.
     photographs: the user's folder, wherever it lies; settings hold a digest of what is in it.
+    model: likewise, and the next two: see `Options`.
     """
 
     folder: Path
@@ -33,6 +34,9 @@ class Workspace:
     pictures: Path
     threads: int | None = None
     photographs: Path | None = None
+    model: Path | None = None
+    emoji: Path | None = None
+    packages: Path | None = None
 
     def shared(self, name: str, settings: Any, make: Callable[[Path], None]) -> Path:
         """A folder that depends on its settings alone, made by the first run that needs it.
