@@ -37,7 +37,7 @@ CONFIG = "configs/shapes/dalle.yaml"
 
 
 def _settings(arm: Arm, seed: int, options: Options) -> Settings:
-    steps = options.scaled(1000, 2)
+    steps = options.scaled(800, 2)
     overrides = [
         f"steps={steps}",
         f"log_every={max(1, steps // 20)}",
@@ -85,7 +85,7 @@ FINDING = Finding(
     section="section 2.2",
     paper="the image's loss has the larger weight since images are what counts; the paper gives no "
     "comparison.",
-    setting="The demo's transformer on flat shapes, 1,000 updates.",
+    setting="The demo's transformer on flat shapes, 800 updates.",
     minutes=15,
     reference="1/8",
     arms=tuple(
