@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dalle1.data.emoji.export import read_record
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.emoji_data import SINGLE
+from dalle1.evaluation.judged import Prompt
 from dalle1.evaluation.run import prepare, run
 from dalle1.findings.base import Curve, Measure, Measurements, Options, Settings
 from dalle1.findings.workspace import Workspace
@@ -99,17 +101,26 @@ def measure_emoji(settings: Settings, workspace: Workspace) -> Measurements:
         **settings["benchmark"],
     )
     prepared = prepare(ranking)
-    usable = [p for p in prepared.prompts if p.kind in KINDS]
-    prepared.prompts = usable[settings["seed"] % PARTS :: PARTS][:count]
-    if len(prepared.prompts) < count:
-        raise ValueError(
-            f"--emoji: expected {PARTS * count} captions of the split {ranking.splits[0]}, got "
-            f"{len(usable)}; write more with `dalle1 emoji`"
-        )
+    prepared.prompts = prompts_of(settings["seed"], prepared.prompts, count)
     run(prepared, ranking)
     shutil.copyfile(folder / SHEET, w.picture("sheet"))
     (group,) = json.loads(read_text(folder / RESULT))["groups"].values()
     return read_group(group)
+
+
+def prompts_of(seed: int, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """A third of the captions of one emoji, or of one in two styles.
+
+    Raises ValueError where there are fewer than `count`.
+    """
+    usable = [prompt for prompt in prompts if prompt.kind in KINDS]
+    chosen = usable[seed % PARTS :: PARTS][:count]
+    if len(chosen) < count:
+        raise ValueError(
+            f"--emoji: expected {PARTS * count} captions of a split, got {len(usable)}; write "
+            "more with `dalle1 emoji`"
+        )
+    return chosen
 
 
 def read_group(group: dict[str, Any]) -> Measurements:
@@ -139,5 +150,6 @@ def digest_of(model: Path) -> str:
     for path in sorted(model.glob("*.safetensors")) + sorted(model.glob("*.json")):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            while part := file.read(2**20):
+                digest.update(part)
     return digest.hexdigest()[:16]
