@@ -57,7 +57,8 @@ def pairs_of(settings: GlyphSettings, held_out: bool) -> np.ndarray:
     """
     color, shape = np.divmod(np.arange(settings.colors * settings.shapes), settings.shapes)
     out = (shape - color) % settings.colors < settings.held_out
-    return np.stack([color, shape], axis=1)[out == held_out]
+    pairs: np.ndarray = np.stack([color, shape], axis=1)[out == held_out]
+    return pairs
 
 
 def draw_images(settings: GlyphSettings, pairs: np.ndarray, rng: np.random.Generator) -> Tensor:

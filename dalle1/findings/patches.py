@@ -73,11 +73,13 @@ class PatchCodec(nn.Module):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 [b, h, w] -> float32 [b, 3, h s, w s]."""
-        return rearrange(self.patches[tokens], "b h w c y x -> b c (h y) (w x)")
+        images: Tensor = rearrange(self.patches[tokens], "b h w c y x -> b c (h y) (w x)")
+        return images
 
     def knows(self, images: Tensor) -> Tensor:
         """Whether every patch of an image is a code: [b, 3, H, W] -> bool [b]."""
-        return (self.decode(self.encode(images)) - images).abs().amax(dim=(1, 2, 3)) < 1e-3
+        error = (self.decode(self.encode(images)) - images).abs().amax(dim=(1, 2, 3))
+        return error < 1e-3
 
 
 def _cut(images: Tensor, side: int) -> Tensor:
