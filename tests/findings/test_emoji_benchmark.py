@@ -3,72 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from dalle1 import Model, Tokenizer, registry
 from dalle1.commands import findings
-from dalle1.common.images import to_tensor
-from dalle1.data.emoji import EmojiDataset
 from dalle1.evaluation.judged import Prompt
 from dalle1.findings.base import Options
 from dalle1.findings.emoji_benchmark import digest_of, missing, prompts_of, read_group
-from tests import fakes
-from tests.evaluation.emoji import (
-    COUNT,
-    KINDS,
-    SEED,
-    SIDE,
-    KnowingPrior,
-    KnownConfig,
-    QuarterCodec,
-    write_data,
-)
+from tests.findings.conftest import Written, write_model
 
-SPLITS = ("test", "heldout_styles")
-LENGTH = 64  # text positions
-BRIGHTNESS = fakes.KINDS[2]
-Written = tuple[Path, Path, EmojiDataset]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return write_data(tmp_path_factory.mktemp("emoji"))
-
-
-@pytest.fixture(autouse=True)
-def kinds() -> Iterator[None]:
-    """The fakes are registered for this test alone."""
-    before = {role: dict(known) for role, known in registry.KINDS.items()}
-    for kind in (*KINDS[:2], BRIGHTNESS):
-        registry.register(kind)
-    yield
-    for role, known in registry.KINDS.items():
-        known.clear()
-        known.update(before[role])
-
-
-def write_model(folder: Path, dataset: EmojiDataset, right: float) -> Path:
-    """A model that knows the image of each caption, and begins with it with this probability."""
-    captions: dict[str, Tensor] = {}
-    for split in SPLITS:
-        for i in range(COUNT):
-            sample = dataset.make(SEED, i, split, SIDE)
-            captions.setdefault(sample.caption, to_tensor(sample.image))
-    tokenizer = Tokenizer.train(captions, 320, LENGTH, dropout=0.0)
-    images, texts = torch.stack(list(captions.values())), tokenizer.encode(list(captions))
-    config = KnownConfig(
-        count=len(images), text_vocab=tokenizer.vocab_size, text_length=LENGTH, right=right
-    )
-    codec, prior = QuarterCodec(config), KnowingPrior(config)
-    codec.images.copy_(images)
-    prior.texts.copy_(texts)
-    Model(tokenizer, prior, codec, fakes.BrightnessRanker()).save(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("kinds")
 
 
 def results(out: Path, name: str) -> dict[str, dict[str, float]]:

@@ -23,6 +23,7 @@ from dalle1.findings.runner import run_findings
 from dalle1.findings.table import MODULES, all_findings, find
 from dalle1.findings.workspace import fingerprint
 from dalle1.training.signals import Interrupted
+from tests.findings.conftest import Written, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,15 +44,24 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("findings")
 
 
+@pytest.fixture(scope="session")
+def named(tmp_path_factory: pytest.TempPathFactory, photographs: Path, written: Written) -> Options:
+    """All that findings ask the user for."""
+    data, packages, dataset = written
+    model = write_model(tmp_path_factory.mktemp("emoji-model"), dataset, 0.5)
+    return Options(photographs=photographs, model=model, emoji=data, packages=packages)
+
+
+@pytest.mark.usefixtures("kinds")
 @pytest.mark.parametrize("name", MODULES)
-def test_arms_differ_in_their_settings(name: str, photographs: Path) -> None:
+def test_arms_differ_in_their_settings(name: str, named: Options) -> None:
     """Arms that run alike, so that no difference is found; seeds that make the same run."""
     finding = find(name)
     assert finding.name == name
-    runs = runs_of(finding, [0, 1], Options(photographs=photographs), Path("out"))
+    runs = runs_of(finding, [0, 1], named, Path("out"))
     assert len({fingerprint(run.settings) for run in runs}) == 2 * len(finding.arms)
     assert len({run.path for run in runs}) == len(runs)
-    trial = runs_of(finding, [0, 1], Options(0.02, photographs), Path("out"))
+    trial = runs_of(finding, [0, 1], replace(named, scale=0.02), Path("out"))
     assert not {run.path for run in runs} & {run.path for run in trial}
     json.dumps([run.settings for run in runs], allow_nan=False)
 
@@ -75,10 +85,10 @@ def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "POINTS", 2)
 
 
-@pytest.mark.usefixtures("narrow")
+@pytest.mark.usefixtures("narrow", "kinds")
 @pytest.mark.parametrize("name", MODULES)
 def test_a_run_of_each_goes_through(
-    name: str, out: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, out: Path, named: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A finding that fails after an hour of others: settings that do not fit, a measure that is
     not there."""
@@ -86,7 +96,7 @@ def test_a_run_of_each_goes_through(
     finding = find(name)
     first, last = finding.arms[0], finding.arms[-1]
     short = replace(finding, arms=(first, last), predictions=(), reference=None)
-    assert run_findings([short], [0], Options(0.002, photographs), out, threads=1)
+    assert run_findings([short], [0], replace(named, scale=0.002), out, threads=1)
     folder = out / f"{name}-scale-0.002"
     found = json.loads((folder / "report.json").read_text())
     for arm in short.arms:
@@ -111,6 +121,7 @@ def test_list_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "NAME: expected names of findings, or all, got []"),
         (["all", "kl-weight"], "NAME: expected names"),
         (["photographs"], "--photographs: expected a folder"),
+        (["completion"], "--model: expected the folder of a model trained on emoji"),
         (["kl-weight", "--seeds", "1", "1"], "--seeds: expected different"),
     ],
 )
