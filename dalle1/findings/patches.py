@@ -69,7 +69,8 @@ class PatchCodec(nn.Module):
             torch.cdist(rearrange(part, "b h w d -> b (h w) d"), codes).argmin(-1)
             for part in _cut(images, self.stride).split(64)  # the distances take memory
         ]
-        return torch.cat(rows).unflatten(1, (-1, images.shape[-1] // self.stride))
+        tokens: Tensor = torch.cat(rows).unflatten(1, (-1, images.shape[-1] // self.stride))
+        return tokens
 
     def decode(self, tokens: Tensor) -> Tensor:
         """int64 [b, h, w] -> float32 [b, 3, h s, w s]."""
