@@ -9,6 +9,7 @@
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
     dalle1 benchmark dropout [--repeats 5]
     dalle1 benchmark loading CONFIG [--dtype bfloat16] [--repeats 5]
+    dalle1 benchmark import [--repeats 5]
     python launch/benchmark.py ...
 
 `attention` runs one attention call of each pattern, forward and backward. `train` runs full
@@ -20,7 +21,7 @@ weights. They print the median and the extremes of the repeats; `sample`, those 
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
 encodes the photographs, and trains a few steps on both. `dropout` makes tokens of captions in five
 scripts with BPE dropout. `loading` writes a prior of random weights to a temporary folder and opens
-it in a process of its own.
+it in a process of its own. `import` imports the library, and torch alone, in processes of their own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dalle1.benchmarks.dataloading import report_dataloading
 from dalle1.benchmarks.dropout import report_dropout
 from dalle1.benchmarks.float16 import report_float16
 from dalle1.benchmarks.generation import report_sample
+from dalle1.benchmarks.importing import report_importing
 from dalle1.benchmarks.loading import report_loading
 from dalle1.benchmarks.published import report_published
 from dalle1.benchmarks.training import report_attention, report_training
@@ -161,8 +163,13 @@ def _loading(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_loading(_transformer(options)[0], options.dtype, options.repeats)
 
 
+def _import(options: argparse.Namespace, device: torch.device) -> Figures:
+    _refuse_config(options)
+    return report_importing(options.repeats)
+
+
 CANDIDATES = {"windows": [1, 4], "published": [1, 16]}  # of a caption, where nothing is said
-ON_CPU = ("half", "dropout", "loading")  # whatever else there is
+ON_CPU = ("half", "dropout", "loading", "import")  # whatever else there is
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
@@ -173,6 +180,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "data": _data,
     "dropout": _dropout,
     "loading": _loading,
+    "import": _import,
 }
 
 

@@ -62,11 +62,13 @@ class Attention(nn.Module):
         choice = self.execution.attention
         return choice == "sparse" or (choice == "auto" and sparse_pays(x, self.head_size))
 
-    # Its masks are made once and kept; a graph of torch.compile would make them anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, q: Tensor, k: Tensor, v: Tensor, sparse: bool) -> Tensor:
         """One softmax over the keys that the pattern allows: [b, s, n, d] each, in run order."""
         run = banded_attention if sparse else dense_attention
+        # Its masks are made once and kept; a graph of torch.compile would make them anew. As a
+        # decorator, `disable` imports the compiler, which takes as long as torch does.
+        if torch.compiler.is_compiling():
+            run = torch.compiler.disable(run)
         return run(q, k, v, self.pattern, self.text_length, self.grid, self.kernel)
 
 
