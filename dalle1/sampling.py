@@ -182,7 +182,7 @@ def _check_counts(
     if model.ranker is None and keep < candidates:
         raise ValueError(
             f"keep: the model has no ranker to choose by: ask for keep = candidates = "
-            f"{candidates}, or train configs/shapes/clip.yaml and export again"
+            f"{candidates}, or train shapes/clip and export again"
         )
     if preview_rows < 1:
         raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")

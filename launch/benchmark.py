@@ -1,4 +1,4 @@
-"""`dalle1 benchmark`, for launchers that take a script: see `dalle1/commands/benchmark.py`."""
+"""`dalle1 benchmark`, as a script for launchers: see `dalle1/commands/benchmark.py`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`dalle1 demo`, for launchers that take a script: see `dalle1/commands/demo.py`."""
+"""`dalle1 demo`, as a script for launchers: see `dalle1/commands/demo.py`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`dalle1 filter`, for launchers that take a script: see `dalle1/commands/filter.py`."""
+"""`dalle1 data filter`, as a script for launchers: see `dalle1/commands/data/filter.py`."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 # The checkout, in place of launch/, whose tokenize.py would hide Python's own module.
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from dalle1.commands.filter import main
+from dalle1.commands.data.filter import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""`dalle1 plan`, for launchers that take a script: see `dalle1/commands/plan.py`."""
+"""`dalle1 plan`, as a script for launchers: see `dalle1/commands/plan.py`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`dalle1 evaluate`, for launchers that take a script: see `dalle1/commands/evaluate.py`."""
+"""`dalle1 evaluate`, as a script for launchers: see `dalle1/commands/evaluate.py`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`dalle1 tokenize`, for launchers that take a script: see `dalle1/commands/tokenize.py`."""
+"""`dalle1 tokenize`, as a script for launchers: see `dalle1/commands/tokenize.py`."""
 
 import os
 import sys

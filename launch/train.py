@@ -1,4 +1,4 @@
-"""`dalle1 train`, for launchers that take a script: see `dalle1/commands/train.py`."""
+"""`dalle1 train`, as a script for launchers: see `dalle1/commands/train.py`."""
 
 import os
 import sys

@@ -12,6 +12,8 @@
     dalle1 benchmark import [--repeats 5]
     python launch/benchmark.py ...
 
+    dalle1 benchmark train paper/250m --batch 2
+
 `attention` runs one attention call of each pattern, forward and backward. `train` runs full
 training steps: loss, gradients, clipping, AdamW. `sample` draws images of one caption with random
 weights. They print the median and the extremes of the repeats; `sample`, those of the grid's rows.
@@ -21,7 +23,7 @@ weights. They print the median and the extremes of the repeats; `sample`, those 
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
 encodes the photographs, and trains a few steps on both. `dropout` makes tokens of captions in five
 scripts with BPE dropout. `loading` writes a prior of random weights to a temporary folder and opens
-it in a process of its own. `import` imports the library, and torch alone, in processes of their own.
+it in a process of its own. `import` imports the library and, beside it, torch.
 """
 
 from __future__ import annotations
@@ -187,7 +189,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
 def _transformer(options: argparse.Namespace) -> tuple[TransformerConfig, Execution]:
     """The transformer of the config, and how it is run."""
     if not options.config:
-        raise ValueError(f"{options.what} needs a config, such as configs/paper/250m.yaml")
+        raise ValueError(f"{options.what} needs a config, such as paper/250m")
     config = load_config(options.config, options.overrides)
     if config.transformer is None:
         raise ValueError(f"{options.config}: stage {config.stage!r} has no transformer")

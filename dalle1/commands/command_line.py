@@ -1,4 +1,7 @@
-"""What the commands have in common: parsers, exit statuses, warnings, models and images."""
+"""What the commands have in common: parsers, exit statuses, warnings.
+
+Nothing here imports torch, so that help is there at once. Options of models are in `model_options`.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
-
-import torch
-from torch import nn
-
-from dalle1 import registry
-from dalle1.common.files import expand_home
-from dalle1.common.hardware import default_device
-from dalle1.model import Model
-from dalle1.protocols import CaptionCut, Ranker
-from dalle1.sampling import resolve
 
 FAILED, MISTAKE, RANK_LOST, STOPPED = 1, 2, 75, 130  # exit statuses
 
@@ -77,30 +70,18 @@ def as_path(text: str) -> Path:
     """What an option that is a path stands for: a `~` in front is the home folder."""
     if not text:  # of a variable that is not set; it would be the working folder
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    from dalle1.common.files import expand_home
+
     return Path(expand_home(text))
 
 
 def add_config(parser: argparse.ArgumentParser, example: str) -> None:
     """The arguments of commands that read a YAML file of settings."""
-    parser.add_argument("config", help=f"a YAML file such as {example}")
+    parser.add_argument(
+        "config", help=f"YAML file, or a name that `dalle1 configs` lists, such as {example}"
+    )
     parser.add_argument("overrides", nargs="*", help="settings as key=value, after the file's")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher's
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that open a model folder; see `open_model`."""
-    parser.add_argument("--model", type=as_path, help="model folder (or set DALLE1_MODEL)")
-    parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
-
-
-def add_ranker(parser: argparse.ArgumentParser) -> None:
-    """The argument of commands that rank; see `registry.open_ranker`."""
-    parser.add_argument(
-        "--ranker",
-        metavar="NAME",
-        help="in place of the model's own: a folder with a ranker, open_clip:MODEL/PRETRAINED, "
-        "hf:NAME, likelihood, perplexity, or none",
-    )
 
 
 def exit_status(command: Callable[[], int], stopped: str = "stopped", failed: str = "") -> int:
@@ -146,6 +127,8 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        from dalle1.protocols import CaptionCut
+
         if issubclass(category, (FutureWarning, CaptionCut)):
             print(f"warning: {message}", file=sys.stderr)
         else:
@@ -165,31 +148,3 @@ def require_deepspeed(verb: str) -> None:
             f"deepspeed: expected to be installed for `dalle1 {verb}`, got none; it runs on Linux: "
             "`pip install deepspeed`"
         )
-
-
-def open_model(options: argparse.Namespace, dtype: torch.dtype | None = None) -> Model:
-    """The model that `add_model`'s arguments name, on its device.
-
-    Raises ValueError where the folder is no model or the device is not there.
-    """
-    model = resolve(options.model, getattr(options, "ranker", None))
-    with _device_told(options.device):
-        return model.to(options.device, dtype)
-
-
-def open_ranker(options: argparse.Namespace) -> Ranker:
-    """The ranker of `add_ranker` alone, without a model, on its device; as `open_model`."""
-    ranker: Ranker = registry.open_ranker(options.ranker)
-    if isinstance(ranker, nn.Module):
-        with _device_told(options.device):
-            ranker.to(options.device)
-    return ranker
-
-
-@contextmanager
-def _device_told(device: str) -> Iterator[None]:
-    """In this block what torch raises for a device that is not there becomes a ValueError."""
-    try:
-        yield
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: {error}") from error

@@ -3,7 +3,9 @@
     dalle1 demo [--runs runs/shapes] [--quick]
     python launch/demo.py [--runs runs/shapes] [--quick]      what `make demo` runs
 
-When it is stopped, the same command resumes. It runs in a checkout, whose configs it reads.
+    dalle1 demo --runs runs/mine --quick
+
+When it is stopped, the same command resumes.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dalle1.training.dataloader import with_built_in_data
 from dalle1.training.distributed import free_port
 from dalle1.training.metrics_logger import read_metrics
 
+DALLE1 = ("-m", "dalle1")  # the command line, as Python's arguments
 STAGES = ("dvae", "clip", "dalle")
 MAX_RANKS = 4  # processes that encode or draw; each holds the model
 QUICK = {
@@ -69,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> int:
     require_deepspeed("demo")
     check_writable(options.runs, "--runs")
-    config = load_config(
-        "configs/shapes/dvae.yaml", _overrides("dvae", options.runs, options.quick)
-    )
+    config = load_config("shapes/dvae", _overrides("dvae", options.runs, options.quick))
     seconds: dict[str, float] = {}
     # Before the stages, two of which would write it at once.
     images = str(with_built_in_data(config, barrier=lambda: None).data)
@@ -80,9 +81,9 @@ def _demo(options: argparse.Namespace) -> int:
     tokens_overrides = _tokens_overrides(options.runs, images)
     for jobs in (
         [_train_job(stage, options, at_once=2) for stage in ("dvae", "clip")],
-        _ranks("tokens", "launch/tokenize.py", tokens_overrides, options.runs),
+        _ranks("tokens", "tokenize", tokens_overrides, options.runs),
         [_train_job("dalle", options)],
-        _ranks("rank", "launch/rank.py", rank_overrides, options.runs),
+        _ranks("rank", "evaluate", rank_overrides, options.runs),
     ):
         status = run_together(jobs, seconds)
         if not status and any(_is_unfinished(job.name, options) for job in jobs):
@@ -127,7 +128,7 @@ def _train_job(stage: str, options: argparse.Namespace, at_once: int = 1) -> Job
     overrides = _overrides(stage, options.runs, options.quick)
     if at_once > 1 and default_device().type == "cpu":
         overrides.append(f"threads={max(1, cpu_count() // at_once)}")
-    command = ["launch/train.py", f"configs/shapes/{stage}.yaml", *overrides, "--resume"]
+    command = [*DALLE1, "train", f"shapes/{stage}", *overrides, "--resume"]
     return Job(stage, command, options.runs / f"{stage}.log")
 
 
@@ -136,7 +137,7 @@ def _is_unfinished(name: str, options: argparse.Namespace) -> bool:
     if name not in STAGES:
         return False
     overrides = _overrides(name, options.runs, options.quick)
-    steps = load_config(f"configs/shapes/{name}.yaml", overrides).steps
+    steps = load_config(f"shapes/{name}", overrides).steps
     done = [line["step"] for line in read_metrics(options.runs / name) if "step" in line]
     return not done or done[-1] < steps
 
@@ -159,10 +160,10 @@ def _rank_overrides(runs: Path, training_captions: int, count: int, candidates: 
     ]
 
 
-def _ranks(name: str, script: str, overrides: list[str], runs: Path) -> list[Job]:
+def _ranks(name: str, verb: str, overrides: list[str], runs: Path) -> list[Job]:
     """The ranks of a command, each of which does its share."""
     ranks = 1 if default_device().type == "cuda" else min(MAX_RANKS, cpu_count())
-    command = [script, f"configs/shapes/{name}.yaml", *overrides]
+    command = [*DALLE1, verb, f"shapes/{name}", *overrides]
     if ranks == 1:
         return [Job(name, command)]
     shared = {
@@ -197,7 +198,7 @@ def write_report(
     """
     folder = runs / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = load_settings(RankSettings, "configs/shapes/rank.yaml", rank_overrides)
+    settings = load_settings(RankSettings, "shapes/rank", rank_overrides)
     model, data = load(settings.model), ShapesData(settings)
     prompts = data.prompts()
     groups = json.loads(read_text(runs / "ranking" / RESULT))["groups"]

@@ -3,6 +3,8 @@
     dalle1 evaluate CONFIG [key=value ...]                  one process
     deepspeed launch/rank.py CONFIG [key=value ...]         the captions spread over all GPUs
 
+    dalle1 evaluate shapes/rank captions=16 candidates=64
+
 Ctrl-C loses the captions in progress only; the same command resumes.
 
 A config with `measure: copies` judges a codec's copies of true images, one with `measure:
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when a disk fails or is full, 2 for a mistake in the settings, 130 when
     stopped."""
     parser = make_parser("evaluate", __doc__)
-    add_config(parser, "configs/shapes/rank.yaml")
+    add_config(parser, "shapes/rank")
     options = parser.parse_intermixed_args(arguments)
     again = "the same command resumes"
     return exit_status(lambda: _evaluate(options), f"stopped; {again}", f"; {again}")

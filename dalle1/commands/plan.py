@@ -3,6 +3,8 @@
     dalle1 plan CONFIG [key=value ...] --gpus 128 [--memory 80] [--network 400]
     python launch/plan.py CONFIG [key=value ...] --gpus 128
 
+    dalle1 plan paper/12b --gpus 128
+
 Nothing is run, and no GPU is needed.
 """
 
@@ -33,7 +35,7 @@ HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when the run fits, 1 when it does not, 2 for a mistake in the settings."""
     parser = make_parser("plan", __doc__)
-    add_config(parser, "configs/paper/12b.yaml")
+    add_config(parser, "paper/12b")
     for field in fields(ClusterSettings):
         flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
         parser.add_argument(flag, type=kind, default=field.default, help=HELP[field.name])

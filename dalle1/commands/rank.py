@@ -16,15 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dalle1.commands.command_line import (
-    add_model,
-    add_ranker,
-    as_path,
-    exit_status,
-    make_parser,
-    open_model,
-    open_ranker,
-)
+from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.commands.model_options import add_model, add_ranker, open_model, open_ranker
 from dalle1.common.image_files import open_image
 from dalle1.model import rank_images
 from dalle1.sampling import MODEL_VARIABLE, rank

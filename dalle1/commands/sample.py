@@ -13,14 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dalle1.commands.command_line import (
-    add_model,
-    add_ranker,
-    as_path,
-    exit_status,
-    make_parser,
-    open_model,
-)
+from dalle1.commands.command_line import as_path, exit_status, make_parser
+from dalle1.commands.model_options import add_model, add_ranker, open_model
 from dalle1.common.files import check_writable_file
 from dalle1.common.hardware import DTYPES
 from dalle1.common.image_files import open_image

@@ -3,6 +3,8 @@
     dalle1 tokenize CONFIG [key=value ...]                  one process
     deepspeed launch/tokenize.py CONFIG [key=value ...]     the shards spread over all GPUs
 
+    dalle1 tokenize shapes/tokens out=data/tokens
+
 Ctrl-C loses the shards in progress only; the same command resumes.
 """
 
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when a disk or the network fails or a disk is full, 2 for a mistake in the
     settings, 130 when stopped."""
     parser = make_parser("tokenize", __doc__)
-    add_config(parser, "configs/shapes/tokens.yaml")
+    add_config(parser, "shapes/tokens")
     options = parser.parse_intermixed_args(arguments)
     again = "the same command resumes"
     return exit_status(lambda: _tokenize(options), f"stopped; {again}", f"; {again}")

@@ -1,7 +1,10 @@
 """Trains one stage: a codec, a ranker or a prior.
 
     dalle1 train CONFIG [key=value ...] [--resume]                   one process
-    deepspeed launch/train.py CONFIG [key=value ...] [--resume]      all GPUs of this machine
+    deepspeed --module dalle1.train CONFIG [key=value ...]           all GPUs of this machine
+    deepspeed launch/train.py CONFIG [key=value ...]                 the same, in a checkout
+
+    dalle1 train shapes/dvae steps=500 run=runs/mine
 
 Ctrl-C and SIGTERM save a checkpoint; the same command with --resume resumes.
 """
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C; 1 when a disk fails or is full; 2 for a mistake in the settings or a run that diverged;
     75 when a rank was lost."""
     parser = make_parser("train", __doc__)
-    add_config(parser, "configs/shapes/dvae.yaml")
+    add_config(parser, "shapes/dvae")
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint")
     parser.add_argument(
         "--restarts", type=int, default=0, help="times to start again after a lost rank"

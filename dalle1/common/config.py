@@ -1,7 +1,8 @@
 """Settings from YAML files: all of them read, none unknown.
 
 `load_settings` reads a file, lays `key=value` overrides over it and checks the whole before
-anything is built. `extends: other.yaml` starts from another file.
+anything is built. `extends: other.yaml` starts from another file. A file is given by its path, or
+by the name of one that comes with the library (`dalle1.configs`).
 
 A setting of text is what was written, whatever YAML makes of it: `run=2024-11-25` is no date, and
 `data=a #1/{0..9}.tar` has no comment.
@@ -28,6 +29,7 @@ from typing import (
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
+from dalle1 import configs
 from dalle1.common.files import expand_home, read_text, write_text
 
 SHAPES = "shapes"  # the value of `data` that stands for the built-in data set
@@ -128,9 +130,10 @@ def _types(annotation: Any) -> _Types:
 def load_settings(kind: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """The settings of a YAML file with overrides such as `optimizer.learning_rate=1e-3`.
 
+    path: of the file, or a name such as shapes/dvae; see `dalle1.configs.find`.
     Raises ValueError that names the file and each setting that is unknown, missing or wrong.
     """
-    content = _read(Path(expand_home(path)), kind)
+    content = _read(configs.find(expand_home(path)), kind)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -205,7 +208,11 @@ def _read(path: Path, kind: type[Section]) -> dict[str, Any]:
         raise ValueError(f"config {path}: {error}") from error
     if parent is None:
         return content
-    return _merged(_read(path.parent / expand_home(parent), kind), content)
+    try:
+        base = configs.find(expand_home(parent), beside=path.parent)
+    except ValueError as error:
+        raise ValueError(f"{path}: extends: {error}") from error
+    return _merged(_read(base, kind), content)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

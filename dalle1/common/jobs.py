@@ -1,4 +1,4 @@
-"""Commands of this checkout as processes side by side, stopped together."""
+"""Programs in Python as processes side by side, stopped together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Job:
     """A process to start."""
 
     name: str
-    command: list[str]  # a script and its arguments
+    command: list[str]  # the arguments of Python: a script, or -m and a module, and theirs
     log: Path | None = None  # where its output goes; the first job's is shown
     environment: dict[str, str] = field(default_factory=dict)  # what it has besides ours
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dalle1 import Model, TransformerConfig
 from dalle1.benchmarks import dataloading as data
-from dalle1.benchmarks import dropout, float16, published
+from dalle1.benchmarks import dropout, float16, importing, published
 from dalle1.benchmarks import generation as sampling
 from dalle1.commands import benchmark
 from dalle1.data.transforms import augment_dalle, read_image
@@ -212,3 +212,25 @@ def test_the_loop_by_hand_makes_what_the_reader_makes() -> None:
     assert abs(hand.astype(float).mean() - ours.astype(float).mean()) < 5
     coarse = [x.reshape(3, 8, 32, 8, 32).astype(float).mean((2, 4)) for x in (hand, ours)]
     assert np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1] > 0.98
+
+
+def test_importing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first import, which fills the disk's cache, counted; imports that share a process; what
+    is heavy left unsaid."""
+    for name, source in {"quick": "", "slow": "import time, matplotlib\ntime.sleep(0.05)"}.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / "matplotlib.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(importing, "STATEMENTS", ("import quick", "import slow"))
+    monkeypatch.setattr(importing, "REFERENCE", "import quick")
+    out = tmp_path / "importing.json"
+    assert benchmark.main(["import", "--repeats", "2", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["results"]
+    assert [len(figures["seconds"]) for figures in found.values()] == [2, 2]
+    assert found["import slow"]["median"] > 0.05 > found["import quick"]["median"]
+    assert found["import slow"]["heavy"] == ["matplotlib"] and not found["import quick"]["heavy"]
+    printed = capsys.readouterr().out
+    assert "1.00 times torch's" in printed and "matplotlib" in printed
+    assert benchmark.main(["import", "paper/250m"]) == 2

@@ -62,9 +62,9 @@ def test_printing_never_fails(
     (pairs / "漢.txt").write_text("a 漢", encoding="utf-8")
     (pairs / "é.png").write_bytes(b"")
     (pairs / "é.txt").write_text("é", encoding="utf-8")
-    status, _ = console("inspect", str(pairs), f"--sheet={pairs}.png", encoding=encoding)
+    status, _ = console("data", "inspect", str(pairs), f"--sheet={pairs}.png", encoding=encoding)
     assert status == 0
-    status, said = console("shard", str(pairs), f"{pairs} packed", encoding=encoding)
+    status, said = console("data", "shard", str(pairs), f"{pairs} packed", encoding=encoding)
     assert status == 0 and "\\u6f22 packed" in said
     status, said = console("settings", encoding=encoding)
     assert status == 0 and "\\u2265" in said  # ≥
@@ -79,8 +79,8 @@ def test_printing_never_fails(
         (["rank", "漢", "漢.png", "--model=漢"], 2),
         (["plan", "漢.yaml"], 2),
         (["train", "configs/shapes/dvae.yaml", "漢=1"], 2),
-        (["inspect", "漢"], 2),
-        (["shard", "漢", "x"], 2),
+        (["data", "inspect", "漢"], 2),
+        (["data", "shard", "漢", "x"], 2),
         (["sample", "--help"], 0),
         (["plan", "--help"], 0),
     ],
@@ -114,7 +114,7 @@ for command in (
     ["rank", "ü", sys.argv[2], "--model=mödel"],
     ["tokenize", sys.argv[3], sys.argv[4]],
     ["tokenize", "töken.yaml"],
-    ["inspect", "shärds"],
+    ["data", "inspect", "shärds"],
 ):
     assert main(command) == 0, command
 """
@@ -148,7 +148,7 @@ def test_sources_of_shards_are_the_same_in_every_locale(tmp_path: Path) -> None:
         program = "import sys; from dalle1.commands.main import main; sys.exit(main(sys.argv[1:]))"
         for source in ("bïlder", "täble.csv"):
             done = subprocess.run(
-                [sys.executable, "-c", program, "shard", source, f"{out}-{source}"],
+                [sys.executable, "-c", program, "data", "shard", source, f"{out}-{source}"],
                 cwd=tmp_path,
                 env=os.environ | locale | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 capture_output=True,

@@ -29,11 +29,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-MAINS = {
-    "launch/train.py": train.main,
-    "launch/tokenize.py": tokenize.main,
-    "launch/rank.py": evaluate.main,
-}
+MAINS = {"train": train.main, "tokenize": tokenize.main, "evaluate": evaluate.main}
 
 
 def launch(*command: str) -> subprocess.CompletedProcess[str]:
@@ -55,14 +51,15 @@ def test_demo_from_shards_to_report(
     def run_forked(jobs: list[Job], seconds: dict[str, float]) -> int:
         forks = []
         for job in jobs:
-            script, *arguments = job.command
+            module, package, verb, *arguments = job.command
+            assert (module, package) == ("-m", "dalle1")
             seconds[job.name] = 1.0
-            if "configs/shapes/dvae.yaml" in arguments:
+            if "shapes/dvae" in arguments:
                 options = ["--num_accelerators", "1", "--master_port", str(free_port())]
-                command = ["deepspeed", *options, script, *arguments]
+                command = ["deepspeed", *options, "--module", "dalle1.train", *arguments]
                 assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
                 continue
-            main = MAINS[script]
+            main = MAINS[verb]
             environment = ENVIRONMENT | job.environment
             forks.append(Forked(main, arguments, log=log, environment=environment))
         return max((fork.wait() for fork in forks), default=0)
@@ -178,14 +175,16 @@ PAGES = sorted(
 )
 # A script or a verb, and its arguments up to the end of the code or the line.
 SCRIPT = re.compile(r"(launch/\w+\.py)([^`#\n]*)")
-VERB = re.compile(r"(?:^|`|\$ )dalle1 ([a-z]+)([^`#\n]*)", re.M)
+VERB = re.compile(r"(?:^|`|\$ )dalle1 (data [a-z]+|[a-z]+)([^`#\n]*)", re.M)
 
 
 def unknown_flags(verb: str, rest: str) -> list[str]:
     """Flags of a command line that the module of its verb does not know."""
-    folder = ROOT / "dalle1" / "commands"
-    module = cli.MODULES.get(verb, verb)
-    source = "".join((folder / f"{name}.py").read_text() for name in (module, "command_line"))
+    shared = ("dalle1.commands.command_line", "dalle1.commands.model_options")
+    source = "".join(
+        (ROOT / (module.replace(".", "/") + ".py")).read_text()
+        for module in (cli.module_of(verb), *shared)
+    )
     return [
         flag
         for flag in re.findall(r"--([a-z][\w-]*)", rest)
@@ -217,7 +216,7 @@ def test_pages_name_what_exists(page: str) -> None:
         assert target.exists(), link
         assert not anchor or anchor in heading_anchors(target), link
     for script, rest in SCRIPT.findall(text):
-        verb = re.search(r"dalle1\.commands\.(\w+)", (ROOT / script).read_text())
+        verb = re.match(r'"""`dalle1 ([a-z ]+)`', (ROOT / script).read_text())
         assert verb is not None
         assert unknown_flags(verb.group(1), rest) == [], script
     for verb_name, rest in VERB.findall(text):
@@ -237,7 +236,7 @@ def test_pages_were_read() -> None:
 def test_readme_lists_all_commands() -> None:
     """A verb or a script that the README's table forgets."""
     text = (ROOT / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `dalle1 (\w+)` \| (?:`(launch/\w+\.py)`)? *\|", text, re.M))
+    rows = dict(re.findall(r"^\| `dalle1 ([\w ]+)` \| (?:`(launch/\w+\.py)`)? *\|", text, re.M))
     assert rows.keys() == cli.VERBS.keys()
     scripts = {f"launch/{path.name}" for path in (ROOT / "launch").glob("*.py")}
     assert {script for script in rows.values() if script} == scripts

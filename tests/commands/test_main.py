@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -10,35 +11,52 @@ from pathlib import Path
 
 import pytest
 
-from dalle1.commands.main import MODULES, VERBS, main
+import dalle1
+from dalle1.commands.main import EXAMPLES, GROUPS, VERBS, main, module_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
-NO_VERBS = {"__init__", "main", "command_line"}
+NO_VERBS = {"main", "command_line", "model_options"}
 
 
 def test_every_verb_is_a_module_and_every_module_a_verb() -> None:
     """A verb that the table names and nobody wrote, or a command that no user can find."""
-    modules = {path.stem for path in (ROOT / "dalle1" / "commands").glob("*.py")}
-    assert modules - NO_VERBS == {MODULES.get(verb, verb) for verb in VERBS}
+    folder = ROOT / "dalle1" / "commands"
+    paths = [path.relative_to(folder).with_suffix("") for path in folder.rglob("[!_]*.py")]
+    modules = {".".join(path.parts) for path in paths} - NO_VERBS
+    assert {f"dalle1.commands.{name}" for name in modules} == {module_of(verb) for verb in VERBS}
     for verb in VERBS:
-        module = import_module(f"dalle1.commands.{MODULES.get(verb, verb)}")
-        assert callable(module.main), verb
+        assert callable(import_module(module_of(verb)).main), verb
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Help that argparse cannot format, or without a line that a user can copy."""
     with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: dalle1 {verb} ")
-    scripts = [path.name for path in SCRIPTS if f"commands.{verb} " in path.read_text()]
-    shown = re.findall(r"^    (?:.* )?(dalle1 \w+|launch/\w+\.py) ", text, re.M)
+    scripts = [path.name for path in SCRIPTS if f"{module_of(verb)} " in path.read_text()]
+    shown = re.findall(rf"^    (?:.* )?(dalle1 {verb}|launch/\w+\.py) ", text, re.M)
     assert f"dalle1 {verb}" in shown
     assert {f"launch/{name}" for name in scripts} <= set(shown)
     assert "local_rank" not in text  # the launcher's
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_verb_is_one(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example with placeholders, which nobody can type, or with an option that is none."""
+    module = import_module(module_of(verb))
+    ran: list[object] = []
+    monkeypatch.setattr(module, "exit_status", lambda *arguments: ran.append(arguments) or 0)
+    lines = re.findall(rf"^    (dalle1 {verb}(?: .*)?)$", module.__doc__ or "", re.M)
+    examples = [line for line in lines if not re.search(r"\[|\.\.\.|\b[A-Z]{2,}\b", line)]
+    assert examples, lines
+    for example in examples:
+        words = shlex.split(example.partition(" > ")[0])
+        assert main(words[1:]) == 0, example
+    assert len(ran) == len(examples)
 
 
 def test_no_verb_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +65,24 @@ def test_no_verb_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     usage = capsys.readouterr().out
     assert main(["--help"]) == main(["-h"]) == 0
     assert capsys.readouterr().out == 2 * usage
-    assert re.findall(r"^  (\w+) ", usage, re.M) == list(VERBS)
+    assert re.findall(r"^  ((?:data )?\w+) ", usage, re.M) == list(VERBS)
+    assert f"    {EXAMPLES['']}\n" in usage
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dalle1 {dalle1.__version__}\n"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_and_its_help(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A group that is taken for a verb, or whose help lists the verbs of others."""
+    assert main([group]) == 2
+    usage = capsys.readouterr().out
+    assert main([group, "--help"]) == main([group, "-h"]) == 0
+    assert capsys.readouterr().out == 2 * usage
+    expected = [verb for verb in VERBS if verb.startswith(f"{group} ")]
+    assert re.findall(rf"^  ({group} \w+) ", usage, re.M) == expected and len(expected) > 1
+    assert main([group, "nothing"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: VERB: expected {', '.join(expected)}, got '{group} nothing'")
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +91,14 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert main([verb, "x"]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: VERB: expected sample, rank, ") and repr(verb) in said
+        assert ("did you mean `dalle1 sample`?" in said) is (verb != "command_line")
+
+
+@pytest.mark.parametrize("verb", ["shard", "inspect", "filter", "emoji"])
+def test_a_verb_of_a_group_alone(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second spelling, or a user of the first one who is not told of the new."""
+    assert main([verb, "x"]) == 2
+    assert f"did you mean `dalle1 data {verb}`?" in capsys.readouterr().err
 
 
 def test_arguments_and_exit_status_pass_through() -> None:
@@ -70,28 +113,31 @@ def test_help_waits_for_nothing_heavy() -> None:
     """Seconds of DeepSpeed, or its absence, before `dalle1 sample` or another verb says a word."""
     code = """
 import sys
-from dalle1.commands.main import MODULES, VERBS, main
+from dalle1.commands.main import VERBS, main
+for words in ([], ["data"], ["--version"], ["configs"], ["configs", "shapes/dvae"]):
+    main(words)
+print("loaded", "nothing", *{name.partition(".")[0] for name in sys.modules})
 for verb in VERBS:
     try:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     except SystemExit:
-        print("loaded", verb, *{name.partition(".")[0] for name in sys.modules})
+        print("loaded", verb.replace(" ", "."), *{name.partition(".")[0] for name in sys.modules})
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     heavy = {"deepspeed", "gradio", "matplotlib", "tensorboard", "transformers"}
     lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("loaded ")]
-    assert [verb for verb, *_ in lines] == list(VERBS)
-    assert all("torch" in modules for _, *modules in lines)
-    assert {verb: heavy & {*modules} for verb, *modules in lines} == {v: set() for v in VERBS}
+    verbs = ["nothing", *(verb.replace(" ", ".") for verb in VERBS)]
+    assert [verb for verb, *_ in lines] == verbs
+    assert ["torch" in modules for _, *modules in lines] == [False, *[True] * len(VERBS)]
+    assert {verb: heavy & {*modules} for verb, *modules in lines} == {v: set() for v in verbs}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_hands_on_to_a_verb(script: Path) -> None:
     """A script of launch/ that calls a command which is not, or no longer, there."""
     source = script.read_text()
-    verbs = set(re.findall(r"dalle1\.commands\.(\w+)", source))
-    assert len(verbs) == 1 and verbs <= set(VERBS)
-    (verb,) = verbs
+    (module,) = set(re.findall(r"dalle1\.commands\.[\w.]+", source))
+    (verb,) = (verb for verb in VERBS if module_of(verb) == module)
     assert source.startswith(f'"""`dalle1 {verb}`')

@@ -15,8 +15,9 @@ import dalle1
 import dvae
 from dalle1 import Model
 from dalle1.clip.tokenizer import CLIPTokenizer
-from dalle1.commands import benchmark, demo, evaluate, inspect, sample, settings
+from dalle1.commands import benchmark, demo, evaluate, sample, settings
 from dalle1.commands import main as cli
+from dalle1.commands.data import inspect
 from dalle1.common.config import save_settings
 from dalle1.data import shapes
 from dalle1.data.curation.filter_shards import filter_shards
@@ -58,10 +59,10 @@ def test_options_know_the_home_folder(home: Path, capsys: pytest.CaptureFixture[
     rows = ["--image=~/image.png", "--rows=1"]
     Image.new("RGB", (8, 8)).save(home / "image.png")
     assert cli.main(["sample", "a red cat", model, *few, *rows, "--out=~/rows"]) == 0
-    assert cli.main(["inspect", "~/pairs", "--sheet=~/sheets/x.png"]) == 0
-    assert cli.main(["inspect", "~/shards/train-{00000..00000}.tar"]) == 0
-    assert cli.main(["shard", "~/pairs", "~/packed"]) == 0
-    assert cli.main(["filter", "~/shards", "~/kept", "--report=~/reports/x.json"]) == 0
+    assert cli.main(["data", "inspect", "~/pairs", "--sheet=~/sheets/x.png"]) == 0
+    assert cli.main(["data", "inspect", "~/shards/train-{00000..00000}.tar"]) == 0
+    assert cli.main(["data", "shard", "~/pairs", "~/packed"]) == 0
+    assert cli.main(["data", "filter", "~/shards", "~/kept", "--report=~/reports/x.json"]) == 0
     lines = ["data: ~/shards", "codec: ~/model", "out: ~/tokens", "grid: 4"]
     (home / "tokens.yaml").write_text("\n".join(lines), encoding="utf-8")
     assert cli.main(["tokenize", "~/tokens.yaml"]) == 0
@@ -117,7 +118,7 @@ def test_arguments_know_the_home_folder(
 
 def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """`--out "$OUT"` with a variable that is not set, which would fill the working folder."""
-    for arguments in (["sample", "a", "--out="], ["filter", "x", ""], ["rank", "a", ""]):
+    for arguments in (["sample", "a", "--out="], ["data", "filter", "x", ""], ["rank", "a", ""]):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 2
@@ -142,11 +143,11 @@ def start(command: str, place: str, home: Path) -> int:
         "evaluate": [f"{home}/rank.yaml", f"run={place}"],
         "tokenize": [f"{home}/tokens.yaml", f"out={place}"],
         "train": [dvae_config, f"run={place}", f"data={home}/shards"],
-        "shard": [f"{home}/pairs", place],
-        "filter": [f"{home}/shards", place],
+        "data shard": [f"{home}/pairs", place],
+        "data filter": [f"{home}/shards", place],
         "demo": [f"--runs={place}"],
     }
-    return cli.main([command, *commands[command]])
+    return cli.main([*command.split(), *commands[command]])
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["sample", "evaluate", "tokenize", "train", "shard", "filter", "demo"]
+    "command", ["sample", "evaluate", "tokenize", "train", "data shard", "data filter", "demo"]
 )
 @pytest.mark.usefixtures("without_work")
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
@@ -203,8 +204,8 @@ def test_a_file_of_the_images_that_is_in_the_way_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("option", "arguments"),
     [
-        ("--sheet", ["inspect", "pairs"]),
-        ("--report", ["filter", "shards", "out"]),
+        ("--sheet", ["data", "inspect", "pairs"]),
+        ("--report", ["data", "filter", "shards", "out"]),
         ("--out", ["benchmark", "attention"]),
         ("--figure", ["benchmark", "half"]),
     ],
@@ -254,6 +255,6 @@ def test_a_sheet_that_nothing_can_write_is_refused(
 ) -> None:
     """A kind of image that can be read alone, noticed when all is inspected."""
     for name in ("x.psd", "x.txt", "x"):
-        assert cli.main(["inspect", f"{home}/pairs", f"--sheet={home}/{name}"]) == 2
+        assert cli.main(["data", "inspect", f"{home}/pairs", f"--sheet={home}/{name}"]) == 2
         assert "--sheet: expected a name that ends in .png" in capsys.readouterr().err
-    assert cli.main(["inspect", f"{home}/pairs", f"--sheet={home}/X.PNG"]) == 0
+    assert cli.main(["data", "inspect", f"{home}/pairs", f"--sheet={home}/X.PNG"]) == 0

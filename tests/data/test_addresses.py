@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle1.commands import filter as filter_command
-from dalle1.commands import inspect as inspect_command
-from dalle1.commands import shard as shard_command
 from dalle1.commands import tokenize as tokenize_command
 from dalle1.commands.command_line import exit_status
+from dalle1.commands.data import filter as filter_command
+from dalle1.commands.data import inspect as inspect_command
+from dalle1.commands.data import shard as shard_command
 from dalle1.data.curation import filter_shards as filtering
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import FilterSettings

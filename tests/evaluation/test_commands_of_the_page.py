@@ -66,8 +66,8 @@ def test_an_imported_model(
     (tmp_path / "annotations").mkdir()
     annotations.rename(tmp_path / "annotations" / annotations.name)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    ran = commands({"shard", "import", "evaluate"})
-    assert [verb for verb, *_ in ran] == ["shard", "import", "evaluate"]
+    ran = commands({"data", "import", "evaluate"})
+    assert [verb for verb, *_ in ran] == ["data", "import", "evaluate"]
     for verb, *arguments in ran:
         assert cli.main([verb, *arguments, *FEW * (verb == "evaluate")]) == 0, (
             capsys.readouterr().err

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle1 import Model, Tokenizer, registry
-from dalle1.commands import evaluate, shard
+from dalle1.commands import evaluate
+from dalle1.commands.data import shard
 from dalle1.common.config import load_settings
 from dalle1.common.images import to_tensor
 from dalle1.evaluation import benchmark

@@ -295,7 +295,7 @@ def test_our_own_launches_choose_a_port(monkeypatch: pytest.MonkeyPatch, tmp_pat
     say what a user's own call needs."""
     monkeypatch.setattr(demo, "cpu_count", lambda: 6)
     monkeypatch.setattr(demo, "default_device", lambda: torch.device("cpu"))
-    started = [demo._ranks("rank", "launch/rank.py", [], tmp_path) for _ in range(2)]
+    started = [demo._ranks("rank", "evaluate", [], tmp_path) for _ in range(2)]
     demos = [[job.environment for job in jobs] for jobs in started]
     for ranks in demos:
         assert [rank["RANK"] for rank in ranks] == [rank["LOCAL_RANK"] for rank in ranks]

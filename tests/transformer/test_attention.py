@@ -155,3 +155,22 @@ def test_what_pays() -> None:
     assert sparse_pays(torch.empty(1, 1280, 8), 8)
     assert not sparse_pays(torch.empty(1, 88, 8), 8)
     assert not sparse_pays(torch.empty(1, 1280, 8, dtype=torch.float64), 8)
+
+
+def test_masks_stay_outside_of_compiled_graphs(
+    make_transformer: TransformerMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention traced into the graph of a compiled block, which would make its masks anew."""
+    traced: list[bool] = []
+
+    def attend(q: Tensor, *arguments: Any) -> Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return q
+
+    monkeypatch.setattr(layers, "dense_attention", attend)
+    attention = make_transformer(layers=1).layers[0].attention
+    attention.compile(backend="eager")
+    x = torch.randn(1, 22, attention.heads * attention.head_size)
+    for _ in range(3):
+        attention(x)
+    assert traced == [False] * 3

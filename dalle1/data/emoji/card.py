@@ -34,7 +34,7 @@ def card(found: Mapping[str, FoundPackage], record: Mapping[str, Any]) -> str:
         "# Emoji with captions",
         "",
         f"Scenes of {record['emoji']:,} emoji with English captions, as WebDataset shards, "
-        "composed by dalle1 (`dalle1 emoji`) from the packages below.",
+        "composed by dalle1 (`dalle1 data emoji`) from the packages below.",
         "",
         "| style | pictures | package | license |",
         "|---|---|---|---|",

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle1.commands import filter as command
+from dalle1.commands.data import filter as command
 from dalle1.data.curation import filter_shards as filtering
 from dalle1.data.curation import filters
 from dalle1.data.curation.dedup import Looks

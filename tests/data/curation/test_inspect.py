@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle1.commands import inspect as inspect_data
+from dalle1.commands.data import inspect as inspect_data
 from dalle1.common.files import add_file
 from dalle1.data import shapes
 from dalle1.data.curation.inspect import InspectReport, describe, draw_contact_sheet, inspect

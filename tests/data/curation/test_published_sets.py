@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dalle1.commands import shard
+from dalle1.commands.data import shard
 from dalle1.data.curation import coco
 from dalle1.data.curation.captions import CaptionChoice
 from dalle1.data.curation.write_shards import WrittenShards, write_shards

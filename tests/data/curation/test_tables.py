@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dalle1.commands import shard
+from dalle1.commands.data import shard
 from dalle1.data.curation import tables
 from dalle1.data.curation.write_shards import WrittenShards, write_shards
 from dalle1.data.samples import CAPTION_TOO_LARGE, MAX_TEXT, NOT_UTF8, RawSample

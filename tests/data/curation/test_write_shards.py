@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle1.commands import shard
+from dalle1.commands.data import shard
 from dalle1.data.curation import write_shards as packing
 from dalle1.data.curation.write_shards import WrittenShards, write_shards
 from dalle1.data.samples import image_of

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dalle1.commands import emoji as command
 from dalle1.commands import main as cli
+from dalle1.commands.data import emoji as command
 from dalle1.data import generated
 from dalle1.data.emoji import SPLITS, STYLES, EmojiDataset, read_emoji
 from dalle1.data.emoji.packages import NAMES, PACKAGES
@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(installed: Path, out: Path, *options: str) -> int:
     few = () if "--count" in options else ("--count", "6")
-    return cli.main(["emoji", str(out), "--packages", str(installed), *few, *options])
+    return cli.main(["data", "emoji", str(out), "--packages", str(installed), *few, *options])
 
 
 def shards(out: Path) -> dict[str, bytes]:

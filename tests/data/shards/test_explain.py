@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle1.commands import inspect as inspect_command
+from dalle1.commands.data import inspect as inspect_command
 from dalle1.data.curation.filter_shards import filter_shards
 from dalle1.data.curation.filters import FilterSettings
 from dalle1.data.curation.write_shards import write_shards

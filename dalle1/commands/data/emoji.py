@@ -1,9 +1,9 @@
 """Writes the emoji data set, images with captions, as WebDataset shards.
 
-    dalle1 emoji OUT [--packages FOLDER] [--download] [--split train test ...]
+    dalle1 data emoji OUT [--packages FOLDER] [--download] [--split train test ...]
     python launch/emoji.py OUT [--packages FOLDER] [--download]
 
-    dalle1 emoji data/emoji --download --split all
+    dalle1 data emoji data/emoji --download --split all
 
 The pictures and names are those of published packages: emoji-datasource-google (style noto),
 emoji-datasource-twitter (twemoji), @lobehub/fluent-emoji-3d (fluent), emojibase-data (names). They
@@ -32,7 +32,7 @@ ALL = "all"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
-    parser = make_parser("emoji", __doc__)
+    parser = make_parser("data emoji", __doc__)
     parser.add_argument(
         "out", type=as_path, help="folder for the splits; new, or of the same packages"
     )

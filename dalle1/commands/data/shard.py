@@ -1,10 +1,11 @@
 """Writes images and captions as WebDataset shards.
 
-    dalle1 shard SOURCE OUT [--seed 0]
+    dalle1 data shard SOURCE OUT [--seed 0]
     python launch/shard.py SOURCE OUT [--seed 0]
 
-    dalle1 shard PICTURES OUT --coco captions_val2014.json
-    dalle1 shard CUB_200_2011 OUT --cub text --classes testclasses.txt
+    dalle1 data shard images/ shards/ --seed 0
+    dalle1 data shard val2014 shards/ --coco captions_val2014.json
+    dalle1 data shard CUB_200_2011 shards/ --cub text --classes testclasses.txt
 
 SOURCE is a folder of images with a .txt for each, or a .csv, .tsv or .parquet of paths and
 captions; or the folder of MS-COCO's or CUB's pictures (docs/evaluation.md). Rows that cannot be
@@ -26,7 +27,7 @@ from dalle1.data.curation.write_shards import write_shards
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when the disk is full, 2 for a mistake of the user's, 130 when stopped."""
-    parser = make_parser("shard", __doc__)
+    parser = make_parser("data shard", __doc__)
     parser.add_argument(
         "source", type=expand_home, help="folder of images and .txt, or .csv, .tsv, .parquet"
     )

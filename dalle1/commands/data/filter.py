@@ -1,7 +1,9 @@
 """Drops samples that are not worth training on.
 
-    dalle1 filter IN OUT [--report report.json] [--workers 4]
+    dalle1 data filter IN OUT [--report report.json] [--workers 4]
     python launch/filter.py IN OUT [--report report.json] [--workers 4]
+
+    dalle1 data filter shards/ kept/ --report report.json
 
 IN is shards such as 'path/{0000..0009}.tar', a folder of tars, or `pipe:` and http(s) addresses.
 OUT gets a shard for each, with the samples that are kept, unchanged. When it is stopped, the same
@@ -61,7 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 1 when a disk fails or is full, 2 for a mistake of the user's, 130 when
     stopped."""
-    parser = make_parser("filter", __doc__)
+    parser = make_parser("data filter", __doc__)
     parser.add_argument("data", metavar="IN", type=expand_home, help="shards, or a folder of tars")
     parser.add_argument("out", metavar="OUT", type=as_path, help="folder for the filtered shards")
     for field in fields(FilterSettings):

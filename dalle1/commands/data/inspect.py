@@ -1,7 +1,9 @@
 """Says what a data set holds and what is wrong with it.
 
-    dalle1 inspect DATA [--sheet sheet.png]
+    dalle1 data inspect DATA [--sheet sheet.png]
     python launch/inspect_data.py DATA [--sheet sheet.png]
+
+    dalle1 data inspect 'shards/{0000..0009}.tar' --sheet sheet.png
 
 DATA is what the setting `data` of a run takes: shards such as 'path/{0000..0009}.tar', a folder of
 tars, a folder of images with a .txt of the same name for each, `pipe:` and http(s) addresses, or
@@ -24,7 +26,7 @@ from dalle1.data.curation.inspect import describe, draw_contact_sheet, inspect
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake of the user's, 130 when stopped."""
-    parser = make_parser("inspect", __doc__)
+    parser = make_parser("data inspect", __doc__)
     parser.add_argument("data", type=expand_home, help="shards, or a folder of shards or of pairs")
     parser.add_argument("--caption-key", default="txt", help="txt, or a key of the json")
     parser.add_argument("--samples", type=int, default=1000, help="that are read and decoded")
