@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle1 import registry
+from dalle1 import models, registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
@@ -305,7 +305,8 @@ def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model
     stays in them; `Model.to(device, torch.float32)` converts it.
 
     Args:
-        folder: with `config.json`.
+        folder: with `config.json`; or the name of a model that comes with the library, such as
+            "emoji" (`dalle1.models`). A folder that exists wins over a name.
         ranker: in place of the folder's own, which is then not opened. A ranker; or the name of
             one, see `registry.open_ranker`: another folder, "open_clip:ViT-B-32/laion2b_s34b_b79k",
             "hf:google/siglip-base-patch16-224", "likelihood" or "perplexity"; or "none". Weights
@@ -318,9 +319,10 @@ def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model
     """
     if not isinstance(folder, str | os.PathLike):
         raise ValueError(f"model: expected a folder, got {type(folder).__name__}")
-    folder = Path(expand_home(folder))
+    folder = models.find(expand_home(folder))
     if not folder.is_dir():
-        raise ValueError(f"model: {folder} is no folder; training writes one as RUN/model")
+        known = f", and no name of {', '.join(models.names())}" if models.names() else ""
+        raise ValueError(f"model: {folder} is no folder{known}; training writes one as RUN/model")
     config = read_config(folder)
     if "prior" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'prior' section")

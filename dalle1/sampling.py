@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dalle1 import models
 from dalle1.common.arguments import as_captions, as_int
 from dalle1.common.files import expand_home, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
@@ -126,8 +127,8 @@ def sample(
 
     Args:
         captions: one or a list.
-        model: a Model or its folder; None: the folder that the environment variable DALLE1_MODEL
-            names.
+        model: a Model, its folder, or its name (`dalle1.models`); None: what the environment
+            variable DALLE1_MODEL names, or else the model that comes with the library.
         candidates: drawn for each caption.
         keep: returned for each caption. A model without a ranker needs keep = candidates, and
             returns them with scores of NaN.
@@ -349,23 +350,22 @@ def rank(
 
 
 def resolve(model: Model | str | Path | None, ranker: Ranker | str | Path | None = None) -> Model:
-    """The Model that `sample` and `rank` are given: itself, its folder, or None.
+    """The Model that `sample` and `rank` are given: itself, its folder or name, or None.
+
+    None stands for what DALLE1_MODEL names, or else for the model that comes with the library. That
+    one is told in a line on stderr, so that nobody takes it for a model of another kind.
 
     ranker: in place of the folder's own; see `dalle1.load`.
 
     Raises:
-        ValueError: the model is None and DALLE1_MODEL is not set, or its folder cannot be loaded.
+        ValueError: it cannot be loaded; or none is given, and none comes with this installation.
     """
     if isinstance(model, Model):
         return model
     if model is not None and not isinstance(model, str | os.PathLike):
         raise ValueError(f"model: expected a Model or its folder, got {type(model).__name__}")
     if model is None:
-        model = os.environ.get(MODEL_VARIABLE)
-        if not model:
-            raise ValueError(
-                f"model: give a Model or its folder, or set {MODEL_VARIABLE} to a folder"
-            )
+        model = os.environ.get(MODEL_VARIABLE) or models.default()
     return load(model, ranker)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import dalle1
-from dalle1 import CLIP, Model
+from dalle1 import CLIP, Model, models
 from dalle1.common.images import to_rgb
 from dalle1.generation.generator import Generator
 from dalle1.model import load
@@ -176,6 +176,7 @@ def test_model_from_the_environment(
     """A model that is not found where DALLE1_MODEL names it, or an error that names nothing."""
     settings: dict[str, Any] = {"candidates": 2, "keep": 2, "progress": False}
     monkeypatch.delenv("DALLE1_MODEL", raising=False)
+    monkeypatch.setattr(models, "folder", lambda: tmp_path)  # without those that come along
     with pytest.raises(ValueError, match="DALLE1_MODEL"):
         dalle1.sample(CAPTION, **settings)
     with pytest.raises(ValueError, match="DALLE1_MODEL"):

@@ -35,7 +35,7 @@ VERBS = {
 GROUPS = sorted({verb.partition(" ")[0] for verb in VERBS if " " in verb})
 HELP = ("-h", "--help")
 EXAMPLES = {  # of all, and of a group
-    "": 'dalle1 sample "a red circle above a blue square" --model runs/shapes/dalle/model',
+    "": 'dalle1 sample "a noto emoji of a frog" --candidates 64',
     "data": "dalle1 data inspect shards/ --sheet sheet.png",
 }
 

@@ -9,17 +9,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from dalle1 import registry
+from dalle1 import models, registry
 from dalle1.commands.command_line import as_path
 from dalle1.common.hardware import default_device
 from dalle1.model import Model
 from dalle1.protocols import Ranker
-from dalle1.sampling import resolve
+from dalle1.sampling import MODEL_VARIABLE, resolve
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of commands that open a model folder; see `open_model`."""
-    parser.add_argument("--model", type=as_path, help="model folder (or set DALLE1_MODEL)")
+    parser.add_argument(
+        "--model",
+        type=as_path,
+        help=f"model folder, or the name of a model that comes with dalle1 (default: "
+        f"{MODEL_VARIABLE}, or else {models.DEFAULT})",
+    )
     parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 

@@ -1,6 +1,6 @@
 """Scores images against a caption, best first.
 
-    dalle1 rank CAPTION IMAGE ... --model FOLDER
+    dalle1 rank CAPTION IMAGE ... [--model FOLDER]
     dalle1 rank "a yellow cross" out/*.png --model runs/shapes/dalle/model
     dalle1 rank "a yellow cross" out/*.png --ranker open_clip:ViT-B-32/laion2b_s34b_b79k
 

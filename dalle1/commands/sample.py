@@ -1,9 +1,11 @@
 """Draws images for captions and keeps the best.
 
-    dalle1 sample CAPTION ... --model FOLDER [--candidates 512] [--keep 8] [--out out]
+    dalle1 sample CAPTION ... [--model FOLDER] [--candidates 512] [--keep 8] [--out out]
+    dalle1 sample "a noto emoji of a frog" --candidates 64
     dalle1 sample "a red circle above a blue square" --model runs/shapes/dalle/model
 
-The folder gets the images, best first, and a contact sheet.
+Where no model is named, it is the one that comes with the library. The folder gets the images, best
+first, and a contact sheet.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 from dalle1.transformer import attention as module
+from dalle1.transformer import layers
 from dalle1.transformer.attention import dense_attention, sparse_attention, sparse_pays
 from dalle1.transformer.masks import allowed
 from dalle1.transformer.sequence import Pattern
+from tests.conftest import TransformerMaker
 
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 SIZES = [(10, 6, 11), (10, 6, 3), (7, 5, 3), (1, 2, 3), (3, 1, 3), (24, 8, 11), (64, 16, 11)]
