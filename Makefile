@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
 SHELL := /bin/bash
 
-.PHONY: demo test test-nightly test-cluster lint clean
+.PHONY: demo test test-nightly test-cluster test-package lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -29,6 +29,10 @@ test-nightly: $(DEVELOPMENT)
 test-cluster: $(DEVELOPMENT)
 	source $(BIN)/activate && DALLE1_CLUSTER=1 $(PYTEST) tests/cluster
 
+# The wheel and the source distribution, built, installed elsewhere and used there.
+test-package: $(DEVELOPMENT)
+	source $(BIN)/activate && DALLE1_PACKAGE=1 $(PYTEST) tests/package
+
 lint: $(DEVELOPMENT)
 	source $(BIN)/activate && ruff check . && ruff format --check . && mypy
 
@@ -44,4 +48,4 @@ $(DEVELOPMENT): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) build dist runs data
