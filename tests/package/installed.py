@@ -1,11 +1,10 @@
-"""The wheel and the source distribution, and an environment elsewhere that the wheel is put into."""
+"""The wheel, the source distribution, and an environment elsewhere that the wheel is put into."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -41,20 +40,18 @@ class Environment:
         constraints = ROOT / "constraints.txt"
         self.run("pip", "install", "--quiet", "--constraint", constraints, wheel, cwd=folder)
 
-    def run(self, command: str, *arguments: object, cwd: Path, **more: str) -> str:
+    def run(self, command: str, *arguments: object, cwd: Path) -> str:
         """What a command of the environment prints; AssertionError where it fails."""
-        return run(self.bin / command, *arguments, cwd=cwd, path=self.bin, **more)
+        return run(self.bin / command, *arguments, cwd=cwd, path=self.bin)
 
 
-def run(
-    command: object, *arguments: object, cwd: Path, path: Path | None = None, **more: str
-) -> str:
-    """What a command prints, of which nothing is told of this checkout or its environment.
+def run(command: object, *arguments: object, cwd: Path, path: Path | None = None) -> str:
+    """What a command prints, which is told nothing of this checkout or its environment.
 
-    path: the first folder of PATH. more: environment variables.
+    path: the first folder of PATH.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DALLE1"))}
-    environment |= {"OMP_NUM_THREADS": "1"} | more
+    environment["OMP_NUM_THREADS"] = "1"
     if path is not None:
         environment["PATH"] = f"{path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -64,9 +61,8 @@ def run(
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, (
-        f"{command} {arguments}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-    )
+    said = f"{command} {arguments}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert done.returncode == 0, said
     return done.stdout + done.stderr
 
 
@@ -87,7 +83,7 @@ def closure(name: str) -> set[str]:
 
 def top_level(name: str) -> Iterator[Path]:
     """The files and folders that a distribution has put directly into site-packages."""
-    packages = Path(sysconfig.get_paths()["purelib"])
-    for entry in {file.parts[0] for file in metadata.files(name) or ()}:
-        if entry != ".." and (packages / entry).exists():
-            yield packages / entry
+    distribution = metadata.distribution(name)
+    for entry in {file.parts[0] for file in distribution.files or ()} - {".."}:
+        if (path := Path(str(distribution.locate_file(entry)))).exists():
+            yield path

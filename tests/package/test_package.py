@@ -97,14 +97,8 @@ def test_help_and_settings(installed: Environment, tmp_path: Path) -> None:
 def test_training_by_name(installed: Environment, tmp_path: Path) -> None:
     """`dalle1 train NAME` or `deepspeed --module dalle1.train NAME` that needs a checkout."""
     installed.run("dalle1", "train", "shapes/dvae", "run=one", *TINY, cwd=tmp_path)
-    launcher = (
-        "--num_accelerators",
-        "1",
-        "--master_port",
-        str(free_port()),
-        "--module",
-        "dalle1.train",
-    )
+    port = str(free_port())
+    launcher = ("--num_accelerators", "1", "--master_port", port, "--module", "dalle1.train")
     installed.run("deepspeed", *launcher, "shapes/dvae", "run=two", *TINY, cwd=tmp_path)
     weights = [
         (tmp_path / run / "model" / "dvae.safetensors").read_bytes() for run in ("one", "two")
