@@ -7,6 +7,7 @@ opens with a comment: what the file is for, a command, what it costs, what to ex
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +51,15 @@ def find(config: str | Path, beside: Path | None = None) -> Path:
         ValueError: there is neither; names that are near are named.
     """
     path = (beside or Path()) / config
-    if path.exists() and not path.is_dir():
+    is_folder = os.path.isdir(path)
+    if os.path.exists(path) and not is_folder:  # pipes and devices too
         return path
     name = str(config).removesuffix(SUFFIX)
     if name in names():
         return _path(name)
     near = _near(name)
     remedy = f"did you mean {' or '.join(near)}?" if near else "`dalle1 configs` lists the names"
-    what = "which is a folder" if path.is_dir() else "and there is no such file"
+    what = "which is a folder" if is_folder else "and there is no such file"
     raise ValueError(
         f"config: expected a file, or a name that `dalle1 configs` lists, got {str(config)!r}, "
         f"{what}; {remedy}"
@@ -69,7 +71,7 @@ def read(name: str) -> str:
     path = _path(name)
 
     def as_name(found: re.Match[str]) -> str:
-        parent = (path.parent / found[1]).resolve().relative_to(folder().resolve())
+        parent = find(found[1], path.parent).resolve().relative_to(folder().resolve())
         return f"extends: {parent.with_suffix('').as_posix()}"
 
     return EXTENDS.sub(as_name, path.read_text(encoding="utf-8"))

@@ -71,6 +71,8 @@ def test_neither_a_path_nor_a_name(
         load_config("xyz")
     with pytest.raises(ValueError, match=r"which is a folder"):
         load_config(str(tmp_path))
+    with pytest.raises(ValueError, match=r"x', and there is no such file"):
+        load_config("x" * 300)  # longer than a name of a file may be
 
 
 def test_extends_is_a_path_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +100,7 @@ def test_a_copy_is_the_same(
     assert cli.main(["configs", name]) == 0
     copy = tmp_path / "copy.yaml"
     copy.write_text(capsys.readouterr().out, encoding="utf-8")
-    kind = KINDS.get(name.partition("/")[2], RunConfig)
+    kind = KINDS.get(name.rpartition("/")[2], RunConfig)
     assert load_settings(kind, copy) == load_settings(kind, name)
 
 
