@@ -7,6 +7,8 @@ A name is imported when it is first asked for, so that `import dalle1` takes no 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dalle1.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from dalle1 import clip, published
     from dalle1.clip import CLIP, CLIPConfig
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from dalle1.transformer.config import TransformerConfig
     from dalle1.transformer.model import Transformer
 
-__version__ = "0.1.0"
 __all__ = [
     "CLIP",
     "CLIPConfig",

@@ -20,7 +20,7 @@ MAX_MODULES = 10  # directly in dalle1/
 # A module may import its own room and those on the floors below; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("dvae",),
-    ("dalle1.configs", "dalle1.models"),
+    ("dalle1.configs", "dalle1.models", "dalle1.version"),
     ("dalle1.common",),
     ("dalle1.protocols",),
     ("dalle1.tokenizer",),

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dalle1 import __version__
 from dalle1.commands.command_line import MISTAKE, escape_unprintable
+from dalle1.version import __version__
 
 VERBS = {
     "sample": "draw images for captions and keep the best",
