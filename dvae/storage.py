@@ -270,7 +270,7 @@ def save_weights(module: nn.Module, path: Path, dtype: torch.dtype | None = None
         return dtype if dtype is not None and held.is_floating_point else held
 
     def read(name: str) -> Tensor:
-        weight = weights[name].to(stored(name))
+        weight: Tensor = weights[name].to(stored(name))
         if weight.dtype != weights[name].dtype and not bool(weight.isfinite().all()):
             raise ValueError(
                 f"{path.name}: expected weights that {dtype} holds, got a larger one in {name}; "

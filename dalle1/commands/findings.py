@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--photographs", type=as_path, help="folder of images, for findings that need photographs"
     )
     parser.add_argument("--model", type=as_path, help="folder of a model trained on emoji")
-    parser.add_argument("--emoji", type=as_path, help="folder that `dalle1 emoji` wrote")
+    parser.add_argument("--emoji", type=as_path, help="folder that `dalle1 data emoji` wrote")
     parser.add_argument(
         "--packages", type=as_path, help="folder of the emoji's packages; default: data/packages"
     )

@@ -1,8 +1,8 @@
 """A folder of emoji data as data that are judged, see `dalle1.data.emoji`.
 
-Captions, scenes and true images come from the shards that `dalle1 emoji` wrote, so that they are
-those of the data even where a later release draws other scenes. The packages give the judge its
-pictures.
+Captions, scenes and true images come from the shards that `dalle1 data emoji` wrote, so that they
+are those of the data even where a later release draws other scenes. The packages give the judge
+its pictures.
 
 Dimensions: H W image height and width.
 """
@@ -76,7 +76,7 @@ class EmojiData:
             if split not in record["splits"] or split not in SPLITS:
                 raise ValueError(
                     f"splits: expected some of {', '.join(record['splits'])}, which "
-                    f"{str(self.folder)!r} has, got {split!r}; `dalle1 emoji` writes others"
+                    f"{str(self.folder)!r} has, got {split!r}; `dalle1 data emoji` writes others"
                 )
         self.side = int(record["splits"][self.splits[0]]["side"])
         uses = [use for use in (*STYLES, NAMES) if use in record.get("packages", {})]
@@ -88,7 +88,7 @@ class EmojiData:
         if self._digest != record.get("digest"):
             raise ValueError(
                 f"packages: expected those that {str(self.folder)!r} was made of, got others; name "
-                "the folder that `dalle1 emoji` was given"
+                "the folder that `dalle1 data emoji` was given"
             )
         self._by_code = {e.code: e for e in self.emoji}
         self._samples: dict[tuple[str, str], _Sample] = {}  # by group and caption

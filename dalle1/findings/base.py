@@ -57,8 +57,8 @@ class Options:
     scale: float = 1.0  # factor on updates; below 1, on counts of samples too
     photographs: Path | None = None  # folder of images, for findings that need them
     model: Path | None = None  # folder of a model of emoji, likewise
-    emoji: Path | None = None  # folder that `dalle1 emoji` wrote
-    packages: Path | None = None  # of those emoji; None: where `dalle1 emoji` looks for them
+    emoji: Path | None = None  # folder that `dalle1 data emoji` wrote
+    packages: Path | None = None  # of those emoji; None: where `dalle1 data emoji` looks for them
 
     def scaled(self, count: int, least: int = 1) -> int:
         """A number of updates at this scale."""

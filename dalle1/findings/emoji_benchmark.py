@@ -49,14 +49,14 @@ def missing(options: Options) -> str | None:
             "with configs/emoji"
         )
     if emoji is None:
-        return "--emoji: expected a folder that `dalle1 emoji` wrote, got none; name it"
+        return "--emoji: expected a folder that `dalle1 data emoji` wrote, got none; name it"
     try:
         record = read_record(emoji, "--emoji")
     except ValueError as error:
         return str(error)
     lacking = [split for split in (SEEN, HELD_OUT) if split not in record["splits"]]
     if lacking:
-        return f"--emoji: {emoji} lacks the split {lacking[0]}; write it with `dalle1 emoji`"
+        return f"--emoji: {emoji} lacks the split {lacking[0]}; write it with `dalle1 data emoji`"
     return None
 
 
@@ -118,7 +118,7 @@ def prompts_of(seed: int, prompts: Sequence[Prompt], count: int) -> list[Prompt]
     if len(chosen) < count:
         raise ValueError(
             f"--emoji: expected {PARTS * count} captions of a split, got {len(usable)}; write "
-            "more with `dalle1 emoji`"
+            "more with `dalle1 data emoji`"
         )
     return chosen
 

@@ -218,7 +218,7 @@ def test_nothing_of_the_lower_half_is_given(written: Written, opened: Opener) ->
     ("changes", "message"),
     [
         ({"splits": ["valid"]}, r"splits: expected some of train, test, .* got 'valid'"),
-        ({"splits": ["heldout_emoji"]}, "got 'heldout_emoji'; `dalle1 emoji` writes others"),
+        ({"splits": ["heldout_emoji"]}, "got 'heldout_emoji'; `dalle1 data emoji` writes others"),
         ({"data": "nowhere"}, r"data: nowhere.emoji.json cannot be read"),
         ({"packages": "nowhere"}, "--packages: expected emoji-datasource-google"),
     ],
