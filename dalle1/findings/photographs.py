@@ -20,7 +20,7 @@ from dalle1.findings.workspace import Workspace
 from dalle1.training.metrics_logger import read_metrics
 
 CONFIG = "configs/findings/photographs.yaml"
-STEPS = 1500
+STEPS = 1300
 CROPS = 5640
 
 
@@ -33,7 +33,7 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
         f"steps={steps}",
         f"dvae_training.warm_start_steps={warm}",
         f"dvae_training.warm_start_images={options.fewer(1024, 64)}",
-        f"dvae_training.kl_steps={relaxed // 5}",
+        f"dvae_training.kl_steps={relaxed // 3}",
         f"dvae_training.temperature_steps={relaxed * 2 // 3}",
         f"optimizer.warmup_steps={min(50, steps // 4)}",
         *measured_at(steps),
