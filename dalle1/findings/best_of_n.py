@@ -50,7 +50,7 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
         "contact_sheet_every=null",
         "save_every=500",
     ]
-    benchmark = {
+    benchmark: dict[str, Any] = {
         "captions": options.fewer(96, 4),
         "heldout_captions": options.fewer(32, 4),
         "training_captions": options.fewer(20_000, 256),

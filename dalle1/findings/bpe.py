@@ -54,7 +54,7 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
 def _run(settings: Settings, workspace: Workspace) -> Measurements:
     codec = codec_of(settings["codec"], workspace)
     model = load(train_run(settings["train"], workspace.folder / "dalle", workspace, codec=codec))
-    values = {}
+    values: dict[str, float] = {}
     for split in SPLITS:
         text, image = _nats(model, split, settings["unseen"])
         values |= {f"{split}_text": text, f"{split}_image": image}

@@ -89,7 +89,8 @@ def bounds(codec: dvae.DVAE, images: Tensor, temperature: float, seed: int = 0) 
             log_p = logit_laplace_log_prob(map_pixels(part), codec.decoder(z))
             totals[i] += (kl - log_p.sum()).item()
     entropy = math.log(codec.vocab_size) - divergence / tokens
-    return Bounds(*(totals / images.numel()).tolist(), entropy)
+    relaxed, true, likeliest = (totals / images.numel()).tolist()
+    return Bounds(relaxed, true, likeliest, entropy)
 
 
 def _one_hot(scores: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _crops(paths: list[Path], count: int, side: int, seed: int) -> list[CropSamp
 
     Raises ValueError where none can be used.
     """
-    samples = []
+    samples: list[CropSample] = []
     for number, path in enumerate(paths):
         rng = np.random.default_rng([seed, number])
         try:

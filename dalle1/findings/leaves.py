@@ -88,4 +88,5 @@ def _render(rng: np.random.Generator, side: int) -> np.ndarray:
     pixels = colors[front] + shade[..., None]
     pixels = pixels.reshape(side, FINE, side, FINE, 3).mean(axis=(1, 3))
     pixels += GRAIN * rng.standard_normal(pixels.shape)
-    return np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    result: np.ndarray = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+    return result

@@ -32,7 +32,7 @@ def _run(settings: Settings, workspace: Workspace) -> Measurements:
     for step, codec in codecs_of(run, settings["train"]):
         temperature = cosine(step, start, end, schedule["temperature_steps"])
         found = bounds(codec, images, temperature)
-        points.append((step, found.gap))
+        points.append((float(step), found.gap))
     values = {"relaxed": found.relaxed, "true": found.true, "gap": found.gap}
     return Measurements(values | {"psnr": measure_codec(codec, images).psnr}, {"gap": points})
 
