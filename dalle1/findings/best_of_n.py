@@ -63,7 +63,7 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
     counts = [n for n in COUNTS if n <= benchmark["candidates"]]
     return {
         "shared": {
-            "train": run_settings("configs/shapes/dalle.yaml", overrides, seed),
+            "train": run_settings("shapes/dalle", overrides, seed),
             "codec": codec_settings(options),
             "clip": clip,
             "benchmark": benchmark,

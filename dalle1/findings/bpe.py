@@ -46,7 +46,7 @@ def _settings(arm: Arm, seed: int, options: Options) -> Settings:
         "contact_sheet_every=null",
         "save_every=500",
     ]
-    train = run_settings("configs/shapes/dalle.yaml", overrides, seed)
+    train = run_settings("shapes/dalle", overrides, seed)
     train["tokenizer"] = {"dropout": arm.settings["dropout"], "captions": captions}
     return {"train": train, "codec": codec_settings(options), "unseen": options.fewer(512, 16)}
 

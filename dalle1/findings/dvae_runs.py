@@ -16,7 +16,7 @@ from dalle1.findings.workspace import Workspace
 from dalle1.training import checkpoints
 from dalle1.training.stages.table import MakeStage, make_stage
 
-CONFIG = "configs/findings/dvae.yaml"
+CONFIG = "findings/dvae"
 POINTS = 6  # checkpoints at which a run is measured
 # Data of `leaves`; a change of how they are drawn is another version.
 LEAVES_VERSION = 1

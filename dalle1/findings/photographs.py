@@ -19,7 +19,7 @@ from dalle1.findings.training import run_settings, train_run
 from dalle1.findings.workspace import Workspace
 from dalle1.training.metrics_logger import read_metrics
 
-CONFIG = "configs/findings/photographs.yaml"
+CONFIG = "findings/photographs"
 STEPS = 1300
 CROPS = 5640
 

@@ -27,7 +27,7 @@ def codec_settings(options: Options) -> Settings:
         "contact_sheet_every=null",
         "save_every=500",
     ]
-    return run_settings("configs/shapes/dvae.yaml", overrides, SEED)
+    return run_settings("shapes/dvae", overrides, SEED)
 
 
 def clip_settings(options: Options) -> Settings:
@@ -41,7 +41,7 @@ def clip_settings(options: Options) -> Settings:
     ]
     if options.scale < 1:  # few captions give few tokens
         overrides += ["clip.text_vocab=302", "tokenizer.captions=256", "clip.text_length=64"]
-    return run_settings("configs/shapes/clip.yaml", overrides, SEED)
+    return run_settings("shapes/clip", overrides, SEED)
 
 
 def codec_of(settings: Settings, workspace: Workspace) -> Path:

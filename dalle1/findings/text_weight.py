@@ -33,7 +33,7 @@ from dalle1.model import load
 from dalle1.training.metrics_logger import read_metrics
 from dalle1.transformer.model import Transformer
 
-CONFIG = "configs/shapes/dalle.yaml"
+CONFIG = "shapes/dalle"
 
 
 def _settings(arm: Arm, seed: int, options: Options) -> Settings:
