@@ -27,6 +27,7 @@ from dalle1.common.jobs import Job, run_together
 from dalle1.evaluation import shapes_report as report
 from dalle1.evaluation.benchmark import RESULT
 from dalle1.evaluation.config import RankSettings
+from dalle1.evaluation.plots import pyplot
 from dalle1.evaluation.shapes_data import HELDOUT, UNSEEN, ShapesData
 from dalle1.model import load
 from dalle1.training.config import load_config
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> int:
     require_deepspeed("demo")
     check_writable(options.runs, "--runs")
+    pyplot()  # refuses here what would fail after all training
     config = load_config("shapes/dvae", _overrides("dvae", options.runs, options.quick))
     seconds: dict[str, float] = {}
     # Before the stages, two of which would write it at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import warnings
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def test_without_deepspeed(
     assert command.main(arguments) == 2  # type: ignore[attr-defined]
     said = capsys.readouterr().err
     assert said.startswith("error: deepspeed: expected to be installed") and "Linux" in said
+
+
+def test_demo_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A demo that trains for a quarter of an hour and then cannot draw its report."""
+    monkeypatch.setattr(demo, "run_together", lambda *arguments: pytest.fail("it began"))
+    monkeypatch.setattr(demo, "with_built_in_data", lambda *arguments, **more: pytest.fail("data"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert demo.main(["--runs", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err == "error: plots need matplotlib: pip install 'dalle1[eval]'\n"
 
 
 def test_help_shows_defaults_where_there_are_some(capsys: pytest.CaptureFixture[str]) -> None:
