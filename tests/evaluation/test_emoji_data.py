@@ -20,7 +20,9 @@ from dalle1.commands import evaluate
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji import EmojiDataset, EmojiSample
 from dalle1.data.emoji.dataset import Scene
+from dalle1.data.emoji.judge import FoundEmoji, Judgement
 from dalle1.data.emoji.pictures import BACKGROUNDS
+from dalle1.evaluation.best_of_n import Judged, choose_judged, estimate_best_of_n
 from dalle1.evaluation.candidates import (
     NOT_JUDGED,
     draw_candidates,
@@ -202,6 +204,28 @@ def test_the_lower_emoji_alone_is_judged_in_completion(written: Written, opened:
         spoilt = replace(scene, pieces=(replace(upper, code=others[0]), lower))
         top1, _, style, *_ = data.check(drawn(written, spoilt), prompt.caption)
         assert (top1, style) == (1, 1)
+
+
+def test_halves_that_are_read_the_other_way_round_are_wrong(opened: Opener) -> None:
+    """An upper emoji that is named as the lower one, and counts as drawn."""
+    data = opened(completion=True, splits=["test"], captions=1)
+    (prompt,) = data.prompts()
+    upper, lower = (
+        FoundEmoji("1f300", style, "thing 0", 0.25, y, 0.4375)
+        for style, y in (("noto", 0.0625), ("fluent", 0.5))
+    )
+
+    class Judge:
+        found = (upper, lower)
+
+        def judge(self, image: Tensor, caption: str) -> Judgement:
+            ordered = self.found[0] is upper
+            return Judgement(True, True, True, None, ordered, self.found, (0, 0), (True, True), "")
+
+    data.judge = judge = Judge()  # type: ignore[assignment]
+    assert data.check(torch.zeros(3, SIDE, SIDE), prompt.caption) == [1, 1, 1, NOT_CLAIMED, 1]
+    judge.found = (lower, upper)
+    assert data.check(torch.zeros(3, SIDE, SIDE), prompt.caption) == [0, 0, 0, NOT_CLAIMED, 0]
 
 
 def test_nothing_of_the_lower_half_is_given(written: Written, opened: Opener) -> None:
@@ -449,6 +473,31 @@ def test_some_candidates_are_judged(
     draw_candidates(model, prompts, every, progress=False, judged=data)
     assert len(judged) == 12 * len(prompts)  # each candidate once in all
     assert all(bool(c.judged.all()) for c in read_candidates(prompts, every))
+    fresh = make_settings(candidates=12, run=every.run + "-fresh")
+    draw_candidates(model, prompts, fresh, progress=False, judged=data)
+    pairs = zip(read_candidates(prompts, every), read_candidates(prompts, fresh), strict=True)
+    assert all(torch.equal(a.checks, b.checks) for a, b in pairs)
+
+
+def test_the_best_of_fewer_candidates_are_judged(
+    opened: Opener, make_settings: Callable[..., RankSettings]
+) -> None:
+    """Of a folder with more candidates than are asked for, the best of all judged and those of the
+    few not: they would count as wrong."""
+    data = opened(splits=["test"])
+    prompts = data.prompts()
+    model = knowing_model(data, prompts)
+    for settings in (
+        make_settings(splits=["test"], candidates=12, judged_candidates=2),
+        make_settings(splits=["test"], candidates=5, judged_candidates=2),
+    ):
+        draw_candidates(model, prompts, settings, progress=False, judged=data)
+        for found in read_candidates(prompts, settings):
+            judged = choose_judged(found.scores, 2).all
+            assert bool(found.judged[judged].all())
+            ranks = Judged(judged[:1], judged[1:])
+            first = estimate_best_of_n(found.scores, found.correct, len(found.scores), ranks)
+            assert first == float(found.correct[judged[0]])
 
 
 def test_completion_begins_with_the_given_half(
