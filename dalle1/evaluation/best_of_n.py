@@ -65,7 +65,9 @@ def estimate_best_of_n(scores: Tensor, values: Tensor, n: int, judged: Judged) -
     """`best_of_n` where the values of some candidates alone are known.
 
     The best count as they do there. What is left of the weights goes to the others, in the ratio of
-    theirs. With n = 1, where all weights are equal, the expected estimate is the mean of all.
+    theirs. With n = 1, where all weights are equal, the expected estimate is the mean of all; with
+    n = m it is exact. Candidates of equal scores do not share, since some of them are not judged:
+    the first counts as the better one, which it is by chance.
 
     Args:
         scores: [m].
@@ -73,7 +75,9 @@ def estimate_best_of_n(scores: Tensor, values: Tensor, n: int, judged: Judged) -
         n: as in `best_of_n`.
         judged: see `choose_judged`.
     """
-    shares, known = _shares(scores, n), values.double()
+    if len(judged.best) == len(scores):
+        return best_of_n(scores, values, n)
+    shares, known = _unshared(scores, n), values.double()
     sure = float(shares[judged.best] @ known[judged.best])
     rest = 1 - float(shares[judged.best].sum())
     if not judged.others or rest <= 0:
@@ -86,16 +90,22 @@ def estimate_best_of_n(scores: Tensor, values: Tensor, n: int, judged: Judged) -
 
 def _shares(scores: Tensor, n: int) -> Tensor:
     """The share of n-subsets of which each candidate is the best; equals share: float64 [m]."""
+    weights = _unshared(scores, n)
+    _, equals, counts = scores.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, weights)
+    shares: Tensor = (sums / counts)[equals]
+    return shares
+
+
+def _unshared(scores: Tensor, n: int) -> Tensor:
+    """As `_shares`, the first of equals being the better one."""
     m = len(scores)
     _check_count(n, m)
     if bool(scores.isnan().any()):
         raise ValueError(f"scores: expected numbers, got {int(scores.isnan().sum())} NaN of {m}")
-    _, equals, counts = scores.unique(return_inverse=True, return_counts=True)
     weights = torch.empty(m, dtype=torch.float64)
-    weights[scores.argsort(descending=True)] = _weights(m, n)
-    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, equals, weights)
-    shares: Tensor = (sums / counts)[equals]
-    return shares
+    weights[scores.argsort(descending=True, stable=True)] = _weights(m, n)
+    return weights
 
 
 @lru_cache(maxsize=64)  # of a benchmark, there are as many as points of a curve
