@@ -77,6 +77,6 @@ def file_name(text: str) -> str:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time; the system takes the lock back when the process ends."""
-    with path.open("w") as file:
+    with path.open("wb") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

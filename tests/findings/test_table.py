@@ -80,7 +80,7 @@ def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dVAEs of findings, as narrow as can be."""
     for module in (dvae_runs, photographs_module):
         path = tmp_path / Path(module.CONFIG).name
-        path.write_text(f"extends: {ROOT / module.CONFIG}\ndvae: {{width: 4, bottleneck: 4}}\n")
+        path.write_text(f"extends: {module.CONFIG}\ndvae: {{width: 4, bottleneck: 4}}\n")
         monkeypatch.setattr(module, "CONFIG", str(path))
         monkeypatch.setattr(module, "POINTS", 2)
 

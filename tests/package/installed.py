@@ -59,7 +59,7 @@ def run(command: object, *arguments: object, cwd: Path, path: Path | None = None
         cwd=cwd,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     said = f"{command} {arguments}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     assert done.returncode == 0, said
