@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -421,6 +422,33 @@ def test_report_and_page(opened: Opener, make_settings: Callable[..., RankSettin
     assert "<tr><td>twice<td>" in text and "top-1, %" in text
 
 
+@pytest.mark.usefixtures("known")
+def test_report_of_some_verdicts(
+    opened: Opener, make_settings: Callable[..., RankSettings]
+) -> None:
+    """Candidates that were not judged counted as wrong ones, and no word of it."""
+    settings = make_settings(splits=["test"], judged_candidates=4)
+    data = opened(splits=["test"])
+    prompts = data.prompts()
+    model = knowing_model(data, prompts)
+    page = run(replace_judge(prepare_known(model, settings), data), settings)
+    assert page is not None
+    curves = json.loads((page.parent / "ranking.json").read_text())["groups"]["test"]["curves"]
+    assert "oracle" not in curves
+    found = list(read_candidates(prompts, settings))
+    for n in (1, 2, 4, 8):
+        estimates = [
+            estimate_best_of_n(c.scores, c.correct, n, choose_judged(c.scores, 4)) for c in found
+        ]
+        assert curves["accuracy"][str(n)]["mean"] == pytest.approx(np.mean(estimates))
+    # All are judged here for comparison. The ranker knows the best, so both agree on all of N.
+    every = make_settings(splits=["test"])
+    draw_candidates(model, prompts, every, progress=False, judged=data)
+    best = [bool(c.correct[c.scores.argmax()]) for c in read_candidates(prompts, every)]
+    assert curves["accuracy"]["8"]["mean"] == pytest.approx(np.mean(best))
+    assert "Of each caption 4 candidates are judged" in page.read_text()
+
+
 def prepare_known(model: Model, settings: RankSettings) -> Any:
     """`prepare` of a model that is saved first; its ranker keeps the captions."""
     model.save(settings.model)
@@ -486,7 +514,7 @@ def test_the_best_of_fewer_candidates_are_judged(
     few not: they would count as wrong."""
     data = opened(splits=["test"])
     prompts = data.prompts()
-    model = knowing_model(data, prompts)
+    model = knowing_model(data, prompts, right=0.1)  # the best of 12 are not among the first 5
     for settings in (
         make_settings(splits=["test"], candidates=12, judged_candidates=2),
         make_settings(splits=["test"], candidates=5, judged_candidates=2),
