@@ -35,13 +35,16 @@ KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
 # Sides and places are whole multiples of 1 / LATTICE of the image: of the 4 x 4 pixels of a token
 # at 64 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size
-# the same tokens everywhere, and a prior learns them once. Only the pieces of a frame, too small
-# to be told apart at 12 pixels, lie between.
+# the same tokens everywhere. There are few places, so that a prior soon knows each picture at each
+# of them, rather than having to find out first where in a picture a token lies. Only the pieces of
+# a frame, too small to be told apart at 12 pixels, lie between.
 LATTICE = 16
 LARGE, SMALL = 0.75, 0.4375
 LARGE_SHARE = 2 / 3  # of single emoji; all others are small
-NEAR, FAR = 1 / LATTICE, 8 / LATTICE  # where two small emoji begin, along the axis of a relation
-FRAMED = (4 / LATTICE, 5 / LATTICE)  # where a framed one does: there is no place in the middle
+MIDDLE = 2 / LATTICE  # where a large emoji begins, along both axes
+# Where a small one begins, along each axis: two at the outer places touch and leave a margin.
+PLACES = (1 / LATTICE, 4 / LATTICE, 8 / LATTICE)
+NEAR, CENTER, FAR = PLACES
 FRAME_SIDE, FRAME_CELL = 0.21875, 0.25  # of one emoji of a frame, and of its place
 PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
 SMALLEST_SIDE = 32
@@ -162,7 +165,8 @@ class EmojiDataset:
         if kind == "single":
             style = pick(rng, self.styles(emoji, split))
             size = LARGE if rng.random() < LARGE_SHARE else SMALL
-            piece = Piece(emoji.code, style, _place(rng, size), _place(rng, size), size)
+            x, y = (MIDDLE, MIDDLE) if size == LARGE else (_place(rng), _place(rng))
+            piece = Piece(emoji.code, style, x, y, size)
             background = self._background(rng, (piece,))
             caption = single(rng, emoji.name, style, background, emoji.keywords)
             return Scene((piece,), None, background), caption
@@ -170,7 +174,7 @@ class EmojiDataset:
         other = pick(rng, self.styles(emoji, split))
         known = "train" if split == "heldout_styles" else split
         style = pick(rng, [s for s in self.styles(emoji, known) if s != other])
-        x = _place(rng, SMALL)
+        x = _place(rng)
         upper = Piece(emoji.code, style, x, NEAR, SMALL)
         lower = Piece(emoji.code, other, x, FAR, SMALL)
         background = self._background(rng, (upper, lower))
@@ -261,10 +265,9 @@ def _is_chosen(salt: str, text: str) -> bool:
     return zlib.crc32(f"{salt}:{text}".encode()) < SHARES[salt] * 2**32
 
 
-def _place(rng: np.random.Generator, size: float) -> float:
-    """A corner on the lattice, such that a piece of this side stays within the image and does not
-    touch its border, where it would look cut off."""
-    return float(rng.integers(1, int((1 - size) * LATTICE - 0.5) + 1)) / LATTICE
+def _place(rng: np.random.Generator) -> float:
+    """Where a small piece begins, along one axis."""
+    return PLACES[int(rng.integers(len(PLACES)))]
 
 
 def _arranged(
@@ -272,14 +275,13 @@ def _arranged(
 ) -> tuple[Piece, ...]:
     """Two emoji in a relation, one in each half of the image, anywhere along the other axis."""
     if relation == "framed by":
-        x, y = (FRAMED[int(rng.integers(len(FRAMED)))] for _ in range(2))
-        inner = Piece(first, style, x, y, SMALL)
+        inner = Piece(first, style, CENTER, CENTER, SMALL)
         gap = (FRAME_CELL - FRAME_SIDE) / 2
         steps = [i * FRAME_CELL + gap for i in range(round(1 / FRAME_CELL))]
         ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
         return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
     one, other = (NEAR, FAR) if relation in ("left of", "above") else (FAR, NEAR)
-    across = [_place(rng, SMALL) for _ in range(2)]
+    across = [_place(rng) for _ in range(2)]
     if relation in ("left of", "right of"):
         places = ((one, across[0]), (other, across[1]))
     else:

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from dalle1.data.emoji.claims import CaptionReader, Claim
 from dalle1.data.emoji.dataset import (
+    CENTER,
     FAR,
     FRAME_CELL,
     FRAME_SIDE,
-    FRAMED,
     LARGE,
-    LATTICE,
+    MIDDLE,
     NEAR,
+    PLACES,
     SMALL,
     SMALLEST_SIDE,
     Piece,
@@ -55,8 +56,9 @@ LEAST_CLEAR = 32  # pixels that its color is read from
 FEW = 8  # candidates that the arrangement is chosen by
 ALIKE = 4.0  # levels of 255
 BACKGROUND_TOLERANCE = 40.0  # RGB distance; the nearest two backgrounds are 41 apart
-_LARGE, _SMALL, _FRAME, _CELL, _NEAR, _FAR = (
-    round(length * WORKING_SIDE) for length in (LARGE, SMALL, FRAME_SIDE, FRAME_CELL, NEAR, FAR)
+_LARGE, _SMALL, _FRAME, _CELL, _MIDDLE, _NEAR, _CENTER, _FAR = (
+    round(length * WORKING_SIDE)
+    for length in (LARGE, SMALL, FRAME_SIDE, FRAME_CELL, MIDDLE, NEAR, CENTER, FAR)
 )
 _BLOCKS = {_LARGE: 4, _SMALL: 4, _FRAME: 2}
 
@@ -351,12 +353,6 @@ def _named(color: Tensor) -> str | None:
     return name if distances[name] <= BACKGROUND_TOLERANCE else None
 
 
-def _lattice(side: int) -> range:
-    """Where the data set places a piece of this side along one axis, in pixels: off the border."""
-    step = WORKING_SIDE // LATTICE
-    return range(step, WORKING_SIDE - side - step // 2 + 1, step)
-
-
 def _around(inner: int, outer: int) -> Tensor:
     """A mask of a square ring about the middle, between squares of these sides in pixels."""
     from_middle = (torch.arange(WORKING_SIDE) + 0.5 - WORKING_SIDE / 2).abs()
@@ -367,14 +363,14 @@ def _around(inner: int, outer: int) -> Tensor:
 _Places = dict[int, list[Place]]
 
 
-_ALONG = _lattice(_SMALL)
+_ALONG = [round(place * WORKING_SIDE) for place in PLACES]
 _SINGLE_PLACES: _Places = {
-    side: [(x, y) for y in _lattice(side) for x in _lattice(side)] for side in (_LARGE, _SMALL)
+    _LARGE: [(_MIDDLE, _MIDDLE)],
+    _SMALL: [(x, y) for y in _ALONG for x in _ALONG],
 }
 _BESIDE_PLACES: list[_Places] = [{_SMALL: [(x, y) for y in _ALONG]} for x in (_NEAR, _FAR)]
 _OVER_PLACES: list[_Places] = [{_SMALL: [(x, y) for x in _ALONG]} for y in (_NEAR, _FAR)]
-_INNER = [round(place * WORKING_SIDE) for place in FRAMED]
-_INNER_PLACES: _Places = {_SMALL: [(x, y) for y in _INNER for x in _INNER]}
+_INNER_PLACES: _Places = {_SMALL: [(_CENTER, _CENTER)]}
 _IN_CELL = range(_CELL - _FRAME + 1)  # all, since a small piece is soon missed beside its place
 _FRAME_PLACES: _Places = {_FRAME: [(x, y) for y in _IN_CELL for x in _IN_CELL]}
 _STEPS = range(0, WORKING_SIDE, _CELL)
