@@ -20,7 +20,16 @@ from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.emoji_data import SINGLE
 from dalle1.evaluation.judged import Prompt
 from dalle1.evaluation.run import prepare, run
-from dalle1.findings.base import Curve, Measure, Measurements, Options, Settings
+from dalle1.findings.base import (
+    Arm,
+    Curve,
+    Finding,
+    Measure,
+    Measurements,
+    Options,
+    Prediction,
+    Settings,
+)
 from dalle1.findings.workspace import Workspace
 from dvae.storage import CONFIG
 
@@ -37,6 +46,37 @@ MEASURES = (
     Measure("best_all", "all right, CLIP's first, %", 1),
 )
 CURVES = (Curve("all", "all right, %", x="N, of which CLIP takes the first", log_x=True),)
+
+
+def emoji_finding(
+    completion: bool, seen: str, held_out: str, *, name: str, claim: str, paper: str, setting: str
+) -> Finding:
+    """A finding of section 3.3 that compares styles which training shows with those it does not.
+
+    Args:
+        completion: whether the upper half is given, see `RankSettings.completion`.
+        seen, held_out: what the two arms are, in words.
+        name, claim, paper, setting: as of a `Finding`.
+    """
+
+    def settings(arm: Arm, seed: int, options: Options) -> Settings:
+        return benchmark_settings(arm.settings["split"], completion, seed, options)
+
+    return Finding(
+        name=name,
+        claim=claim,
+        section="section 3.3",
+        paper=paper,
+        setting=setting,
+        minutes=12,
+        arms=(Arm("seen", seen, {"split": SEEN}), Arm("held out", held_out, {"split": HELD_OUT})),
+        measures=MEASURES,
+        curves=CURVES,
+        predictions=(Prediction("all", "seen", "held out"),),
+        settings=settings,
+        run=measure_emoji,
+        needs=missing,
+    )
 
 
 def missing(options: Options) -> str | None:
