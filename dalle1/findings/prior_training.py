@@ -66,11 +66,14 @@ def train_prior(
         at: numbers of updates.
 
     Raises:
-        ValueError: another schedule than cosine; a loss that is not finite.
+        ValueError: another schedule than cosine; another optimizer than AdamW; a loss that is not
+            finite.
     """
     o = recipe.optimizer
     if o.schedule != "cosine":
         raise ValueError(f"optimizer.schedule: expected cosine, got {o.schedule!r}; change it")
+    if o.kind != "adamw":
+        raise ValueError(f"optimizer.kind: expected adamw, got {o.kind!r}; change it")
     weights = list(prior.parameters())
     optimizer = TrainingOptimizer([{"params": weights}], o)
     order = torch.Generator().manual_seed(seed)

@@ -84,6 +84,14 @@ class OptimizerSettings(Section):
 
     renamed: ClassVar = {"warm_up": "warmup_steps"}
 
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw is the paper's; muon updates the matrices of residual blocks by their "
+        "orthogonalized momentum and all else by AdamW. It needs parallel.zero_stage 0",
+    )
+    momentum: float = Field(
+        0.95, ge=0, lt=1, description="decay of muon's running mean of a matrix's gradient"
+    )
     learning_rate: float = Field(4.5e-4, gt=0, description="its peak, after the warmup")
     beta1: float = Field(
         0.9, ge=0, lt=1, description="decay of the gradient's running mean (first moment)"
@@ -399,6 +407,11 @@ class RunConfig(Section):
                 f"{self.stage!r} takes 'bf16' or 'fp32'"
             )
         parallel = self.parallel
+        if self.optimizer.kind == "muon" and parallel.zero_stage:
+            raise ValueError(
+                f"optimizer.kind: 'muon' needs whole matrices, but parallel.zero_stage "
+                f"{parallel.zero_stage} shards them; set it to 0, or optimizer.kind to adamw"
+            )
         if self.compression is not None and parallel.zero_stage in (1, 2):
             raise ValueError(
                 f"compression: needs whole matrices or rows of them, but parallel.zero_stage "

@@ -27,7 +27,7 @@ from dalle1.training.gradient_clipping import clip_by_part
 from dalle1.training.gradient_exchange import GradientExchange
 from dalle1.training.launcher import deepspeed_environment, environment, read_launch
 from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, OVERFLOW_AT_LOWEST
-from dalle1.training.optimizer import MOMENTS, TrainingOptimizer
+from dalle1.training.optimizer import MOMENTS, TrainingOptimizer, is_muons
 from dalle1.training.parallel import ParallelDims, ShardGroups
 from dalle1.training.stages.base import ParameterGroup, Stage
 
@@ -157,14 +157,23 @@ class Engine:
         self._trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
         self._shard_groups = _shard_groups(config.parallel, self.dims)
         groups = stage.parameter_groups()
-        trained = [self._optimizer_group(group) for group in groups]
-        # A group whose parameters are all frozen is left out; see `step`.
-        self._groups = [i for i, group in enumerate(trained) if group["params"]]
+        # Of each of the optimizer's groups: that of the stage, whose factor it has; see `step`. One
+        # whose parameters are all frozen is left out.
+        self._groups, trained = [], []
+        for i, group in enumerate(groups):
+            for found in self._optimizer_groups(group):
+                self._groups.append(i)
+                trained.append(found)
+        if config.optimizer.kind == "muon" and not any(group["matrices"] for group in trained):
+            raise ValueError(
+                "optimizer.kind: muon trains matrices of residual blocks, and of those expected at "
+                f"least one in stage {config.stage!r}, got none; set it to adamw"
+            )
         self._part = {name: group.part for group in groups for name in group.names}
         self._parts = [groups[i].part for i in self._groups]
         # DeepSpeed clips all gradients by one norm.
         clips = config.optimizer.clip_norm if len(set(self._parts)) == 1 else None
-        self._optimizer = TrainingOptimizer([trained[i] for i in self._groups], config.optimizer)
+        self._optimizer = TrainingOptimizer(trained, config.optimizer)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=stage,
             optimizer=self._optimizer,
@@ -184,13 +193,24 @@ class Engine:
         if config.parallel.zero_stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()  # for safe_{get,set}_full_...
 
-    def _optimizer_group(self, group: ParameterGroup) -> dict[str, Any]:
-        """The trained parameters of a group, as torch's optimizers take them."""
-        return {
-            "params": [self._trained[name] for name in group.names if name in self._trained],
-            "weight_decay": self.settings.weight_decay if group.decayed else 0.0,
-            "maximum": group.maximum,
-        }
+    def _optimizer_groups(self, group: ParameterGroup) -> list[dict[str, Any]]:
+        """The trained parameters of a group, as torch's optimizers take them; Muon's apart."""
+        muon = self.settings.kind == "muon"
+        parts: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name in group.names:
+            if name in self._trained:
+                parameter = self._trained[name]
+                parts[muon and is_muons(name, parameter.shape)].append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": self.settings.weight_decay if group.decayed else 0.0,
+                "maximum": group.maximum,
+                "matrices": matrices,
+            }
+            for matrices, parameters in parts.items()
+            if parameters
+        ]
 
     def _optimized_tensors(self) -> list[Tensor]:
         """What AdamW itself updates: the parameters, or this rank's flat shards of them."""
@@ -401,12 +421,18 @@ class Engine:
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Unsharded moments of what is trained, named `<parameter>/<moment>`; see `weights`."""
         for name, parameter in self._trained.items():
-            for key in MOMENTS:
+            for key in self._moments_of(parameter):
                 if self.parallel.zero_stage:
                     value = safe_get_full_optimizer_state(parameter, key)
                 else:
                     value = self._optimizer.state[parameter][key]
                 yield f"{name}/{key}", value.detach()
+
+    def _moments_of(self, parameter: nn.Parameter) -> Sequence[str]:
+        """The names of what the optimizer keeps of a parameter."""
+        if self.parallel.zero_stage:
+            return MOMENTS
+        return [key for key in self._optimizer.state[parameter] if key != "step"]
 
     def updates_done(self) -> int:
         """AdamW's own count, which its bias correction reads."""
@@ -416,7 +442,7 @@ class Engine:
     def load_moments(self, moments: Mapping[str, Tensor], updates: int) -> None:
         """Restores what `moments` and `updates_done` returned."""
         for name, parameter in self._trained.items():
-            for key in MOMENTS:
+            for key in self._moments_of(parameter):
                 value = moments[f"{name}/{key}"]
                 if self.parallel.zero_stage == 3:
                     # DeepSpeed's way to set full values has no room for the shards' padding.

@@ -39,11 +39,13 @@ KEPT = (
     "transformer",
     "seq2seq",
     "train_only",
+    "optimizer.kind",
     # What these change is in the checkpoint.
     "vqgan_training.codebook.ema_decay",
     "vqgan_training.discriminator.layers",
     "vqgan_training.discriminator.width",
 )
+UNSAID = {"optimizer.kind": "adamw"}  # of checkpoints from before the setting was there
 
 
 class RunFolder:
@@ -226,6 +228,7 @@ def check_resumes(
     saved, mine = state["config"], config.model_dump(mode="json", exclude_none=True)
     for key in KEPT:
         before, now = _setting(saved, key), _setting(mine, key)
+        before = UNSAID.get(key) if before is None else before
         if before != now:
             raise ValueError(
                 f"{key}: {path} was trained with {before!r}, the config says {now!r}; a run "

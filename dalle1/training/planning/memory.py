@@ -11,6 +11,7 @@ from torch import nn
 
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
+from dalle1.training.optimizer import is_muons
 from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import (
     FLOAT_BYTES,
@@ -67,6 +68,17 @@ def _frozen_parameters(config: RunConfig) -> int:
         return parameter_count(LPIPS())
 
 
+def _moments(config: RunConfig, module: nn.Module) -> int:
+    """Bytes of the moments where nothing shards them: AdamW keeps two of a weight, Muon one."""
+    muon = config.optimizer.kind == "muon"
+    numbers = (
+        (1 if muon and is_muons(name, p.shape) else 2) * p.numel()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    )
+    return FLOAT_BYTES * sum(numbers)
+
+
 def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batch: int) -> Memory:
     """Memory of each of `world_size` GPUs that train `module` with this micro-batch."""
     p, dp_shard = config.parallel, dp_shard_of(config.parallel, world_size)
@@ -88,7 +100,7 @@ def gpu_memory(config: RunConfig, module: nn.Module, world_size: int, micro_batc
         weights=0 if p.offload == "weights" else share if p.zero_stage == 3 else full,
         master=trained_share if p.zero_stage in (1, 2) and on_gpu else 0,
         gradients=trained_full if p.zero_stage < 2 else trained_share if on_gpu else 0,
-        moments=2 * (trained_share if p.zero_stage else trained_full) if on_gpu else 0,
+        moments=2 * trained_share * on_gpu if p.zero_stage else _moments(config, module),
         errors=FLOAT_BYTES * sum(m * n + max(m, n) * r for m, n, r in compressed),
         gathered=gathered,
         frozen=FLOAT_BYTES * _frozen_parameters(config),

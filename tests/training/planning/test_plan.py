@@ -60,6 +60,13 @@ def test_parameters() -> None:
     assert started["bottleneck"] == (2048 + 1) * 32 + (32 + 1) * 128
 
 
+def test_muon_keeps_one_moment_of_a_matrix() -> None:
+    """A plan that asks for AdamW's second moments where Muon keeps none."""
+    muon = paper(1, "optimizer.kind=muon").memory
+    assert muon.moments == 4 * (2 * P - LAYERS * 12 * W**2)
+    assert muon.gradients == paper(1).memory.gradients == 4 * P
+
+
 @pytest.mark.parametrize("ranks", [8, 128, 1024])
 def test_sharded_state_adds_up_to_the_plan(ranks: int) -> None:
     """State that is divided twice, or not: shards of every parameter, rounded up, against it."""
