@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dalle1.common.files import write_text
 from dalle1.common.images import to_pil
+from dalle1.common.progress import progress_bar
 from dalle1.evaluation.best_of_n import (
     best_of_n,
     choose_judged,
@@ -207,7 +207,7 @@ def compare(
     groups = list(dict.fromkeys(p.group for p in prompts))
     figures: dict[str, dict[str, Any]] = {group: {} for group in groups}
     true_counts = {"images": 0, "unreadable": 0}
-    for i, radius in enumerate(tqdm(settings.blur, desc="comparing", unit="radius")):
+    for i, radius in enumerate(progress_bar(settings.blur, desc="comparing", unit="radius")):
         true, samples = _true_moments(folder, i)
         images = 0 if true is None else true.count
         true_counts = {"images": images, "unreadable": samples - images}

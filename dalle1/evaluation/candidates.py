@@ -26,9 +26,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from dalle1.common.files import read_text, replacing, write_text
+from dalle1.common.progress import progress_bar
 from dalle1.common.weights import device_of, fingerprint
 from dalle1.evaluation.best_of_n import choose_judged
 from dalle1.evaluation.config import RankSettings
@@ -126,14 +126,14 @@ def draw_candidates(
         prompts_by_count[min(count, settings.candidates)].append(prompt)
     complete = prompts_by_count.pop(settings.candidates, [])
     total = sum((settings.candidates - n) * len(p) for n, p in prompts_by_count.items())
-    with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
+    with progress_bar(total=total, unit="image", desc="drawing", disable=not progress) as bar:
         for count, of_count in sorted(prompts_by_count.items()):
             drawn = _drawn(model, of_count, settings, count, judged)
             for prompt, images in zip(of_count, drawn, strict=True):
                 _append(model, prompt.caption, images, settings, judged)
                 bar.update(len(images.tokens))
     if judged is not None:
-        for prompt in tqdm(complete, unit="caption", desc="judging", disable=not progress):
+        for prompt in progress_bar(complete, unit="caption", desc="judging", disable=not progress):
             _judge_missing(model, prompt.caption, settings, judged)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
 from dalle1 import registry
 from dalle1.common.files import check_writable
 from dalle1.common.images import contact_sheet, to_pil
+from dalle1.common.progress import progress_bar
 from dalle1.common.weights import device_of, in_32_bits
 from dalle1.evaluation.config import CopySettings
 from dalle1.evaluation.judged import JudgedData, Prompt, open_judged
@@ -49,7 +49,7 @@ def run_copies(settings: CopySettings, device: str = "cpu", progress: bool = Tru
     shown = spread(prompts, settings.sheet_captions)
     rows: dict[Prompt, tuple[Tensor, Tensor]] = {}
     errors, checks, true_checks = [], [], []
-    bar = tqdm(total=len(prompts), unit="image", desc="copying", disable=not progress)
+    bar = progress_bar(total=len(prompts), unit="image", desc="copying", disable=not progress)
     for prompt, true, copy in _copies(codec, data, prompts, settings.image_size or data.side):
         errors.append(float((copy - true).square().mean()))
         checks.append(data.check(copy, prompt.caption))

@@ -28,10 +28,10 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from dalle1.common.files import read_text, replacing, write_text
 from dalle1.common.images import to_tensor
+from dalle1.common.progress import progress_bar
 from dalle1.data.transforms import middle_square
 from dalle1.evaluation.best_of_n import candidate_counts
 from dalle1.evaluation.candidates import (
@@ -152,7 +152,7 @@ def measure_chosen(
     All candidates must be drawn.
     """
     captions = list({p.caption: p for p in prompts}.values())[rank::world_size]
-    bar = tqdm(captions, desc="measuring", unit="caption", mininterval=5, disable=rank > 0)
+    bar = progress_bar(captions, desc="measuring", unit="caption", disable=rank > 0)
     for prompt in bar:
         (scored,) = read_candidates([prompt], folder.settings, tokens=False)
         best = _first_of_each(scored, folder.counts)
@@ -253,7 +253,7 @@ def measure_true(folder: FeatureFolder, rank: int = 0, world_size: int = 1) -> N
     images = true_images(folder.settings, folder.side, wanted, folder.judged)
     if images is None:
         return
-    bar = tqdm(images, desc="true images", unit="image", mininterval=5, disable=rank > 0)
+    bar = progress_bar(images, desc="true images", unit="image", disable=rank > 0)
     held: list[Tensor | None] = []
     number = 0
     for index, image in bar:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dalle1 import registry
 from dalle1.common.files import check_writable
 from dalle1.common.images import contact_sheet, to_pil
+from dalle1.common.progress import progress_bar
 from dalle1.common.weights import check_finite, in_32_bits
 from dalle1.evaluation.config import RetrievalSettings
 from dalle1.evaluation.judged import DistractingData, open_judged
@@ -52,7 +52,7 @@ def run_retrieval(settings: RetrievalSettings, device: str = "cpu", progress: bo
     prompts = data.prompts()
     side = settings.image_size or data.side
     outcomes: list[dict[str, float]] = []  # of each caption: 1 where the true image is first
-    for prompt in tqdm(prompts, unit="caption", desc="scoring", disable=not progress):
+    for prompt in progress_bar(prompts, unit="caption", desc="scoring", disable=not progress):
         wrong = data.distractors(prompt, side)
         images = torch.stack([data.image(prompt, side), *wrong.values()])
         with cuts_untold():  # they are ours

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dalle1 import registry
 from dalle1.common.files import (
@@ -27,6 +26,7 @@ from dalle1.common.files import (
     write_text,
 )
 from dalle1.common.origins import CARD, Origin, origins_text, write_origins
+from dalle1.common.progress import progress_bar
 from dalle1.model import Model
 from dalle1.published.gathering import Gathered, check_complete, gather
 from dalle1.published.parts import PublishedModel, PublishedPart
@@ -177,7 +177,7 @@ def import_model(
             make_folder(out)
             with (
                 saying_what_is_missing(out, "the model", total),
-                tqdm(
+                progress_bar(
                     total=total, unit="B", unit_scale=True, desc="importing", disable=not progress
                 ) as bar,
             ):

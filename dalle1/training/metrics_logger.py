@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dalle1.common.files import expand_home, read_text, write_text
+from dalle1.common.progress import progress_bar
 
 METRICS = "metrics.jsonl"
 SHEETS = "sheets"
@@ -46,15 +46,11 @@ class MetricsLogger:
         _drop_lines_after(folder / METRICS, first)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(folder, first)
-        live = sys.stderr.isatty()
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=steps,
             initial=first,
             desc=stage,
             unit="step",
-            mininterval=0.5 if live else 20.0,
-            dynamic_ncols=live,
-            ncols=None if live else 110,
         )
 
     def advance(self) -> None:

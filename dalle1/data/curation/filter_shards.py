@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dalle1.common.config import differences
 from dalle1.common.files import (
@@ -36,6 +35,7 @@ from dalle1.common.files import (
     saying_what_is_missing,
     write_text,
 )
+from dalle1.common.progress import progress_bar
 from dalle1.data.curation.dedup import DIGEST, Seen
 from dalle1.data.curation.filter_report import EXAMPLES, Examples, FilterReport
 from dalle1.data.curation.filters import (
@@ -100,7 +100,7 @@ def filter_shards(
     missing = [i.address for i, record in zip(inputs, records, strict=True) if record is None]
     filtered = _filter_all(missing, settings, workers)
     seen = Seen(settings.duplicates != "off", settings.near_duplicates)
-    bar = tqdm(total=len(inputs), unit="shard", desc="filtering", disable=not progress)
+    bar = progress_bar(total=len(inputs), unit="shard", desc="filtering", disable=not progress)
     with bar:
         for source, record in zip(inputs, records, strict=True):
             if record is None:

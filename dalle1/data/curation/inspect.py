@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dalle1.common.files import expand_home
 from dalle1.common.images import to_rgb
+from dalle1.common.progress import progress_bar
 from dalle1.data.curation.inspect_sheet import draw_contact_sheet as draw_contact_sheet
 from dalle1.data.curation.inspect_sheet import thumbnail
 from dalle1.data.samples import (
@@ -199,7 +199,7 @@ def _look_at_tokens(report: InspectReport, shards: Sequence[str]) -> None:
 
 def _all(units: Units, report: InspectReport, progress: str) -> Iterator[_Found]:
     unit = "shard" if report.shards else "image"
-    for address, caption in tqdm(units, unit=unit, desc=progress, disable=not progress):
+    for address, caption in progress_bar(units, unit=unit, desc=progress, disable=not progress):
         if report.shards:
             yield from _in_shard(address, report)
         else:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from dalle1.common.files import (
     add_file,
@@ -31,6 +30,7 @@ from dalle1.common.files import (
     replacing,
     saying_what_is_missing,
 )
+from dalle1.common.progress import progress_bar
 from dalle1.data.curation.rows import SHARDS, SOURCES, Row
 from dalle1.data.curation.sources import AnyPath, row_reader
 from dalle1.data.samples import (
@@ -152,7 +152,7 @@ def write_shards(
     written = WrittenShards()
     with (
         warnings.catch_warnings(),  # threads that open images would leave the filters changed
-        tqdm(total=count, unit="row", desc="writing", disable=not progress) as bar,
+        progress_bar(total=count, unit="row", desc="writing", disable=not progress) as bar,
     ):
         samples = _Samples(_in_threads(_read, _shuffled(rows(), seed), workers), written, bar)
         if samples.next is None:

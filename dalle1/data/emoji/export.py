@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dalle1.common.files import (
     check_space,
     check_writable,
@@ -25,6 +23,7 @@ from dalle1.common.files import (
     saying_what_is_missing,
     write_text,
 )
+from dalle1.common.progress import progress_bar
 from dalle1.data.emoji.card import card
 from dalle1.data.emoji.dataset import SPLITS, EmojiDataset, EmojiSample
 from dalle1.data.emoji.packages import NAMES, FoundPackage
@@ -127,7 +126,7 @@ def write_emoji(
         write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
         write_text(out / README, card(found, record))
     sizes = {}
-    with tqdm(
+    with progress_bar(
         total=sum(s.count for s in settings.values()),
         unit="image",
         desc="writing",

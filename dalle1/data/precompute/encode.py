@@ -26,11 +26,11 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dalle1 import registry
 from dalle1.common.config import Location, differences
 from dalle1.common.files import check_writable
+from dalle1.common.progress import progress_bar
 from dalle1.common.weights import check_finite, device_of, fingerprint, in_32_bits
 from dalle1.data.precompute.crops import Decoding, End, ViewSettings
 from dalle1.data.samples import CAUSES
@@ -143,7 +143,7 @@ def tokenize(
         if isinstance(codec, nn.Module):
             codec.to(device)
     text_keys = Counter[str]()  # where a caption is missing
-    bar = tqdm(total=len(own), initial=report.skipped, unit="shard", disable=not progress)
+    bar = progress_bar(total=len(own), initial=report.skipped, unit="shard", disable=not progress)
     with bar:
         for number, made, end in _encoded(codec, settings, [addresses[i] for i in missing], side):
             _write(targets[missing[number]], made, end, made_with, report)
