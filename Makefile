@@ -6,9 +6,10 @@ export PIP_NO_COMPILE := 1
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
+DOCUMENTATION := $(VENV)/installed-docs
 SHELL := /bin/bash
 
-.PHONY: demo test test-nightly test-cluster test-package lint clean
+.PHONY: demo test test-nightly test-cluster test-package lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -36,6 +37,12 @@ test-package: $(DEVELOPMENT)
 lint: $(DEVELOPMENT)
 	source $(BIN)/activate && ruff check . && ruff format --check . && mypy
 
+# The documentation's site, in build/docs/index.html: any warning is an error. Then the pages are checked.
+docs: $(DOCUMENTATION)
+	rm -rf build/docs build/doctrees
+	source $(BIN)/activate && python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	source $(BIN)/activate && DALLE1_SITE=build/docs $(PYTEST) tests/docs/test_site.py
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,6 +52,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DEVELOPMENT): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,mini,parquet,dev]'
+	touch $@
+
+$(DOCUMENTATION): $(DEVELOPMENT)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

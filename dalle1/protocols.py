@@ -98,14 +98,18 @@ class DecodingState(Protocol):
         ...
 
     def step(self, tokens: Tensor, position: int | Tensor) -> Tensor:
-        """Logits, float32 [n, k, image_vocab], of the tokens at positions `position` ... + k - 1.
-
-        tokens: int64 [n, k], what stands before each of those positions: the image token of the
-            position before, or `image_vocab`, the start, at position 0.
-        position: one number for all rows; or int64 [1] or [n], on the device. Where a state was
-            started as static, it is an int64 [1] and k is 1.
+        """Logits of the tokens at positions `position` ... + k - 1.
 
         Positions that are fed again are written over, and what was behind them is forgotten.
+
+        Args:
+            tokens: int64 [n, k], what stands before each of those positions: the image token of
+                the position before, or `image_vocab`, the start, at position 0.
+            position: one number for all rows; or int64 [1] or [n], on the device. Where a state
+                was started as static, it is an int64 [1] and k is 1.
+
+        Returns:
+            float32 [n, k, image_vocab].
         """
         ...
 
@@ -137,8 +141,11 @@ class Prior(Protocol):
     def start(self, captions: int, candidates: int, static: bool) -> DecodingState:
         """Empty caches for so many captions and candidates of each.
 
-        static: positions will be tensors and shapes never change, so that a step can be recorded
-            as a CUDA graph.
+        Args:
+            captions: of a batch.
+            candidates: of each caption.
+            static: positions will be tensors and shapes never change, so that a step can be
+                recorded as a CUDA graph.
         """
         ...
 

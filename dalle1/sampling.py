@@ -45,10 +45,10 @@ class Result:
     """What `sample` returns: for each caption its `keep` best candidates, best first."""
 
     captions: list[str]
-    images: list[list[Image.Image]]  # [captions][keep]
-    tokens: Tensor  # int64 [captions, keep, rows, columns]
-    scores: Tensor  # float32 [captions, keep], the ranker's; NaN without one
-    settings: dict[str, Any] = field(default_factory=dict)  # what they were drawn with
+    images: list[list[Image.Image]]  #: [captions][keep]
+    tokens: Tensor  #: int64 [captions, keep, rows, columns]
+    scores: Tensor  #: float32 [captions, keep], the ranker's; NaN without one
+    settings: dict[str, Any] = field(default_factory=dict)  #: what they were drawn with
 
     def save(self, folder: str | Path) -> Path:
         """Writes a PNG for each image, `sheet.png` and `result.json`; returns the folder."""
@@ -79,9 +79,9 @@ class Preview:
     """The rows drawn so far of one batch of a caption's candidates."""
 
     caption: str
-    first: int  # candidate number of images[0]
-    rows: int  # token rows that are drawn
-    images: Tensor  # float32 [b, 3, rows x out_stride, W] in [0, 1]: the images' upper parts
+    first: int  #: candidate number of images[0]
+    rows: int  #: token rows that are drawn
+    images: Tensor  #: float32 [b, 3, rows x out_stride, W] in [0, 1]: the images' upper parts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""minDALL-E as it is published (published.md, section 3): a folder of four things.
+"""minDALL-E as it is published (docs/published.md): a folder of four things.
 
     config.yaml  stage1_last.ckpt  stage2_last.ckpt
     tokenizer/bpe-16k-vocab.json  tokenizer/bpe-16k-merges.txt

@@ -1,4 +1,4 @@
-"""ruDALL-E as it is published: Malevich, Emojich, Surrealist, Kandinsky (published.md, section 2).
+"""ruDALL-E as it is published: Malevich, Emojich, Surrealist, Kandinsky (docs/published.md).
 
 The prior is one file of `torch.save`, `pytorch_model*.bin`. In its folder may lie `bpe.model`, the
 tokenizer, and `vqgan.gumbelf8-sber*.ckpt`, the codec, which are published in a repository of their

@@ -2,7 +2,7 @@
 
 Paper section 2.2 and appendix B.1, figure 11. A pattern is a predicate (query, key) -> allowed;
 the dense execution makes a boolean mask of it, the cached execution an index set for each step.
-ruDALL-E has two convolutions of its own, published.md section 2.3.
+ruDALL-E has two convolutions of its own (docs/published.md).
 
 Dimensions: b batch, n stream positions, t text positions, s heads, d head size, w grid side.
 """

@@ -16,7 +16,7 @@ from dalle1.transformer.sequence import Pattern, PatternRule
 
 class Variant(BaseModel):
     """What published relatives of the paper's transformer do otherwise; the defaults are the
-    paper's (published.md, sections 2 and 3)."""
+    paper's (docs/published.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
