@@ -34,7 +34,7 @@ NO_PAGE = (
 # Types of others, whose pages are on the network, and types of ours that have no page.
 nitpick_ignore_regex = [
     (r"py:.*", r"(PIL|collections|numpy|os|pathlib|random|tokenizers|torch|pydantic|typing)\..*"),
-    (r"py:class", r"dalle1\.(common|published|seq2seq|transformer)\.\w+\.(%s)" % "|".join(NO_PAGE)),
+    (r"py:class", rf"dalle1\.(common|published|seq2seq|transformer)\.\w+\.({'|'.join(NO_PAGE)})"),
 ]
 
 # Markdown as GitHub shows it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import runpy
 import signal
 import subprocess
@@ -168,113 +167,6 @@ def test_cli_names_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     """A traceback for a folder that is no model."""
     assert cli.main(["sample", "a circle", "--model", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
-
-
-PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
-)
-# A script or a verb, and its arguments up to the end of the code or the line.
-SCRIPT = re.compile(r"(launch/\w+\.py)([^`#\n]*)")
-VERB = re.compile(r"(?:^|`|\$ )dalle1 (data [a-z]+|[a-z]+)([^`#\n]*)", re.M)
-
-
-def unknown_flags(verb: str, rest: str) -> list[str]:
-    """Flags of a command line that the module of its verb does not know."""
-    shared = ("dalle1.commands.command_line", "dalle1.commands.model_options")
-    source = "".join(
-        (ROOT / (module.replace(".", "/") + ".py")).read_text()
-        for module in (cli.module_of(verb), *shared)
-    )
-    return [
-        flag
-        for flag in re.findall(r"--([a-z][\w-]*)", rest)
-        if f'"--{flag}"' not in source
-        and not re.search(rf"\b{flag.replace('-', '_')}\b", source)
-        and flag != "help"
-    ]
-
-
-def heading_anchors(page: Path) -> set[str]:
-    """What `page.md#...` may name, as GitHub derives it from the headings."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_pages_name_what_exists(page: str) -> None:
-    """Commands and links that lead nowhere; verbs that are not there; flags that a command does
-    not know."""
-    text = (ROOT / page).read_text()
-    paths = re.findall(
-        r"(?<![\w/.])(?:launch|configs|docs|dalle1|dvae|tests)/[\w./-]+\.(?:py|yaml|md|png|slurm)",
-        text,
-    )
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-    for link in re.findall(r"\]\((?!http)([\w./#-]+)\)", text):
-        name, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / name if name else ROOT / page
-        assert target.exists(), link
-        assert not anchor or anchor in heading_anchors(target), link
-    for script, rest in SCRIPT.findall(text):
-        verb = re.match(r'"""`dalle1 ([a-z ]+)`', (ROOT / script).read_text())
-        assert verb is not None
-        assert unknown_flags(verb.group(1), rest) == [], script
-    for verb_name, rest in VERB.findall(text):
-        assert verb_name in cli.VERBS
-        assert unknown_flags(verb_name, rest) == [], verb_name
-
-
-def test_pages_were_read() -> None:
-    """A search that finds no page, path, script or verb, and so nothing wrong either."""
-    text = "".join((ROOT / page).read_text() for page in PAGES)
-    assert {"README.md", "CONTRIBUTING.md", "docs/training.md", "docs/data.md"} <= set(PAGES)
-    assert {script for script, _ in SCRIPT.findall(text)} >= {"launch/train.py", "launch/rank.py"}
-    assert {verb for verb, _ in VERB.findall(text)} == set(cli.VERBS)
-    assert unknown_flags("sample", " --candidates 8 --colour") == ["colour"]
-
-
-def test_readme_lists_all_commands() -> None:
-    """A verb or a script that the README's table forgets."""
-    text = (ROOT / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `dalle1 ([\w ]+)` \| (?:`(launch/\w+\.py)`)? *\|", text, re.M))
-    assert rows.keys() == cli.VERBS.keys()
-    scripts = {f"launch/{path.name}" for path in (ROOT / "launch").glob("*.py")}
-    assert {script for script in rows.values() if script} == scripts
-
-
-def test_readme_tree_names_what_exists() -> None:
-    """A line of the README's tree for a file that has moved, or a package that it forgets."""
-    text = (ROOT / "README.md").read_text()
-    tree = text.split("## What is where\n\n```\n")[1].split("```")[0]
-    named: set[Path] = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        named.add(Path(*folders))
-    assert [path for path in named if not (ROOT / path).exists()] == []
-    for package in ("dalle1", "dvae"):
-        own = {path.relative_to(ROOT) for path in (ROOT / package).glob("[!_]*")}
-        assert {path for path in own if path.suffix in ("", ".py")} <= named
-
-
-def test_readme_names_targets_that_exist() -> None:
-    """`make` targets in the README that are not there."""
-    text = (ROOT / "README.md").read_text()
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert set(re.findall(r"make (\w+)", text)) <= {*targets}
-
-
-def test_paper_table_names_what_exists() -> None:
-    """A row of docs/paper.md that points to code or a test which is not, or no longer, there."""
-    text = (ROOT / "docs" / "paper.md").read_text()
-    references = re.findall(r"`([\w./-]+\.(?:py|yaml))(?:::(\w+))?`", text)
-    assert len(references) > 60
-    for path, name in references:
-        source = (ROOT / path).read_text()  # a missing file is an error of its own
-        defined = re.search(rf"^\s*(?:def|class) {name}\b", source, re.M) if name else True
-        assert defined, f"{path} does not define {name}"
 
 
 @pytest.mark.slow
