@@ -49,7 +49,7 @@ def run(folder: str, arguments: list[str], out: str | None) -> int:
 
 
 def walk(page: str, folder: Path) -> list[list[str]]:
-    """Runs the page's commands of `dalle1` in a folder, each in a process of its own; the commands."""
+    """Runs a page's commands of `dalle1` in a folder, each in its own process; the commands."""
     log = folder / "log.txt"
     walked = []
     for block in blocks(page, "sh"):
