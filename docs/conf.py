@@ -33,13 +33,16 @@ NO_PAGE = (
 )
 # Types of others, whose pages are on the network, and types of ours that have no page.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(PIL|collections|numpy|os|pathlib|random|tokenizers|torch|pydantic|typing)\..*"),
+    (
+        r"py:.*",
+        r"(PIL|collections|contextlib|numpy|os|pathlib|random|tokenizers|torch|pydantic|typing)\..*",
+    ),
     (r"py:class", rf"dalle1\.(common|published|seq2seq|transformer)\.\w+\.({'|'.join(NO_PAGE)})"),
 ]
 
 # Markdown as GitHub shows it.
 myst_heading_anchors = 4
-smartquotes = False  # which makes a dash of the two in front of an option
+smartquotes_action = "D"  # dashes alone; options are code, so that theirs stay
 
 # Docstrings: Google's style, with `names` between single backticks.
 default_role = "code"

@@ -63,11 +63,21 @@ def section(verb: str) -> str:
 def description(text: str) -> str:
     """A docstring as Markdown, whose indented examples are shell commands."""
 
-    def fenced(found: re.Match[str]) -> str:
-        code = "\n".join(line[4:] for line in found[0].strip("\n").splitlines())
+    def fenced(lines: str) -> str:
+        code = "\n".join(line[4:] for line in lines.strip("\n").splitlines())
         return f"\n```sh\n{code}\n```\n"
 
-    return re.sub(r"(?:^ {4}.*\n?)+", fenced, text.strip() + "\n", flags=re.MULTILINE)
+    parts = re.split(r"((?:^ {4}.*\n?)+)", text.strip() + "\n", flags=re.MULTILINE)
+    return "".join(fenced(part) if part.startswith("    ") else escaped(part) for part in parts)
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown, with code where it names an option."""
+    code = r"(`[^`]*`|(?<![\w-])--[a-z][\w-]*)"
+    parts = re.split(code, text)
+    plain = [re.sub(r"([\\*_{}\[\]<>|])", r"\\\1", part) for part in parts[::2]]
+    quoted = [_code(part.strip("`")) for part in parts[1::2]]
+    return "".join(a + b for a, b in zip(plain, [*quoted, ""], strict=True))
 
 
 def called(action: argparse.Action) -> str:
@@ -85,9 +95,9 @@ def called(action: argparse.Action) -> str:
 def meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """The help of an argument, with its default."""
     text = parser._get_formatter()._expand_help(action)
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return escaped(" ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    escaped = text.replace("|", "\\|")
-    return f"`{escaped}`"
+    cell = text.replace("|", "\\|")
+    return f"`{cell}`"

@@ -133,6 +133,8 @@ def check_launch(words: list[str], written: dict[str, str]) -> None:
         if word == "launch/cluster/train.slurm":
             return check_verb("train", words[i + 1 :], written)
         if word.startswith("launch/") and word.endswith(".py"):
+            if not (ROOT / word).is_file():
+                raise ValueError(f"{word}: there is no such script")
             verb = re.match(r'"""`dalle1 ([a-z ]+)`', (ROOT / word).read_text())
             assert verb, word
             return check_verb(verb[1], words[i + 1 :], written)
