@@ -27,16 +27,17 @@ extensions = [
 ]
 exclude_patterns = ["extensions"]
 nitpicky = True  # a name that leads nowhere is a warning, and a warning ends `make docs`
+OTHERS = (
+    *("PIL", "collections", "contextlib", "numpy", "os", "pathlib", "pydantic", "random"),
+    *("tokenizers", "torch", "typing"),
+)
 NO_PAGE = (
     *("Family", "Loss", "Losses", "Origin", "Preprocessing", "PublishedModel", "ResidualLayer"),
     *("Seq2SeqState", "TransformerState", "Variant"),
 )
 # Types of others, whose pages are on the network, and types of ours that have no page.
 nitpick_ignore_regex = [
-    (
-        r"py:.*",
-        r"(PIL|collections|contextlib|numpy|os|pathlib|random|tokenizers|torch|pydantic|typing)\..*",
-    ),
+    (r"py:.*", rf"({'|'.join(OTHERS)})\..*"),
     (r"py:class", rf"dalle1\.(common|published|seq2seq|transformer)\.\w+\.({'|'.join(NO_PAGE)})"),
 ]
 

@@ -101,8 +101,8 @@ def test_images_of_ones_own(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for i in range(12):
-        sample = make(seed=0, index=i)
-        sample.image.resize((64, 64), Image.Resampling.NEAREST).save(images / f"{i}.png")
+        sample = make(seed=0, index=i, side=64)
+        Image.fromarray(sample.image).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text(sample.caption)
     verbs = [words[0] for words in walk("docs/own_images.md", tmp_path)]
     assert verbs == [*["data"] * 3, *["configs"] * 3, *["train"] * 3, "sample"]
