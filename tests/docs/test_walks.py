@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from dalle1.commands import main as cli
-from dalle1.commands.demo import QUICK
 from dalle1.common.images import to_tensor
 from dalle1.data.shapes.dataset import make
 from tests.docs.pages import blocks, commands
@@ -18,14 +17,23 @@ from tests.docs.test_snippets import tiny_model
 from tests.forks import Forked
 
 # What makes a command small, by its first two arguments; later settings take the place of earlier.
-FEW_SHAPES = ["reader.shapes_count=500"]
+SHAPES = ["reader.shapes_count=500", "batch_size=4", "log_every=2"]
 SMALL = {
-    ("train", "shapes/dvae"): [*QUICK["dvae"], *FEW_SHAPES],
-    ("train", "shapes/clip"): [*QUICK["clip"], *FEW_SHAPES, "tokenizer.captions=500"],
-    ("train", "shapes/dalle"): [*QUICK["dalle"], *FEW_SHAPES],
+    ("train", "shapes/dvae"): [
+        *("steps=6", "dvae_training.warm_start_steps=3", "dvae.width=8", "dvae.codebook_size=16"),
+        *("contact_sheet_every=6", *SHAPES),
+    ],
+    ("train", "shapes/clip"): [
+        *("steps=2", "tokenizer.captions=500", "clip.vision_layers=1", "clip.text_layers=1"),
+        *SHAPES,
+    ],
+    ("train", "shapes/dalle"): [
+        *("steps=2", "transformer.image_vocab=16", "transformer.layers=2"),
+        *("contact_sheet_every=null", *SHAPES),
+    ],
     ("evaluate", "shapes/rank"): [
         *("captions=4", "heldout_captions=2", "candidates=4", "bootstrap=5", "blur=[0]"),
-        *("training_captions=500", "inception_splits=1"),
+        *("training_captions=50", "inception_splits=1"),
     ],
     ("train", "dvae.yaml"): [
         *("steps=4", "dvae_training.warm_start_steps=2", "dvae.width=8", "dvae.codebook_size=16"),
