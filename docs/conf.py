@@ -25,7 +25,7 @@ extensions = [
     "command_help",
     "docstrings",
 ]
-exclude_patterns = ["extensions"]
+exclude_patterns = ["extensions", "_static"]
 nitpicky = True  # a name that leads nowhere is a warning, and a warning ends `make docs`
 OTHERS = (
     *("PIL", "collections", "contextlib", "numpy", "os", "pathlib", "pydantic", "random"),
@@ -54,6 +54,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"dalle1 {release}"
 html_show_sourcelink = False
 html_copy_source = False
