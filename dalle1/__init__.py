@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from dalle1.clip import CLIP, CLIPConfig
     from dalle1.generation import decoding
     from dalle1.generation.options import SamplingOptions
+    from dalle1.generation.previews import Preview
+    from dalle1.generation.result import Result
     from dalle1.model import Model, load
-    from dalle1.sampling import Preview, Result, rank, sample
+    from dalle1.sampling import rank, sample
     from dalle1.seq2seq.config import Seq2SeqConfig
     from dalle1.seq2seq.model import Seq2Seq
     from dalle1.tokenizer import Tokenizer
@@ -48,8 +50,8 @@ _OWNERS = {
     "CLIP": "clip",
     "CLIPConfig": "clip",
     "Model": "model",
-    "Preview": "sampling",
-    "Result": "sampling",
+    "Preview": "generation.previews",
+    "Result": "generation.result",
     "SamplingOptions": "generation.options",
     "Seq2Seq": "seq2seq.model",
     "Seq2SeqConfig": "seq2seq.config",

@@ -9,6 +9,7 @@ Nothing in a folder is a pickle. Each file is written under a temporary name and
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
@@ -23,7 +24,7 @@ from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
 from dalle1.common.origins import CARD, Origin, origins_text, read_origins, write_origins
-from dalle1.common.weights import check_finite, device_of, in_32_bits
+from dalle1.common.weights import check_finite, device_of, in_32_bits, quick_fingerprint
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
@@ -142,6 +143,17 @@ class Model:
         for role in ("prior", "codec", "ranker"):
             part = getattr(self, role)
             check_finite(part, f"{role} ({type(part).__name__})")
+
+    @isolated()
+    def fingerprint(self) -> str:
+        """16 digits of what draws the images: tokenizer, prior and codec, weights included.
+
+        Models of other digits draw other images. A copy in another type has others, too.
+        """
+        reader = getattr(self.tokenizer, "fingerprint", None)
+        drawing = quick_fingerprint(self.prior, self.codec)
+        digits = f"{drawing} {reader() if reader is not None else ''}"
+        return hashlib.sha256(digits.encode()).hexdigest()[:16]
 
     @isolated()
     @torch.no_grad()

@@ -6,16 +6,12 @@ height and width.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -25,63 +21,21 @@ from tqdm import tqdm
 
 from dalle1 import models
 from dalle1.common.arguments import as_captions, as_int
-from dalle1.common.files import expand_home, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
-from dalle1.common.images import contact_sheet, to_pil
-from dalle1.common.weights import device_of
+from dalle1.common.images import to_pil
+from dalle1.common.weights import device_of, dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
-from dalle1.generation.images import decode_rows
 from dalle1.generation.options import SamplingOptions
+from dalle1.generation.previews import Preview as Preview
+from dalle1.generation.previews import Previews
 from dalle1.generation.ranking import score_candidates
+from dalle1.generation.result import Result as Result
 from dalle1.model import Model, load
 from dalle1.protocols import Ranker, cuts_told_once
 from dvae.calls import isolated
 
 MODEL_VARIABLE = "DALLE1_MODEL"
-
-
-@dataclass
-class Result:
-    """What `sample` returns: for each caption its `keep` best candidates, best first."""
-
-    captions: list[str]
-    images: list[list[Image.Image]]  #: [captions][keep]
-    tokens: Tensor  #: int64 [captions, keep, rows, columns]
-    scores: Tensor  #: float32 [captions, keep], the ranker's; NaN without one
-    settings: dict[str, Any] = field(default_factory=dict)  #: what they were drawn with
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes a PNG for each image, `sheet.png` and `result.json`; returns the folder."""
-        folder = Path(expand_home(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):
-            slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "caption"
-            names = [f"{i:03d}-{slug}-{j:02d}.png" for j in range(len(images))]
-            for name, image in zip(names, images, strict=True):
-                image.save(folder / name)
-            found = self.scores[i].tolist()
-            scores = [round(s, 6) if math.isfinite(s) else None for s in found]
-            entries.append({"caption": caption, "files": names, "scores": scores})
-        contact_sheet(self.images, self.captions).save(folder / "sheet.png")
-        content = {"settings": self.settings, "results": entries}
-        write_text(folder / "result.json", json.dumps(content, indent=2, default=_plain) + "\n")
-        return folder
-
-
-def _plain(value: Any) -> Any:
-    """A value for JSON: what the user puts into `Result.settings` must not lose the images."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-@dataclass
-class Preview:
-    """The rows drawn so far of one batch of a caption's candidates."""
-
-    caption: str
-    first: int  #: candidate number of images[0]
-    rows: int  #: token rows that are drawn
-    images: Tensor  #: float32 [b, 3, rows x out_stride, W] in [0, 1]: the images' upper parts
+LARGEST_NUMBER = 2**63 - 1  # of a candidate, in int64
 
 
 @dataclass(frozen=True)
@@ -94,6 +48,7 @@ class _Request:
     seed: int
     batch_size: int | None
     rows: int  # of the image that is completed
+    first: int  # the first candidate's number
     prefix: Tensor | None = None  # int64 [rows x columns], its tokens
 
 
@@ -115,6 +70,7 @@ def sample(
     on_step: Callable[[Preview], None] | None = None,
     preview_rows: int = 4,
     window: int | None = None,
+    first_candidate: int = 0,
 ) -> Result:
     """Draws candidates for each caption and returns the best by the ranker (section 2.6).
 
@@ -143,6 +99,8 @@ def sample(
             drawn.
         preview_rows: token rows between two previews.
         window: see `SamplingOptions`; it changes the time alone.
+        first_candidate: number of the first candidate that is drawn; those of other calls are
+            drawn again, or go on, by their numbers (`Result.candidate_numbers`).
 
     Raises:
         ValueError: an argument does not fit. It is raised before anything is drawn.
@@ -156,6 +114,7 @@ def sample(
         as_int(seed, "seed"),
         None if batch_size is None else as_int(batch_size, "batch_size"),
         as_int(rows, "rows"),
+        as_int(first_candidate, "first_candidate"),
     )
     preview_rows = as_int(preview_rows, "preview_rows")
     model = resolve(model)
@@ -165,9 +124,9 @@ def sample(
     with cuts_told_once():
         _check_counts(model, captions, request, preview_rows)
         request = replace(request, prefix=_prefix(model, image, request.rows))
-        previews = _Previews(model, captions, preview_rows, on_step) if on_step else None
+        previews = Previews(model, captions, preview_rows, [on_step]) if on_step else None
         kept = _draw(model, captions, request, progress, previews)
-    return _result(captions, kept, request)
+    return _result(model, captions, kept, request)
 
 
 def _check_counts(
@@ -178,6 +137,10 @@ def _check_counts(
         raise ValueError(f"candidates: expected at least 1, got {candidates}")
     if not 1 <= keep <= candidates:
         raise ValueError(f"keep: expected 1 to candidates = {candidates}, got {keep}")
+    if not 0 <= request.first <= LARGEST_NUMBER - candidates:
+        raise ValueError(
+            f"first_candidate: expected 0 to 2**63 - 1 - candidates, got {request.first}"
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1 or None, got {batch_size}")
     if model.ranker is None and keep < candidates:
@@ -196,31 +159,10 @@ class _BestImages:
     """The best of one caption's candidates."""
 
     drawn: int  # candidates that they were chosen among
+    numbers: Tensor  # int64 [keep], the candidates'
     tokens: Tensor  # int64 [keep, rows, columns]
     scores: Tensor  # float32 [keep]
     images: list[Image.Image]
-
-
-class _Previews:
-    """Calls `on_step` with the rows drawn so far of a part, every few rows."""
-
-    def __init__(
-        self,
-        model: Model,
-        captions: Sequence[str],
-        every: int,
-        on_step: Callable[[Preview], None],
-    ) -> None:
-        self.model, self.captions, self.every, self.on_step = model, captions, every, on_step
-
-    def show(self, part: Part, rows: int) -> None:
-        """Decodes the first rows of a part's images, caption by caption, when a preview is due."""
-        grid = self.model.prior.grid
-        if rows % self.every and rows != grid[0]:
-            return
-        for i, tokens in zip(part.captions, part.tokens, strict=True):
-            images = decode_rows(self.model.codec, tokens, rows, grid)
-            self.on_step(Preview(self.captions[i], part.candidates.start, rows, images))
 
 
 def _draw(
@@ -228,7 +170,7 @@ def _draw(
     captions: Sequence[str],
     request: _Request,
     progress: bool,
-    previews: _Previews | None,
+    previews: Previews | None,
 ) -> list[_BestImages]:
     """The best images of each complete caption; of all captions, unless Ctrl-C was pressed."""
     kept: list[_BestImages] = []
@@ -240,14 +182,15 @@ def _draw(
 
         def on_row(part: Part, done: int) -> None:
             # In images: the parts before this one, and the share of this one's positions.
-            before = part.captions.start * request.candidates + part.candidates.start
+            first = part.candidates.start - request.first
+            before = part.captions.start * request.candidates + first
             share = done * len(part.captions) * len(part.candidates) // (rows * columns)
             bar.update(before + share - bar.n)
             if previews:
                 previews.show(part, done // columns)
 
         def keep_best(drawn: CaptionImages) -> None:
-            kept.append(_best(model, captions[len(kept)], drawn, request.keep))
+            kept.append(_best(model, captions[len(kept)], drawn, request))
 
         try:
             for drawn in _complete(model, captions, request, unfinished, on_row):
@@ -278,41 +221,47 @@ def _complete(
 
     unfinished: holds the candidates so far of the caption in progress.
     """
+    stop = request.first + request.candidates
     for part in draw_parts(
         model,
         captions,
-        request.candidates,
+        stop,
         request.seed,
         request.batch_size,
         request.options,
         request.prefix,
         on_row,
+        request.first,
     ):
-        yield from unfinished.add(part, request.candidates)
+        yield from unfinished.add(part, stop)
 
 
-def _best(model: Model, caption: str, drawn: CaptionImages, keep: int) -> _BestImages:
+def _best(model: Model, caption: str, drawn: CaptionImages, request: _Request) -> _BestImages:
     """The best of a caption's candidates by the ranker; without a ranker, the first."""
     count = len(drawn.tokens)
     scores = torch.full((count,), float("nan"))
-    order = torch.arange(keep)
+    order = torch.arange(request.keep)
     if model.ranker is not None:
         scores = score_candidates(model.ranker, caption, drawn)
-        order = scores.argsort(descending=True, stable=True)[:keep]
+        order = scores.argsort(descending=True, stable=True)[: request.keep]
     folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
-    return _BestImages(
-        count, folded, scores[order], [to_pil(image) for image in drawn.images[order]]
-    )
+    images = [to_pil(image) for image in drawn.images[order]]
+    return _BestImages(count, request.first + order, folded, scores[order], images)
 
 
-def _result(captions: Sequence[str], kept: Sequence[_BestImages], request: _Request) -> Result:
+def _result(
+    model: Model, captions: Sequence[str], kept: Sequence[_BestImages], request: _Request
+) -> Result:
     settings = {
         "candidates": request.candidates,
+        "first_candidate": request.first,
         "drawn": [k.drawn for k in kept],
         "keep": request.keep,
         **asdict(request.options),
         "rows": request.rows,
         "seed": request.seed,
+        "dtype": dtype_name(model.prior),
+        "model": model.fingerprint(),
     }
     return Result(
         list(captions[: len(kept)]),
@@ -320,6 +269,7 @@ def _result(captions: Sequence[str], kept: Sequence[_BestImages], request: _Requ
         torch.stack([k.tokens for k in kept]),
         torch.stack([k.scores for k in kept]),
         settings,
+        torch.stack([k.numbers for k in kept]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 import dalle1
 from dalle1 import CLIP, Model, models
 from dalle1.common.images import to_rgb
+from dalle1.common.png_settings import read_png_settings
 from dalle1.generation.generator import Generator
 from dalle1.model import load
 from dalle1.sampling import Preview
@@ -228,6 +230,96 @@ def test_save(model: Model, tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {*names, "sheet.png", "result.json"}
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.width > 3 * 64 and sheet.height > 3 * 64
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_candidate_numbers(make_model: ModelMaker, clip: bool) -> None:
+    """Numbers of places and not of candidates: another image when one is drawn again."""
+    drawing, settings = make_model(clip=clip), {"seed": 2, "temperature": 0.8}
+    captions = ["a blue dog", CAPTION]
+    result = sample(drawing, captions, candidates=6, keep=6, batch_size=4, **settings)
+    numbers = result.candidate_numbers
+    assert numbers.shape == (2, 6) and numbers.dtype == torch.int64
+    assert [sorted(row) for row in numbers.tolist()] == [list(range(6))] * 2
+    assert (numbers[0].tolist() == list(range(6))) is not clip
+    for i, caption in enumerate(captions):
+        for j, number in enumerate(numbers[i].tolist()):
+            one = sample(drawing, caption, candidates=1, keep=1, first_candidate=number, **settings)
+            assert torch.equal(one.tokens[0, 0], result.tokens[i, j])
+            assert one.candidate_numbers.tolist() == [[number]]
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_first_candidate_goes_on(model: Model, batch_size: int | None) -> None:
+    """Candidates that are drawn twice, or a bar, a preview or a Ctrl-C that counts from 0."""
+    every = sample(model, candidates=9, keep=9)
+    of = dict(zip(every.candidate_numbers[0].tolist(), every.tokens[0], strict=True))
+    seen: list[Preview] = []
+    more = sample(
+        model,
+        candidates=5,
+        keep=5,
+        first_candidate=4,
+        batch_size=batch_size,
+        on_step=seen.append,
+        progress=True,
+    )
+    assert sorted(more.candidate_numbers[0].tolist()) == [4, 5, 6, 7, 8]
+    for number, tokens in zip(more.candidate_numbers[0].tolist(), more.tokens[0], strict=True):
+        assert torch.equal(tokens, of[number])
+    assert seen[0].first == 4 and seen[-1].first == (4 if batch_size is None else 8)
+    assert more.settings["first_candidate"] == 4 and more.settings["drawn"] == [5]
+
+
+def test_settings_in_the_pngs(model: Model, tmp_path: Path) -> None:
+    """Settings of another image of the result, or scores and numbers that are not its own."""
+    captions = ["a blue dog", "日本 cat"]
+    result = sample(model, captions, seed=3, top_k=4, guidance=1.5)
+    result.save(tmp_path)
+    content = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    for i, entry in enumerate(content["results"]):
+        assert entry["candidates"] == result.candidate_numbers[i].tolist()
+        for j, name in enumerate(entry["files"]):
+            found = read_png_settings(tmp_path / name)
+            assert found is not None and found["caption"] == captions[i]
+            assert found["candidate"] == entry["candidates"][j]
+            assert found["score"] == entry["scores"][j]
+            expected = {"seed": 3, "top_k": 4, "guidance": 1.5, "candidates": 6, "keep": 3}
+            assert expected.items() <= found.items()
+            assert found["model"] == model.fingerprint() and found["dtype"] == "float32"
+
+
+def test_the_fingerprint_tells_models_apart(make_model: ModelMaker, tmp_path: Path) -> None:
+    """The same digits for a model that was trained on, or others for a copy of it."""
+    one = make_model()
+    digits = one.fingerprint()
+    assert len(digits) == 16
+    one.save(tmp_path)
+    assert load(tmp_path).fingerprint() == digits
+    assert load(tmp_path, ranker="none").fingerprint() == digits  # what draws is the same
+    assert make_model(seed=1).fingerprint() != digits
+    for part in (one.prior, one.codec):
+        weight = list(part.parameters())[-1]
+        with torch.no_grad():
+            weight += 1e-3
+        assert one.fingerprint() != digits
+        digits = one.fingerprint()
+    assert one.to("cpu", torch.bfloat16).fingerprint() != digits
+
+
+def test_save_of_odd_settings(model: Model, tmp_path: Path) -> None:
+    """Images that are lost since what a user has put into the settings does not fit a PNG."""
+    result = sample(model, keep=1)
+    result.settings["seed"] = object()
+    with pytest.warns(UserWarning, match="without its settings: .*seed"):
+        result.save(tmp_path)
+    (path,) = tmp_path.glob("000*.png")
+    assert read_png_settings(path) is None
+    by_hand = dalle1.Result(["a"], [[random_image()]], result.tokens, result.scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_hand.save(tmp_path / "b")
+    assert len(list((tmp_path / "b").glob("*.png"))) == 2
 
 
 def test_save_without_scores(make_model: ModelMaker, tmp_path: Path) -> None:

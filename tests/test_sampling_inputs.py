@@ -86,7 +86,10 @@ def test_options_of_numpy_and_torch(model: Model) -> None:
     assert caption == model.complete_caption("a", top_k=2, seed=3)
 
 
-COUNTS = ("seed", "candidates", "keep", "batch_size", "top_k", "preview_rows", "rows")
+COUNTS = (
+    *("seed", "candidates", "keep", "batch_size", "top_k", "preview_rows", "rows"),
+    "first_candidate",
+)
 
 
 @pytest.mark.usefixtures("_nothing_is_drawn")
