@@ -25,6 +25,7 @@ from dalle1.common.image_inputs import ImageLike, image_batches, read_images
 from dalle1.common.images import to_pil
 from dalle1.common.weights import device_of, dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
+from dalle1.generation.notebook import PREVIEW_IMAGES, open_preview_cell
 from dalle1.generation.options import SamplingOptions
 from dalle1.generation.previews import Preview as Preview
 from dalle1.generation.previews import Previews
@@ -71,6 +72,7 @@ def sample(
     preview_rows: int = 4,
     window: int | None = None,
     first_candidate: int = 0,
+    preview: bool = False,
 ) -> Result:
     """Draws candidates for each caption and returns the best by the ranker (section 2.6).
 
@@ -97,10 +99,13 @@ def sample(
         progress: whether a progress bar is shown.
         on_step: called with a `Preview` whenever another `preview_rows` token rows of a batch are
             drawn.
-        preview_rows: token rows between two previews.
+        preview_rows: token rows between two previews, of `on_step` and of `preview`.
         window: see `SamplingOptions`; it changes the time alone.
         first_candidate: number of the first candidate that is drawn; those of other calls are
             drawn again, or go on, by their numbers (`Result.candidate_numbers`).
+        preview: whether the cell of a notebook shows the first candidates of each batch while they
+            are drawn, and then the result. Outside of notebooks a line on stderr says that there
+            is none.
 
     Raises:
         ValueError: an argument does not fit. It is raised before anything is drawn.
@@ -124,9 +129,15 @@ def sample(
     with cuts_told_once():
         _check_counts(model, captions, request, preview_rows)
         request = replace(request, prefix=_prefix(model, image, request.rows))
-        previews = Previews(model, captions, preview_rows, [on_step]) if on_step else None
+        cell = open_preview_cell(model.image_size) if preview else None
+        listeners = [*([on_step] if on_step else []), *([cell.update] if cell else [])]
+        limit = None if on_step else PREVIEW_IMAGES
+        previews = Previews(model, captions, preview_rows, listeners, limit) if listeners else None
         kept = _draw(model, captions, request, progress, previews)
-    return _result(model, captions, kept, request)
+    result = _result(model, captions, kept, request)
+    if cell:
+        cell.finish(result._repr_html_(), result._repr_png_())
+    return result
 
 
 def _check_counts(

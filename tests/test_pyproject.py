@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [path for name in ("dalle1", "dvae") for path in sorted((ROOT / name).rglob("*.py"))]
 # Packages whose module is called otherwise.
 CALLED = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
-NOT_OURS = ("huggingface_hub", "wandb")  # taken where a user has installed them
+NOT_OURS = ("huggingface_hub", "ipython", "wandb")  # taken where a user has installed them
 
 
 @pytest.fixture

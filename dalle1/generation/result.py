@@ -16,7 +16,13 @@ from torch import Tensor
 
 from dalle1.common.files import expand_home, replacing, write_text
 from dalle1.common.images import contact_sheet
-from dalle1.common.png_settings import PngSettings, checked_settings, write_png
+from dalle1.common.png_settings import (
+    PngSettings,
+    checked_settings,
+    png_bytes,
+    write_png,
+)
+from dalle1.generation.notebook import html_sheet, png_sheet
 
 # Settings that all images of a result have in common; the number drawn may differ.
 SHARED = PngSettings.model_fields.keys() - {"format", "caption", "candidate", "score", "note"}
@@ -65,7 +71,7 @@ class Result:
             slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "caption"
             names = [f"{i:03d}-{slug}-{j:02d}.png" for j in range(len(images))]
             for j, (name, image) in enumerate(zip(names, images, strict=True)):
-                self._save_image(image, folder / name, i, j)
+                write_png(image, folder / name, self._settings_or_none(i, j))
             found = self.scores[i].tolist()
             scores = [round(s, 6) if math.isfinite(s) else None for s in found]
             entries.append({"caption": caption, "files": names, "scores": scores})
@@ -77,15 +83,27 @@ class Result:
         write_text(folder / "result.json", json.dumps(content, indent=2, default=_plain) + "\n")
         return folder
 
-    def _save_image(self, image: Image.Image, path: Path, caption: int, place: int) -> None:
-        """Writes a PNG; where its settings are none, such as the user's own, without them."""
-        settings = None
-        if len(self.candidate_numbers):
-            try:
-                settings = checked_settings(self.image_settings(caption, place))
-            except (ValueError, IndexError, TypeError) as error:  # the image must not be lost
-                warnings.warn(f"{path} is written without its settings: {error}", stacklevel=3)
-        write_png(image, path, settings)
+    def _repr_html_(self) -> str:
+        """The images with captions and scores, for notebooks; of many images the first."""
+        return html_sheet(self.captions, self.images, self.scores, self._png)
+
+    def _repr_png_(self) -> bytes | None:
+        """A contact sheet, for programs that show notebooks without their HTML; None of nothing."""
+        return png_sheet(self.captions, self.images) if any(self.images) else None
+
+    def _png(self, caption: int, place: int) -> bytes:
+        """An image as `save` writes it."""
+        return png_bytes(self.images[caption][place], self._settings_or_none(caption, place))
+
+    def _settings_or_none(self, caption: int, place: int) -> dict[str, Any] | None:
+        """An image's settings, checked; None where they are none, such as the user's own."""
+        if not len(self.candidate_numbers):  # a result that `sample` has not made
+            return None
+        try:
+            return checked_settings(self.image_settings(caption, place))
+        except (ValueError, IndexError, TypeError) as error:  # the image must not be lost
+            warnings.warn(f"an image is written without its settings: {error}", stacklevel=3)
+            return None
 
 
 def _plain(value: Any) -> Any:
