@@ -3,7 +3,7 @@
 Muon (K. Jordan, 2024, kellerjordan.github.io/posts/muon) updates a matrix by its momentum with all
 singular values brought near 1. torch's implementation is used, with the scale of Liu et al. (2025,
 arXiv 2502.16982): an update has the size that AdamW's has, so that learning rate and weight decay
-are the same for both. On emoji it reaches a loss with half of AdamW's updates (docs/emoji.md).
+are the same for both. docs/training.md compares them.
 """
 
 from __future__ import annotations
