@@ -14,43 +14,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dalle1 import models
 from dalle1.common.arguments import as_captions, as_int
-from dalle1.common.image_inputs import ImageLike, image_batches, read_images
-from dalle1.common.images import to_pil
-from dalle1.common.weights import device_of, dtype_name
+from dalle1.common.image_inputs import ImageLike
+from dalle1.common.weights import dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
 from dalle1.generation.notebook import PREVIEW_IMAGES, open_preview_cell
 from dalle1.generation.options import SamplingOptions
 from dalle1.generation.previews import Preview as Preview
 from dalle1.generation.previews import Previews
-from dalle1.generation.ranking import score_candidates
+from dalle1.generation.ranking import BestImages, best_images
+from dalle1.generation.requests import DrawRequest, image_pixels
 from dalle1.generation.result import Result as Result
 from dalle1.model import Model, load
 from dalle1.protocols import Ranker, cuts_told_once
 from dvae.calls import isolated
 
 MODEL_VARIABLE = "DALLE1_MODEL"
-LARGEST_NUMBER = 2**63 - 1  # of a candidate, in int64
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is drawn for each caption: arguments of `sample`, checked."""
-
-    candidates: int
-    keep: int
-    options: SamplingOptions
-    seed: int
-    batch_size: int | None
-    rows: int  # of the image that is completed
-    first: int  # the first candidate's number
-    prefix: Tensor | None = None  # int64 [rows x columns], its tokens
 
 
 @isolated()
@@ -111,80 +94,49 @@ def sample(
         ValueError: an argument does not fit. It is raised before anything is drawn.
     """
     captions, _ = as_captions(captions)
-    options = SamplingOptions(temperature, top_k, top_p, guidance, window)
-    request = _Request(
+    request = DrawRequest(
+        tuple(captions),
         as_int(candidates, "candidates"),
         as_int(keep, "keep"),
-        options,
+        SamplingOptions(temperature, top_k, top_p, guidance, window),
         as_int(seed, "seed"),
-        None if batch_size is None else as_int(batch_size, "batch_size"),
         as_int(rows, "rows"),
-        as_int(first_candidate, "first_candidate"),
+        first=as_int(first_candidate, "first_candidate"),
     )
+    batch_size = None if batch_size is None else as_int(batch_size, "batch_size")
     preview_rows = as_int(preview_rows, "preview_rows")
     model = resolve(model)
     model.check_finite()
     if on_step is not None and not callable(on_step):
         raise ValueError(f"on_step: expected a function, got {type(on_step).__name__}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1 or None, got {batch_size}")
+    if preview_rows < 1:
+        raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
     with cuts_told_once():
-        _check_counts(model, captions, request, preview_rows)
-        request = replace(request, prefix=_prefix(model, image, request.rows))
+        request = replace(request, pixels=image_pixels(image))
+        request.check(model, ranked=model.ranker is not None)
         cell = open_preview_cell(model.image_size) if preview else None
         listeners = [*([on_step] if on_step else []), *([cell.update] if cell else [])]
         limit = None if on_step else PREVIEW_IMAGES
         previews = Previews(model, captions, preview_rows, listeners, limit) if listeners else None
-        kept = _draw(model, captions, request, progress, previews)
-    result = _result(model, captions, kept, request)
+        kept = _draw(model, request, batch_size, progress, previews)
+    result = make_result(model, request, kept)
     if cell:
         cell.finish(result._repr_html_(), result._repr_png_())
     return result
 
 
-def _check_counts(
-    model: Model, captions: Sequence[str], request: _Request, preview_rows: int
-) -> None:
-    candidates, keep, batch_size = request.candidates, request.keep, request.batch_size
-    if candidates < 1:
-        raise ValueError(f"candidates: expected at least 1, got {candidates}")
-    if not 1 <= keep <= candidates:
-        raise ValueError(f"keep: expected 1 to candidates = {candidates}, got {keep}")
-    if not 0 <= request.first <= LARGEST_NUMBER - candidates:
-        raise ValueError(
-            f"first_candidate: expected 0 to 2**63 - 1 - candidates, got {request.first}"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1 or None, got {batch_size}")
-    if model.ranker is None and keep < candidates:
-        raise ValueError(
-            f"keep: the model has no ranker to choose by: ask for keep = candidates = "
-            f"{candidates}, or train shapes/clip and export again"
-        )
-    if preview_rows < 1:
-        raise ValueError(f"preview_rows: expected at least 1, got {preview_rows}")
-    for caption in captions:
-        model.tokenizer.encode(caption)  # raises ValueError for an empty caption
-
-
-@dataclass
-class _BestImages:
-    """The best of one caption's candidates."""
-
-    drawn: int  # candidates that they were chosen among
-    numbers: Tensor  # int64 [keep], the candidates'
-    tokens: Tensor  # int64 [keep, rows, columns]
-    scores: Tensor  # float32 [keep]
-    images: list[Image.Image]
-
-
 def _draw(
     model: Model,
-    captions: Sequence[str],
-    request: _Request,
+    request: DrawRequest,
+    batch_size: int | None,
     progress: bool,
     previews: Previews | None,
-) -> list[_BestImages]:
+) -> list[BestImages]:
     """The best images of each complete caption; of all captions, unless Ctrl-C was pressed."""
-    kept: list[_BestImages] = []
+    kept: list[BestImages] = []
+    captions = request.captions
     unfinished = CaptionParts(model)  # of the caption in progress
     rows, columns = model.prior.grid
     total = len(captions) * request.candidates
@@ -201,10 +153,11 @@ def _draw(
                 previews.show(part, done // columns)
 
         def keep_best(drawn: CaptionImages) -> None:
-            kept.append(_best(model, captions[len(kept)], drawn, request))
+            caption = captions[len(kept)]
+            kept.append(best_images(model, model.ranker, caption, drawn, request))
 
         try:
-            for drawn in _complete(model, captions, request, unfinished, on_row):
+            for drawn in _complete(model, request, batch_size, unfinished, on_row):
                 keep_best(drawn)
         except KeyboardInterrupt:
             stopped = True
@@ -223,8 +176,8 @@ def _draw(
 
 def _complete(
     model: Model,
-    captions: Sequence[str],
-    request: _Request,
+    request: DrawRequest,
+    batch_size: int | None,
     unfinished: CaptionParts,
     on_row: Callable[[Part, int], None],
 ) -> Iterator[CaptionImages]:
@@ -235,34 +188,20 @@ def _complete(
     stop = request.first + request.candidates
     for part in draw_parts(
         model,
-        captions,
+        request.captions,
         stop,
         request.seed,
-        request.batch_size,
+        batch_size,
         request.options,
-        request.prefix,
+        request.prefix(model),
         on_row,
         request.first,
     ):
         yield from unfinished.add(part, stop)
 
 
-def _best(model: Model, caption: str, drawn: CaptionImages, request: _Request) -> _BestImages:
-    """The best of a caption's candidates by the ranker; without a ranker, the first."""
-    count = len(drawn.tokens)
-    scores = torch.full((count,), float("nan"))
-    order = torch.arange(request.keep)
-    if model.ranker is not None:
-        scores = score_candidates(model.ranker, caption, drawn)
-        order = scores.argsort(descending=True, stable=True)[: request.keep]
-    folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
-    images = [to_pil(image) for image in drawn.images[order]]
-    return _BestImages(count, request.first + order, folded, scores[order], images)
-
-
-def _result(
-    model: Model, captions: Sequence[str], kept: Sequence[_BestImages], request: _Request
-) -> Result:
+def make_result(model: Model, request: DrawRequest, kept: Sequence[BestImages]) -> Result:
+    """The result of a request's captions that are done: the first ones, in order."""
     settings = {
         "candidates": request.candidates,
         "first_candidate": request.first,
@@ -275,7 +214,7 @@ def _result(
         "model": model.fingerprint(),
     }
     return Result(
-        list(captions[: len(kept)]),
+        list(request.captions[: len(kept)]),
         [k.images for k in kept],
         torch.stack([k.tokens for k in kept]),
         torch.stack([k.scores for k in kept]),
@@ -328,27 +267,3 @@ def resolve(model: Model | str | Path | None, ranker: Ranker | str | Path | None
     if model is None:
         model = os.environ.get(MODEL_VARIABLE) or models.default()
     return load(model, ranker)
-
-
-def _prefix(model: Model, image: ImageLike | None, rows: int) -> Tensor | None:
-    """The tokens of the first rows of the image to complete: int64 [rows x columns], on the CPU."""
-    grid, stride = model.prior.grid, model.codec.stride
-    height, width = grid[0] * stride, grid[1] * stride
-    if image is None:
-        if rows:
-            raise ValueError(f"rows: {rows} rows of which image? Give image too")
-        return None
-    if not 0 < rows < grid[0]:
-        raise ValueError(
-            f"rows: expected 1 to {grid[0] - 1} of the {grid[0]} token rows, got {rows}"
-        )
-    found = read_images(image, "image")
-    if len(found) != 1:
-        raise ValueError(f"image: expected one image, got {len(found)}")
-    (pixels,) = image_batches(found)
-    if pixels.shape[2:] != (height, width):
-        raise ValueError(
-            f"image: expected {width}x{height} pixels, got {pixels.shape[3]}x{pixels.shape[2]}"
-        )
-    tokens = model.codec.encode(pixels.to(device_of(model.codec)))
-    return tokens[0, :rows].flatten().cpu()

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dalle1.data.transforms",),
     ("dalle1.data.shards",),
     ("dalle1.data.precompute", "dalle1.data.curation"),
-    ("dalle1.training", "dalle1.evaluation"),
+    ("dalle1.training", "dalle1.evaluation", "dalle1.serving"),
     ("dalle1.benchmarks", "dalle1.findings"),
     ("dalle1.commands",),
     ("dalle1", "dalle1.data"),  # their __init__, __main__ and train

@@ -44,6 +44,44 @@ class CaptionImages:
     images: Tensor  # float32 [b, 3, H, W] in [0, 1], on the CPU
 
 
+class PartDrawer:
+    """Draws parts, with one `Generator` for as long as their shape stays the same."""
+
+    def __init__(self, prior: Prior, options: SamplingOptions) -> None:
+        self.prior, self.options = prior, options
+        self._generator: Generator | None = None
+
+    def draw(
+        self,
+        text: Tensor,
+        uniforms: Tensor,
+        prefix: Tensor | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """As `Generator.draw`, for any numbers of captions and candidates.
+
+        Where memory runs out with windows of positions, they are given up for steps of one
+        position. After any error the generator's memory is free.
+        """
+        shape = (uniforms.shape[0], uniforms.shape[1])
+        generator, self._generator = self._generator, None
+        try:
+            if generator is None or (generator.captions, generator.candidates) != shape:
+                generator = None  # frees its memory before the next one takes some
+                generator = Generator(self.prior, *shape, self.options)
+            tokens = generator.draw(text, uniforms, prefix, on_step)
+        except (RuntimeError, MemoryError) as error:
+            chosen = self.options.window is None and generator is not None and generator.window > 1
+            if not (chosen and out_of_memory(error)):
+                raise
+            generator = None
+        else:
+            self._generator = generator
+            return tokens
+        self.options = replace(self.options, window=1)  # which takes the least
+        return self.draw(text, uniforms, prefix, on_step)
+
+
 def draw_parts(
     model: TokenModel,
     captions: Sequence[str],
@@ -73,7 +111,7 @@ def draw_parts(
     length = prior.grid[0] * prior.grid[1]
     each = candidates - start
     limit = batch_size or fitting_batch(model, each, len(captions), options)
-    generator: Generator | None = None
+    drawer = PartDrawer(prior, options)
     caption, first = 0, start
     while caption < len(captions):
         c, b = _part_shape(len(captions), each, limit)
@@ -92,17 +130,10 @@ def draw_parts(
                 on_row(_without_padding(part, tokens), done)
 
         try:
-            if generator is None:
-                generator = Generator(prior, c, b, options)
-            tokens = generator.draw(text[padded], torch.stack(uniforms), prefix, report)
+            tokens = drawer.draw(text[padded], torch.stack(uniforms), prefix, report)
         except (RuntimeError, MemoryError) as error:
-            chosen = options.window is None and generator is not None and generator.window > 1
-            if chosen and _out_of_memory(error):  # a step of one position takes the least
-                generator, options = None, replace(options, window=1)
-                continue
-            if batch_size is not None or c * b == 1 or not _out_of_memory(error):
+            if batch_size is not None or c * b == 1 or not out_of_memory(error):
                 raise
-            generator = None  # frees its memory before the next one takes some
             limit = c * b // 2
             continue
         yield _without_padding(part, tokens)
@@ -177,7 +208,7 @@ def _without_padding(part: Part, tokens: Tensor) -> Part:
     return replace(part, tokens=tokens[: len(part.captions), : len(part.candidates)])
 
 
-def _out_of_memory(error: BaseException | None) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came after, says that memory ran out."""
     # The CPU's allocator and CUDA's libraries do not raise torch.OutOfMemoryError.
     messages = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")

@@ -183,15 +183,15 @@ def test_memory_errors_are_known() -> None:
         "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "std::bad_alloc",
     ):
-        assert batching._out_of_memory(RuntimeError(text))
+        assert batching.out_of_memory(RuntimeError(text))
     try:
         try:
             raise torch.OutOfMemoryError("no memory")
         finally:
             raise RuntimeError("capture was interrupted")
     except RuntimeError as error:
-        assert batching._out_of_memory(error)
-    assert not batching._out_of_memory(RuntimeError("shapes do not fit"))
+        assert batching.out_of_memory(error)
+    assert not batching.out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_other_errors_are_not_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
