@@ -25,6 +25,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help=f"model folder, or the name of a model that comes with dalle1 (default: "
         f"{MODEL_VARIABLE}, or else {models.DEFAULT})",
     )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The device that `open_model` puts a model on."""
     parser.add_argument("--device", default=str(default_device()), help="cpu, cuda, cuda:1 ...")
 
 
