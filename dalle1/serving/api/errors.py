@@ -53,6 +53,8 @@ class ApiError(Exception):
         """Of the response."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
+        if self.status in (408, 413):  # the rest of the body is not read
+            return {"Connection": "close"}
         return {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
 
 

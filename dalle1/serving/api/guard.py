@@ -15,7 +15,9 @@ from dalle1.serving.api.errors import ApiError
 from dalle1.serving.api.settings import ServerSettings
 
 Message = MutableMapping[str, Any]
-App = Callable[..., Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 # Of a body that is too large so much is read and dropped: most clients read no answer before they
 # have sent everything.
 MOST_DROPPED = 100_000_000
@@ -33,7 +35,7 @@ class Guard:
         self.app, self.settings, self.paths = app, settings, paths
         self._keys = [_digest(key.encode()) for key in settings.keys]
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(self.paths):
             await self.app(scope, receive, send)
             return
@@ -61,7 +63,7 @@ class Guard:
             message = "a key is needed: send the header Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key")
 
-    def _in_time(self, send: App) -> App:
+    def _in_time(self, send: Send) -> Send:
         async def in_time(message: Message) -> None:
             try:
                 await asyncio.wait_for(send(message), self.settings.send_seconds)
@@ -74,7 +76,7 @@ class Guard:
 class _Body:
     """A request's body as it comes in, counted and timed."""
 
-    def __init__(self, receive: App, settings: ServerSettings) -> None:
+    def __init__(self, receive: Receive, settings: ServerSettings) -> None:
         self._receive, self.settings = receive, settings
         self._deadline = time.monotonic() + settings.body_seconds
         self._bytes = 0
@@ -96,26 +98,24 @@ class _Body:
                 raise ApiError(
                     413, f"body: expected at most {most:,} bytes, got more", None, "body_too_large"
                 )
-        message = await self._receive()  # that the client has left
-        return message
+        return await self._receive()  # that the client has left
 
     async def _next(self) -> Message:
         left = self._deadline - time.monotonic()
         try:
-            message: Message = await asyncio.wait_for(self._receive(), max(0.001, left))
-            return message
+            return await asyncio.wait_for(self._receive(), max(0.001, left))
         except asyncio.TimeoutError as error:
             self._complete = True
             seconds = self.settings.body_seconds
-            message_ = f"body: expected all of it within {seconds:g} s"
-            raise ApiError(408, message_, None, "request_timeout") from error
+            message = f"body: expected all of it within {seconds:g} s"
+            raise ApiError(408, message, None, "request_timeout") from error
 
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()  # of one length, so that none is told by the time
 
 
-async def _answer(send: App, error: ApiError) -> None:
+async def _answer(send: Send, error: ApiError) -> None:
     """Sends an error before a route is chosen."""
     content = json.dumps(error.content()).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]

@@ -12,7 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from dalle1.serving.worker import SamplingWorker
 
 Message = MutableMapping[str, Any]
-App = Callable[..., Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 SECONDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -69,7 +71,7 @@ class Measured:
         """routes: beginnings of paths; a request of any other path is not counted."""
         self.app, self.metrics, self.routes = app, metrics, routes
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         route = next((r for r in self.routes if path == r or path.startswith(r + "/")), None)
         if scope["type"] != "http" or route is None:
