@@ -4,6 +4,7 @@
     dalle1 benchmark train CONFIG [--batch 2] [key=value ...]
     dalle1 benchmark sample CONFIG [--candidates 1,8,64,512] [key=value ...]
     dalle1 benchmark windows MODEL CAPTION ... [--candidates 1,4] [--windows 4,16,64]
+    dalle1 benchmark serving MODEL CAPTION ... [--candidates 1,8] [--clients 8] [--requests 64]
     dalle1 benchmark published [malevich mindalle dalle_mini] [--candidates 1,16] [--dtype bfloat16]
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
@@ -18,6 +19,7 @@
 training steps: loss, gradients, clipping, AdamW. `sample` draws images of one caption with random
 weights. They print the median and the extremes of the repeats; `sample`, those of the grid's rows.
 `windows` draws images of a trained model, with windows of tokens in one pass and without.
+`serving` asks a server for images of a trained model by several clients at once.
 `published` draws the image tokens of other people's models at full size with random weights.
 `half` trains a deep narrow model in float16 on the CPU, with one loss scale and with one for each
 block, and draws docs/half-precision.png. `data` reads photographs and token shards that it makes,
@@ -46,6 +48,7 @@ from dalle1.benchmarks.generation import report_sample
 from dalle1.benchmarks.importing import report_importing
 from dalle1.benchmarks.loading import report_loading
 from dalle1.benchmarks.published import report_published
+from dalle1.benchmarks.serving import report_serving
 from dalle1.benchmarks.training import report_attention, report_training
 from dalle1.benchmarks.windows import report_windows
 from dalle1.commands.command_line import as_path, exit_status, make_parser
@@ -70,8 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of products")
     parser.add_argument("--repeats", type=int, default=5, help="that are measured")
     parser.add_argument(
-        "--candidates", type=_integers, help="of a caption: 1,8,64,512; windows 1,4, published 1,16"
+        "--candidates",
+        type=_integers,
+        help="of a caption: 1,8,64,512; windows 1,4, serving 1,8, published 1,16",
     )
+    parser.add_argument("--clients", type=int, default=8, help="of serving: at once")
+    parser.add_argument("--requests", type=int, default=64, help="of serving: of all clients")
     parser.add_argument("--windows", type=_integers, default="4,16,64", help="of windows")
     parser.add_argument("--layers", type=int, default=64, help="of half")
     parser.add_argument("--width", type=int, default=32, help="of half")
@@ -91,8 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if options.candidates is None:
         options.candidates = CANDIDATES.get(options.what, [1, 8, 64, 512])
-    if min(options.batch, options.repeats, *options.candidates, *options.windows) < 1:
-        raise ValueError("--batch, --repeats, --candidates and --windows must be 1 or more")
+    counts = (options.batch, options.repeats, options.clients, options.requests)
+    if min(*counts, *options.candidates, *options.windows) < 1:
+        raise ValueError(
+            "--batch, --repeats, --clients, --requests, --candidates and --windows must be 1 or "
+            "more"
+        )
     for name in ("out", "figure") if options.what == "half" else ("out",):
         if path := getattr(options, name):
             check_writable_file(path, f"--{name}")
@@ -122,12 +133,31 @@ def _sample(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_sample(c, options.dtype, device, options.candidates)
 
 
-def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
+def _require_captions(options: argparse.Namespace) -> None:
     if not options.overrides:
         got = repr(options.config) if options.config else "nothing"
         raise ValueError(
-            f"windows: expected a model's folder and captions such as it was trained on, got {got}"
+            f"{options.what}: expected a model's folder and captions such as it was trained on, "
+            f"got {got}"
         )
+
+
+def _serving(options: argparse.Namespace, device: torch.device) -> Figures:
+    _require_captions(options)
+    return report_serving(
+        options.config,
+        options.overrides,
+        DTYPES[options.dtype],
+        device,
+        options.candidates,
+        options.clients,
+        options.requests,
+        options.repeats,
+    )
+
+
+def _windows(options: argparse.Namespace, device: torch.device) -> Figures:
+    _require_captions(options)
     return report_windows(
         options.config,
         options.overrides,
@@ -170,13 +200,18 @@ def _import(options: argparse.Namespace, device: torch.device) -> Figures:
     return report_importing(options.repeats)
 
 
-CANDIDATES = {"windows": [1, 4], "published": [1, 16]}  # of a caption, where nothing is said
+CANDIDATES = {
+    "windows": [1, 4],
+    "serving": [1, 8],
+    "published": [1, 16],
+}  # of a caption, where nothing is said
 ON_CPU = ("half", "dropout", "loading", "import")  # whatever else there is
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device], Figures]] = {
     "attention": _attention,
     "train": _train,
     "sample": _sample,
     "windows": _windows,
+    "serving": _serving,
     "published": _published,
     "half": _half,
     "data": _data,

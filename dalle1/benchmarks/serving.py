@@ -1,0 +1,163 @@
+"""The server under load: requests of several clients against one `sample` call of as many
+candidates."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+from dalle1.benchmarks.timing import timed
+from dalle1.common.extras import import_extra
+from dalle1.model import Model, load
+from dalle1.sampling import sample
+from dalle1.serving.requests import Limits
+from dalle1.serving.worker import SamplingWorker
+
+PATH = "/v1/images/generations"
+SECONDS = 600  # for which a client waits for its answer
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What is asked for."""
+
+    captions: Sequence[str]
+    clients: int
+    requests: int
+    candidates: int  # of each request
+    keep: int
+
+
+def report_serving(
+    folder: str | Path,
+    captions: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    candidates: Sequence[int],
+    clients: int,
+    requests: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """Prints, and returns for a JSON file, images a second of both ways.
+
+    Each client asks again when it has its answer, for an image of the next caption: the best of its
+    candidates where the model has a ranker, else all of them. The ways take turns, so that noise
+    hits both.
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        import_extra(package, "serve", "dalle1 benchmark serving")
+    model = load(folder).to(device, dtype)
+    print(
+        f"{requests} requests of {clients} clients over HTTP, against one sample call of as many "
+        f"candidates; {'ranked' if model.ranker else 'without a ranker'}"
+    )
+    report: dict[str, Any] = {}
+    for each in candidates:
+        asked = _Load(captions, clients, requests, each, 1 if model.ranker else each)
+        found = _measure(model, asked, device, repeats)
+        report[str(each)] = found
+        total = requests * each
+        rates = {way: [total / s for s in found[way]] for way in ("sample", "served")}
+        print(f"  {each} candidates a request, {total} in all")
+        for way, values in rates.items():
+            print(
+                f"    {way:8}{median(values):9.2f} candidates/s "
+                f"({min(values):.2f} to {max(values):.2f})"
+            )
+        waits = sorted(found["waits"])
+        print(
+            f"    {median(rates['served']) / median(rates['sample']):.2f} of sample; "
+            f"{found['answered']} of {found['asked']} answered, each after {median(waits):.2f} s "
+            f"(at most {waits[-1]:.2f}), {found['mean_batch']:.1f} candidates a batch, "
+            f"{found['memory'] / 2**20:,.0f} MB held",
+            flush=True,
+        )
+    return report
+
+
+def _measure(model: Model, asked: _Load, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Seconds of all candidates both ways, and of each request."""
+    total = asked.requests * asked.candidates
+    seconds: dict[str, list[float]] = {"sample": [], "served": []}
+    waits: list[float] = []
+    answered = 0
+    with _served(model) as (port, worker):
+        _ask(port, asked, 0)  # what is only slow once
+        for _ in range(repeats):
+            keep = total if model.ranker is None else asked.keep * asked.requests
+
+            def all_at_once(keep: int = keep) -> None:
+                sample(asked.captions[0], model, total, keep, progress=False)
+
+            seconds["sample"].append(timed(all_at_once, device))
+            began = time.perf_counter()
+            with ThreadPoolExecutor(asked.clients) as pool:
+                times = list(pool.map(lambda i: _ask(port, asked, i), range(asked.requests)))
+            seconds["served"].append(time.perf_counter() - began)
+            answered += sum(wait is not None for wait in times)
+            waits += [wait for wait in times if wait is not None]
+        counts = [queue.counts for queue in worker.queues.values()]
+        drawn, batches = sum(c.candidates for c in counts), sum(c.batches for c in counts)
+    return {
+        **seconds,
+        "waits": waits,
+        "asked": repeats * asked.requests,
+        "answered": answered,
+        "mean_batch": drawn / batches,
+        "memory": psutil.Process().memory_info().rss,
+    }
+
+
+@contextmanager
+def _served(model: Model) -> Iterator[tuple[int, SamplingWorker]]:
+    """A server in a thread of this process: its port and its worker."""
+    from dalle1.serving.api.app import create_app
+    from dalle1.serving.api.server import bind, make_server
+    from dalle1.serving.api.settings import ServerSettings
+
+    settings = ServerSettings(images=10_000)
+    with (
+        SamplingWorker({"model": model}, Limits(candidates=10_000)) as worker,
+        bind("127.0.0.1", 0) as listening,
+    ):
+        server = make_server(create_app(worker, settings), settings.head_seconds)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+        thread.start()
+        try:
+            yield listening.getsockname()[1], worker
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _ask(port: int, asked: _Load, number: int) -> float | None:
+    """Seconds until a request was answered; None where it was not."""
+    body = {
+        "prompt": asked.captions[number % len(asked.captions)],
+        "n": asked.keep,
+        "candidates": asked.candidates,
+        "seed": number,
+    }
+    began = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        images = json.load(answer).get("data", ())
+    finally:
+        connection.close()
+    complete = answer.status == 200 and len(images) == asked.keep
+    return time.perf_counter() - began if complete else None
