@@ -46,7 +46,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Rooms that only hand on to others, and what may be imported of other packages in one place alone.
 ONLY_IN = {"deepspeed": "dalle1.training.engine", "gradio": "dalle1.web"}
 # What `import dalle1` must not load, however it gets there: slow, or not there on every machine.
-HEAVY = ("deepspeed", "matplotlib", "tensorboard", "torchmetrics", "transformers", "wandb")
+HEAVY = (
+    *("deepspeed", "matplotlib", "tensorboard", "torchmetrics", "transformers", "wandb"),
+    *("fastapi", "uvicorn", "prometheus_client"),
+)
 
 
 @dataclass(frozen=True)

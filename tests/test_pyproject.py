@@ -15,7 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for name in ("dalle1", "dvae") for path in sorted((ROOT / name).rglob("*.py"))]
 # Packages whose module is called otherwise.
-CALLED = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+CALLED = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "open_clip": "open_clip_torch",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
+}
 NOT_OURS = ("huggingface_hub", "ipython", "wandb")  # taken where a user has installed them
 
 

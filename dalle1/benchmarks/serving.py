@@ -36,7 +36,8 @@ class _Load:
 
     captions: Sequence[str]
     clients: int
-    requests: int
+    in_flight: int  # requests of each client at once
+    requests: int  # of all clients
     candidates: int  # of each request
     keep: int
 
@@ -48,25 +49,26 @@ def report_serving(
     device: torch.device,
     candidates: Sequence[int],
     clients: int,
+    in_flight: int,
     requests: int,
     repeats: int,
 ) -> dict[str, Any]:
     """Prints, and returns for a JSON file, images a second of both ways.
 
-    Each client asks again when it has its answer, for an image of the next caption: the best of its
-    candidates where the model has a ranker, else all of them. The ways take turns, so that noise
-    hits both.
+    Each client has so many requests in flight, and asks again when one is answered: for the best of
+    the next caption's candidates where the model has a ranker, else for all of them. The ways take
+    turns, so that noise hits both.
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(package, "serve", "dalle1 benchmark serving")
     model = load(folder).to(device, dtype)
     print(
-        f"{requests} requests of {clients} clients over HTTP, against one sample call of as many "
-        f"candidates; {'ranked' if model.ranker else 'without a ranker'}"
+        f"{requests} requests of {clients} clients, {in_flight} at once each, over HTTP, against "
+        f"one sample call of as many candidates; {'ranked' if model.ranker else 'without a ranker'}"
     )
     report: dict[str, Any] = {}
     for each in candidates:
-        asked = _Load(captions, clients, requests, each, 1 if model.ranker else each)
+        asked = _Load(captions, clients, in_flight, requests, each, 1 if model.ranker else each)
         found = _measure(model, asked, device, repeats)
         report[str(each)] = found
         total = requests * each
@@ -104,7 +106,7 @@ def _measure(model: Model, asked: _Load, device: torch.device, repeats: int) -> 
 
             seconds["sample"].append(timed(all_at_once, device))
             began = time.perf_counter()
-            with ThreadPoolExecutor(asked.clients) as pool:
+            with ThreadPoolExecutor(asked.clients * asked.in_flight) as pool:
                 times = list(pool.map(lambda i: _ask(port, asked, i), range(asked.requests)))
             seconds["served"].append(time.perf_counter() - began)
             answered += sum(wait is not None for wait in times)

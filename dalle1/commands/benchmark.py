@@ -4,7 +4,7 @@
     dalle1 benchmark train CONFIG [--batch 2] [key=value ...]
     dalle1 benchmark sample CONFIG [--candidates 1,8,64,512] [key=value ...]
     dalle1 benchmark windows MODEL CAPTION ... [--candidates 1,4] [--windows 4,16,64]
-    dalle1 benchmark serving MODEL CAPTION ... [--candidates 1,8] [--clients 8] [--requests 64]
+    dalle1 benchmark serving MODEL CAPTION ... [--candidates 1,8] [--clients 8]
     dalle1 benchmark published [malevich mindalle dalle_mini] [--candidates 1,16] [--dtype bfloat16]
     dalle1 benchmark half [--layers 64] [--width 32] [--updates 240] [--span 30]
     dalle1 benchmark data [--samples 640] [--workers 0,1,2]
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of a caption: 1,8,64,512; windows 1,4, serving 1,8, published 1,16",
     )
     parser.add_argument("--clients", type=int, default=8, help="of serving: at once")
+    parser.add_argument("--in-flight", type=int, default=1, help="of serving: a client's at once")
     parser.add_argument("--requests", type=int, default=64, help="of serving: of all clients")
     parser.add_argument("--windows", type=_integers, default="4,16,64", help="of windows")
     parser.add_argument("--layers", type=int, default=64, help="of half")
@@ -98,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     if options.candidates is None:
         options.candidates = CANDIDATES.get(options.what, [1, 8, 64, 512])
-    counts = (options.batch, options.repeats, options.clients, options.requests)
+    counts = (options.batch, options.repeats, options.clients, options.in_flight, options.requests)
     if min(*counts, *options.candidates, *options.windows) < 1:
         raise ValueError(
-            "--batch, --repeats, --clients, --requests, --candidates and --windows must be 1 or "
-            "more"
+            "--batch, --repeats, --clients, --in-flight, --requests, --candidates and --windows must "
+            "be 1 or more"
         )
     for name in ("out", "figure") if options.what == "half" else ("out",):
         if path := getattr(options, name):
@@ -151,6 +152,7 @@ def _serving(options: argparse.Namespace, device: torch.device) -> Figures:
         device,
         options.candidates,
         options.clients,
+        options.in_flight,
         options.requests,
         options.repeats,
     )

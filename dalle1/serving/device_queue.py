@@ -18,6 +18,8 @@ from dalle1.serving.requests import Cancelled, Closed, Limits, QueueFull
 from dvae.calls import isolated
 
 OUTCOMES = ("done", "cancelled", "failed")  # of a job
+# Of a batch's time, for which the next one waits: whoever has an answer may ask again.
+GATHER_SHARE = 0.02
 
 
 @dataclass
@@ -68,6 +70,7 @@ class DeviceQueue:
         self._waiting: list[Drawing] = []  # the longest waiting first
         self._drawer: ShareDrawer | None = None
         self._drawer_of: tuple[str, SamplingOptions] | None = None
+        self._last_seconds = 0.0  # that the last batch took
         self._thread = threading.Thread(target=self._run, name=f"dalle1 {name}", daemon=True)
         self._thread.start()
 
@@ -126,8 +129,9 @@ class DeviceQueue:
                 for drawing in self._waiting:
                     fail(drawing, error)
                 self._drawer = None
+            self._last_seconds = time.monotonic() - began
             with self._news:
-                self.counts.seconds += time.monotonic() - began
+                self.counts.seconds += self._last_seconds
 
     def _admit(self) -> bool:
         """Waits until somebody waits, and a little for others who could join; False: the end."""
@@ -138,7 +142,8 @@ class DeviceQueue:
                 if not self._somebody():
                     self._drawer = None  # its memory is given back
                     self._news.wait_for(self._somebody)
-            self._news.wait_for(self._enough, self.limits.gather_seconds)
+            gather = max(self.limits.gather_seconds, GATHER_SHARE * self._last_seconds)
+            self._news.wait_for(self._enough, gather)
             self._waiting += self._submitted
             self._submitted = []
             return not self._closed

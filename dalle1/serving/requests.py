@@ -28,7 +28,11 @@ class Limits(BaseModel):
         "others wait longer; None: as many as memory holds",
     )
     gather_seconds: float = Field(
-        0.02, ge=0, le=10, description="for which a batch that is not full waits for others"
+        0.02,
+        ge=0,
+        le=10,
+        description="for which a batch that is not full waits for others, or a fiftieth of the "
+        "last batch's time if that is longer",
     )
     idle_seconds: float = Field(
         30, ge=0, description="without a request after which the memory of batches is given back"
