@@ -48,7 +48,7 @@ def test_bad_starts(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: 
             capsys, "--model", str(tmp_path / "none"), "--port", port
         )
     assert "--host, --port: expected" in refused(capsys, *model, "--host", "no.such.host.invalid")
-    assert "--host, --port: expected" in refused(capsys, *model, "--port", "99999")
+    assert "--port: expected 0 to 65535" in refused(capsys, *model, "--port", "99999")
     assert "'tiny' twice" in refused(capsys, *model, "--model", str(folder))
     assert "expected NAME=FOLDER" in refused(capsys, "--port", "0", "--model", "=x")
     assert "--key: expected a text" in refused(capsys, *model, "--key", " ")

@@ -259,6 +259,10 @@ def test_keys(model: Model) -> None:
                 urlopen(served.url + path)
         with urlopen(f"{served.url}/health") as response:
             assert response.status == 200
+        client = served.client(api_key="secret")
+        link = client.images.generate(prompt=CAPTION, response_format="url").data[0].url
+        with urlopen(link) as response:  # whoever has it may see the image
+            assert response.status == 200
 
 
 def test_a_full_queue(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,9 @@ class _Server:
         app.add_exception_handler(ApiError, _on_api_error)
         app.add_exception_handler(Exception, _on_exception)
         # The one that is added last sees a request first.
-        app.add_middleware(Guard, settings=settings, paths=("/v1/", "/metrics"))
+        app.add_middleware(
+            Guard, settings=settings, paths=("/v1/", "/metrics"), without_key=("/v1/images/files/",)
+        )
         counted = tuple(path.partition("/{")[0] for _, path, _ in routes)
         app.add_middleware(Measured, metrics=self.metrics, routes=counted)
 

@@ -30,9 +30,16 @@ class _TooSlow(Exception):
 class Guard:
     """An ASGI application behind checks, for the paths that are named."""
 
-    def __init__(self, app: App, settings: ServerSettings, paths: tuple[str, ...]) -> None:
-        """paths: their beginnings; all others pass unchecked."""
+    def __init__(
+        self,
+        app: App,
+        settings: ServerSettings,
+        paths: tuple[str, ...],
+        without_key: tuple[str, ...] = (),
+    ) -> None:
+        """Args: beginnings of the paths that are checked; of those that ask for no key."""
         self.app, self.settings, self.paths = app, settings, paths
+        self.without_key = without_key
         self._keys = [_digest(key.encode()) for key in settings.keys]
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -41,7 +48,8 @@ class Guard:
             return
         body = _Body(receive, self.settings)
         try:
-            self._check_key(scope["headers"])
+            if not scope["path"].startswith(self.without_key):
+                self._check_key(scope["headers"])
         except ApiError as error:
             await _answer(send, error)
             return

@@ -19,6 +19,8 @@ def bind(host: str, port: int) -> socket.socket:
 
     Raises ValueError where there is no such address, or the port is taken.
     """
+    if not 0 <= port <= 65535:  # a larger one would be cut to 16 bits
+        raise ValueError(f"--port: expected 0 to 65535, got {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
