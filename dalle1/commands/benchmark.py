@@ -102,8 +102,8 @@ def _benchmark(options: argparse.Namespace, given: list[str]) -> int:
     counts = (options.batch, options.repeats, options.clients, options.in_flight, options.requests)
     if min(*counts, *options.candidates, *options.windows) < 1:
         raise ValueError(
-            "--batch, --repeats, --clients, --in-flight, --requests, --candidates and --windows must "
-            "be 1 or more"
+            "--batch, --repeats, --clients, --in-flight, --requests, --candidates and --windows: "
+            "expected 1 or more"
         )
     for name in ("out", "figure") if options.what == "half" else ("out",):
         if path := getattr(options, name):
