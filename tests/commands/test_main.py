@@ -16,7 +16,7 @@ from dalle1.commands.main import EXAMPLES, GROUPS, VERBS, main, module_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
-NO_VERBS = {"main", "command_line", "model_options"}
+NO_VERBS = {"main", "command_line", "model_options", "serving_options"}
 
 
 def test_every_verb_is_a_module_and_every_module_a_verb() -> None:

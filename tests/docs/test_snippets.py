@@ -41,6 +41,8 @@ CHECKED = {
 NOT_RUN = {
     ("docs/extending.md", None): "tests/test_extending.py runs all of them in order",
     ("docs/tutorial.md", None): "tests/docs/test_walks.py runs them behind the page's commands",
+    ("docs/serving.md", "import base64, openai"): "needs a server; see tests/serving/test_api.py",
+    ("docs/serving.md", "client.images.edit("): "the same",
     (
         "README.md",
         'codec = dvae.load_released("encoder.pkl", "decoder.pkl")',
