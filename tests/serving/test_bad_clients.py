@@ -251,15 +251,14 @@ def test_a_client_that_leaves(
     served: Served, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """A device that draws for a client that is gone."""
-    plain, rows, began = Generator.draw, [], threading.Event()
+    plain, rows = Generator.draw, []
+    began, noticed = threading.Event(), threading.Event()
 
     def draw(self: Generator, text: Any, uniforms: Any, prefix: Any, on_step: Any) -> Tensor:
         def on_row(done: int, tokens: Tensor) -> None:
             rows.append(done)
             began.set()
-            deadline = time.monotonic() + 60
-            while served.worker.waiting and time.monotonic() < deadline:
-                time.sleep(0.01)  # until the client's leaving is noticed
+            assert noticed.wait(60)
             on_step(done, tokens)
 
         return plain(self, text, uniforms, prefix, on_row)
@@ -277,6 +276,7 @@ def test_a_client_that_leaves(
     after = served.metric('dalle1_jobs_total{device="cpu",outcome="cancelled"}')
     assert after == before + 1
     monkeypatch.undo()
+    noticed.set()
     assert post(served, GENERATIONS, json.dumps({"prompt": CAPTION}).encode())[0] == 200
     assert len(rows) == 1
 

@@ -88,7 +88,7 @@ def _names_parameter() -> list[Schema]:
     return [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
 
 
-_IMAGES = {**_json(IMAGES), "text/event-stream": {"schema": TEXT}}
+_IMAGES = {**_json(IMAGES), "text/event-stream": {}}
 _MAKING = (400, 401, 404, 408, 413, 429, 500, 503, 507)
 
 DESCRIPTIONS: dict[str, Schema] = {
