@@ -102,7 +102,11 @@ class Batch:
     def _shown(self, drawing: Drawing, share: Share) -> int:
         """How many of a share's candidates a preview shows."""
         most = drawing.job.request.preview_images
-        return len(share) if most is None else max(0, most - share.candidates.start)
+        return (
+            len(share)
+            if most is None
+            else max(0, drawing.job.draw.first + most - share.candidates.start)
+        )
 
     def _keep(self, drawing: Drawing, tokens: Sequence[Tensor]) -> None:
         """Adds drawn candidates to their job, which ends where these are its last ones."""
@@ -110,7 +114,7 @@ class Batch:
         try:
             for share, own in zip(self.shares[drawing], tokens, strict=True):
                 drawing.tokens.append(own.clone())  # not a view, which would hold the whole batch
-                if share.candidates.stop == job.draw.candidates:
+                if share.candidates.stop == job.draw.first + job.draw.candidates:
                     keep_best(drawing, self.model)
             if len(drawing.kept) == len(job.draw.captions):
                 job.finish(make_result(self.model, job.draw, drawing.kept))

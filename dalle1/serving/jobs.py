@@ -222,6 +222,7 @@ class Drawing:
             count = min(most, request.candidates - first)
             if count < 1:
                 break
-            shares.append(Share(caption, request.seed, range(first, first + count)))
+            start = request.first + first
+            shares.append(Share(caption, request.seed, range(start, start + count)))
             most, first = most - count, 0
         return shares

@@ -81,6 +81,8 @@ class Request:
         rows: token rows of `image` that every candidate begins with.
         preview_rows: token rows between two previews; None: no previews.
         preview_images: candidates of a caption that a preview shows, the first ones; None: all.
+        first_candidate: the number of the first one; candidates of another call are drawn again, or
+            go on, by their numbers.
     """
 
     model: str
@@ -93,10 +95,11 @@ class Request:
     rows: int = 0
     preview_rows: int | None = None
     preview_images: int | None = None
+    first_candidate: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", tuple(as_captions(self.captions)[0]))
-        for name in ("candidates", "keep", "seed", "rows"):
+        for name in ("candidates", "keep", "seed", "rows", "first_candidate"):
             object.__setattr__(self, name, as_int(getattr(self, name), name))
         for name in ("preview_rows", "preview_images"):
             if getattr(self, name) is not None:

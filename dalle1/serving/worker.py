@@ -83,6 +83,7 @@ class SamplingWorker:
             request.seed,
             request.rows,
             image_pixels(request.image),
+            request.first_candidate,
         )
         with _CHECKING, warnings.catch_warnings():
             warnings.simplefilter("error", CaptionCut)

@@ -42,6 +42,7 @@ def expected(model: Model, request: Request) -> Result:
         request.captions, model, request.candidates, request.keep,
         request.options.temperature, request.options.top_k, request.options.top_p,
         request.options.guidance, request.image, request.rows, request.seed, progress=False,
+        first_candidate=request.first_candidate,
     )  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def assert_same(found: Result, model: Model, request: Request) -> None:
     wanted = expected(model, request)
     assert found.captions == wanted.captions and found.settings == wanted.settings
     assert torch.equal(found.tokens, wanted.tokens)
+    assert torch.equal(found.candidate_numbers, wanted.candidate_numbers)
     torch.testing.assert_close(found.scores, wanted.scores)
     for own, others in zip(found.images, wanted.images, strict=True):
         assert [x.tobytes() for x in own] == [x.tobytes() for x in others]
@@ -114,6 +116,7 @@ REQUESTS = [
     ask(candidates=30, keep=3, seed=2),
     ask(options=SamplingOptions(0.7, 4, 0.9, 2.0)),
     ask(options=SamplingOptions(top_k=2), seed=5),
+    ask(candidates=20, seed=2, first_candidate=7),
     ask(image=random_image(1), rows=2),
     ask(image=random_image(2), rows=2),
     ask(image=random_image(2), rows=2, seed=4, candidates=3),
