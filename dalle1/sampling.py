@@ -220,6 +220,11 @@ def make_result(model: Model, request: DrawRequest, kept: Sequence[BestImages]) 
         torch.stack([k.scores for k in kept]),
         settings,
         torch.stack([k.numbers for k in kept]),
+        [
+            make_result(model, replace(request, captions=(caption,)), [k.of_fewer])
+            for caption, k in zip(request.captions, kept, strict=False)
+            if k.of_fewer is not None
+        ],
     )
 
 

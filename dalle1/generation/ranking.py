@@ -5,6 +5,7 @@ Dimensions: b candidates, r c rows and columns of the token grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class BestImages:
     tokens: Tensor  # int64 [keep, r, c]
     scores: Tensor  # float32 [keep]
     images: list[Image.Image]
+    of_fewer: BestImages | None = None  # see `Result.best_of_fewer`
 
 
 def best_images(
@@ -38,15 +40,50 @@ def best_images(
     request: DrawRequest,
 ) -> BestImages:
     """The best of a caption's candidates by the ranker; without a ranker, the first."""
-    count = len(drawn.tokens)
-    scores = torch.full((count,), float("nan"))
+    scores = torch.full((len(drawn.tokens),), float("nan"))
     order = torch.arange(request.keep)
     if ranker is not None:
         scores = score_candidates(ranker, caption, drawn)
         order = scores.argsort(descending=True, stable=True)[: request.keep]
-    folded = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
+    best = _chosen(model, drawn, scores, order, request.first)
+    if request.of_fewer and ranker is not None:
+        ever = best_of_fewer(scores.tolist(), request.keep)
+        others = sorted(set(ever) - set(order.tolist()))
+        best.of_fewer = _chosen(
+            model, drawn, scores, torch.tensor(others, dtype=torch.int64), request.first
+        )
+    return best
+
+
+def _chosen(
+    model: TokenModel, drawn: CaptionImages, scores: Tensor, order: Tensor, first: int
+) -> BestImages:
+    """Some of the candidates.
+
+    order: int64 [keep], their places among those drawn, of which the first one's number is `first`.
+    """
+    tokens = rearrange(drawn.tokens[order], "b (r c) -> b r c", c=model.prior.grid[1])
     images = [to_pil(image) for image in drawn.images[order]]
-    return BestImages(count, request.first + order, folded, scores[order], images)
+    return BestImages(len(drawn.tokens), first + order, tokens, scores[order], images)
+
+
+def best_of_fewer(scores: Sequence[float], keep: int) -> list[int]:
+    """Places of the candidates that are among the best `keep` of the first n, for some n; rising.
+
+    With these the best of any number of candidates can be looked at. Of N candidates in random
+    order they are about keep * (1 + ln(N / keep)). Of equal scores the first comes first.
+    """
+    best: list[float] = []  # of those before, at most `keep`
+    found = []
+    for i, score in enumerate(scores):
+        if len(best) == keep:
+            lowest = min(best)
+            if not score > lowest:
+                continue
+            best.remove(lowest)
+        best.append(score)
+        found.append(i)
+    return found
 
 
 def score_candidates(ranker: Ranker, caption: str, drawn: CaptionImages) -> Tensor:

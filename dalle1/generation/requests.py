@@ -32,6 +32,8 @@ class DrawRequest:
         rows: token rows that are kept of `pixels`.
         pixels: the image to complete, float32 [1, 3, H, W] in [0, 1]; None: none.
         first: the first candidate's number.
+        of_fewer: whether to hand on, too, what is best of fewer candidates
+            (`Result.best_of_fewer`).
     """
 
     captions: tuple[str, ...]
@@ -42,6 +44,7 @@ class DrawRequest:
     rows: int = 0
     pixels: Tensor | None = None
     first: int = 0
+    of_fewer: bool = False
 
     def check(self, model: TokenModel, ranked: bool) -> None:
         """Raises ValueError where the request does not fit the model.

@@ -40,6 +40,9 @@ class Result:
     #: int64 [captions, keep]: which of the candidates each image is. `sample` draws candidate i
     #: again, alone, with first_candidate=i, candidates=1, keep=1 and the other settings as before.
     candidate_numbers: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    #: For each caption the candidates that are among the best `keep` of the first n, for some n,
+    #: but not among those of all; by rising numbers. Only where asked for; `sample` does not ask.
+    best_of_fewer: list[Result] = field(default_factory=list)
 
     def image_settings(self, caption: int, place: int) -> dict[str, Any]:
         """What images[caption][place] was drawn with, as `dalle1.common.png_settings` writes it.

@@ -83,6 +83,7 @@ class Request:
         preview_images: candidates of a caption that a preview shows, the first ones; None: all.
         first_candidate: the number of the first one; candidates of another call are drawn again, or
             go on, by their numbers.
+        of_fewer: whether the result has `best_of_fewer`, too.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Request:
     preview_rows: int | None = None
     preview_images: int | None = None
     first_candidate: int = 0
+    of_fewer: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", tuple(as_captions(self.captions)[0]))

@@ -84,6 +84,7 @@ class SamplingWorker:
             request.rows,
             image_pixels(request.image),
             request.first_candidate,
+            of_fewer=request.of_fewer,
         )
         with _CHECKING, warnings.catch_warnings():
             warnings.simplefilter("error", CaptionCut)
