@@ -51,7 +51,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(DEVELOPMENT): $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,mini,parquet,serve,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,mini,parquet,serve,web,dev]'
 	touch $@
 
 $(DOCUMENTATION): $(DEVELOPMENT)

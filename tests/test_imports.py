@@ -39,16 +39,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dalle1.data.precompute", "dalle1.data.curation"),
     ("dalle1.training", "dalle1.evaluation", "dalle1.serving"),
     ("dalle1.benchmarks", "dalle1.findings"),
+    ("dalle1.web",),
     ("dalle1.commands",),
     ("dalle1", "dalle1.data"),  # their __init__, __main__ and train
     ("launch",),
 )
 # Rooms that only hand on to others, and what may be imported of other packages in one place alone.
-ONLY_IN = {"deepspeed": "dalle1.training.engine", "gradio": "dalle1.web"}
+ONLY_IN = {"deepspeed": "dalle1.training.engine", "gradio": "dalle1.web.page"}
 # What `import dalle1` must not load, however it gets there: slow, or not there on every machine.
 HEAVY = (
     *("deepspeed", "matplotlib", "tensorboard", "torchmetrics", "transformers", "wandb"),
-    *("fastapi", "uvicorn", "prometheus_client"),
+    *("fastapi", "uvicorn", "gradio", "prometheus_client"),
 )
 
 

@@ -17,6 +17,7 @@ from dalle1.version import __version__
 VERBS = {
     "sample": "draw images for captions and keep the best",
     "rank": "score images against a caption",
+    "web": "show a page to draw on",
     "serve": "answer programs that speak the Images API",
     "train": "train a codec, a ranker or a prior",
     "import": "write a model folder from somebody else's files",
