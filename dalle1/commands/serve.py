@@ -1,7 +1,7 @@
 """Serves models over HTTP, by the Images API that programs speak to hosted models.
 
     dalle1 serve [--model FOLDER] [--model NAME=FOLDER ...] [--port 8000] [--key KEY]
-    dalle1 serve --model emoji
+    dalle1 serve --model emoji --page
     curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" \\
         -d '{"prompt": "a noto emoji of a frog"}'
 
@@ -31,6 +31,7 @@ from dalle1.serving.requests import Limits
 from dalle1.serving.worker import SamplingWorker
 
 KEY_VARIABLE = "DALLE1_KEY"
+PAGE = "/page"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 EXTRA = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 SERVER = {  # of `ServerSettings`, by the options that set them
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         help=f"that clients must show; again for more (default: {KEY_VARIABLE}, or else none)",
     )
+    parser.add_argument(
+        "--page", action="store_true", help=f"show the page of `dalle1 web`, too, at {PAGE}/"
+    )
     parser.add_argument("--public-url", help="what links to images begin with, behind a proxy")
     add_settings(parser, ServerSettings, SERVER)
     add_settings(parser, Limits, LIMITS)
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     for package in EXTRA:
         import_extra(package, "serve", "dalle1 serve")
+    if options.page:
+        import_extra("gradio", "web", "dalle1 serve --page")
     from dalle1.serving.api import app, image_files, server
 
     settings = settings_of(
@@ -76,6 +82,11 @@ def _serve(options: argparse.Namespace) -> int:
         keys=_keys(options),
         public_url=options.public_url and options.public_url.rstrip("/"),
     )
+    if options.page and settings.keys:
+        raise ValueError(
+            "--page: expected no --key, got one, which the page does not ask for; run `dalle1 web` "
+            "behind a proxy that asks for a password"
+        )
     limits = settings_of(options, Limits, LIMITS)
     with server.bind(options.host, options.port) as listening:  # before models are read
         host, port = listening.getsockname()[:2]
@@ -84,6 +95,11 @@ def _serve(options: argparse.Namespace) -> int:
         with SamplingWorker(models, limits) as worker, files:
             application = app.create_app(worker, settings, files)
             shown = f"[{host}]" if ":" in host else host
+            if options.page:
+                from dalle1.web.page import mount
+
+                mount(application, worker, PAGE)
+                print(f"the page: http://{shown}:{port}{PAGE}/", flush=True)
             print(f"serving {', '.join(models)} at http://{shown}:{port}/v1", flush=True)
             if not settings.keys and options.host not in LOCAL:
                 print("warning: no --key: whoever reaches this port may draw", file=sys.stderr)

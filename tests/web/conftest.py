@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,23 +92,33 @@ class Server:
     app: Any
 
 
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """An application while the block runs: its address."""
+    from dalle1.serving.api.server import bind, make_server
+    from dalle1.web.server import address_of
+
+    with bind("127.0.0.1", 0) as listening:
+        server = make_server(app, SECONDS)
+        thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
+        thread.start()
+        until = time.monotonic() + SECONDS
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        yield address_of(listening)
+        server.should_exit = True
+        thread.join(SECONDS)
+
+
 @pytest.fixture
 def server(worker: SamplingWorker) -> Iterator[Server]:
     """The page, as `dalle1 web` shows it."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'dalle1[web]'")
-    from dalle1.serving.api.server import bind, make_server
-    from dalle1.web.server import address_of, create_app
+    from dalle1.web.server import create_app
 
-    started = threading.Event()
-    bound = bind("127.0.0.1", 0)
-    server = make_server(create_app(worker, started.set, PAGE), SECONDS)
-    thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    thread.start()
-    assert started.wait(SECONDS)
-    yield Server(address_of(bound), server.config.app)
-    server.should_exit = True
-    thread.join(SECONDS)
-    bound.close()
+    app = create_app(worker, page=PAGE)
+    with running(app) as address:
+        yield Server(address, app)
 
 
 @pytest.fixture(scope="session")
