@@ -155,7 +155,7 @@ class Visitors:
         pictures = rows_html(list(drawn.values()), waiting, request.keep, size)
         share = job.progress
         others = self.worker.waiting - 1
-        told = "drawing" if share or not others else f"waiting: {others} more are being drawn"
+        told = "drawing" if share or not others else "waiting for drawings of others"
         return View(pictures, status(told, share), True)
 
 

@@ -117,7 +117,7 @@ def take_shots(browser: Any, address: str, options: argparse.Namespace) -> None:
 
     desk = Visitor(browser, address, options, viewport={"width": 1080, "height": 860})
     desk.draw()
-    desk.page.wait_for_selector('.d1-drawing img[style*="5"]')
+    desk.page.wait_for_selector('.d1-drawing img[style*="62.5"]')
     shoot(desk.page, "drawing")
     desk.seen("gallery")
     shoot(desk.page, "gallery")
