@@ -43,6 +43,7 @@ NOT_RUN = {
     ("docs/tutorial.md", None): "tests/docs/test_walks.py runs them behind the page's commands",
     ("docs/serving.md", "import base64, openai"): "needs a server; see tests/serving/test_api.py",
     ("docs/serving.md", "client.images.edit("): "the same",
+    ("docs/web.md", "from fastapi import FastAPI"): "needs a server; see tests/web/test_mount.py",
     (
         "README.md",
         'codec = dvae.load_released("encoder.pkl", "decoder.pkl")',

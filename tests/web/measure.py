@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from dalle1.commands.model_options import add_model, add_ranker, open_model
+from dalle1 import load
 from dalle1.serving.api.server import bind, make_server
 from dalle1.serving.worker import SamplingWorker
 from dalle1.web.server import address_of, create_app
@@ -135,8 +135,8 @@ def take_shots(browser: Any, address: str, options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, and takes screenshots where a folder is given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model(parser)
-    add_ranker(parser)
+    parser.add_argument("--model", required=True, help="folder or name")
+    parser.add_argument("--ranker", help="in place of the model's own")
     parser.add_argument("--captions", nargs="+", default=["a noto emoji of a frog"])
     parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--keep", type=int, default=8)
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if path is None:
         raise SystemExit("no browser: install chromium, or set DALLE1_BROWSER")
     with (
-        SamplingWorker({"model": open_model(options)}) as worker,
+        SamplingWorker({"model": load(options.model, options.ranker)}) as worker,
         page_of(worker) as address,
         launch(path) as browser,
     ):
