@@ -121,7 +121,7 @@ def server(worker: SamplingWorker) -> Iterator[Server]:
         yield Server(address, app)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, no other test may run an event loop
 def browser() -> Iterator[Any]:
     """Chromium of the system; skips where there is none, or nothing to drive it with."""
     pytest.importorskip("playwright", reason="no playwright to drive a browser")
