@@ -47,7 +47,11 @@ def fill_from_upload(url: Any, shape: ModelShape, page: PageLimits) -> Filling:
     if settings is None:
         return Filling(picture)
     other = settings["model"] is not None and settings["model"] != shape.fingerprint
-    told = f"the settings of this picture are filled in{DRAWN_BY_ANOTHER if other else ''}"
+    told = "the settings of this picture are filled in"
+    if other:
+        told += DRAWN_BY_ANOTHER
+    if settings["first_candidate"]:
+        told += f"; its candidates began with number {settings['first_candidate']}, and here with 0"
     return Filling(picture, _values(settings, shape, page), told)
 
 

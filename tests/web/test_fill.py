@@ -47,6 +47,7 @@ def test_another_models_settings_are_told() -> None:
     """Pictures that differ from the file's, and nobody says why."""
     told = fill_from_upload(saved(model="0" * 16), SHAPE, PAGE).told
     assert "another model" in told
+    assert "number 5" in fill_from_upload(saved(first_candidate=5), SHAPE, PAGE).told
 
 
 def test_a_completion_keeps_its_rows() -> None:
