@@ -51,7 +51,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(DEVELOPMENT): $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,mini,parquet,serve,web,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[curves,eval,filter,hub,mini,parquet,serve,web,dev]'
 	touch $@
 
 $(DOCUMENTATION): $(DEVELOPMENT)

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle1 import models, registry
+from dalle1 import registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
@@ -28,6 +28,9 @@ from dalle1.common.weights import check_finite, device_of, in_32_bits, quick_fin
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
+from dalle1.hub.access import HubAccess
+from dalle1.hub.finding import find_folder
+from dalle1.hub.uploading import push
 from dalle1.protocols import (
     NeedsModel,
     NeedsTokenizer,
@@ -251,8 +254,62 @@ class Model:
         _remove_files_of_others(folder, kinds)
         write_text(folder / CARD, self.card())
 
-    def card(self) -> str:
-        """The text of the folder's README.md."""
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a model of dalle1",
+        license: str | None = None,
+        dtype: torch.dtype | None = None,
+        create_pr: bool = False,
+        widget: Mapping[str, ImageLike] | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Uploads the model to the Hugging Face Hub; `dalle1.load(repository)` opens it there.
+
+        The files are those of `save`, in one commit. The card gets the metadata that the Hub finds
+        models by. The repository and the branch are made where they are missing. Files of parts
+        that an earlier upload had and this model has not are removed.
+
+        Args:
+            repository: OWNER/NAME.
+            private: whether a new repository is; None: as its owner's settings say.
+            revision: a branch; None: the main one.
+            token: with the right to write; None: HF_TOKEN's, or the one of `hf auth login`.
+            commit_message: what the commit is called.
+            license: of the weights, by the Hub's name of it, such as "mit"; None: not stated.
+            dtype: of all weights in the files, see `save`.
+            create_pr: whether a pull request is opened, and nothing else is changed.
+            widget: images by their captions, for the card: any that `dalle1.rank` takes. They are
+                made small.
+            card: the text of the card; None: that of `save`.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            ValueError: an argument does not fit, huggingface_hub is not installed, or the Hub
+                refuses: the token, the repository, the branch or the card.
+            ConnectionError: the Hub cannot be reached.
+        """
+        return push(
+            repository,
+            lambda folder: self.save(folder, dtype),
+            self.card(repository) if card is None else card,
+            HubAccess(token),
+            private=private,
+            revision=revision,
+            message=commit_message,
+            license=license,
+            create_pr=create_pr,
+            widget=widget,
+        )
+
+    def card(self, name: str = "this folder") -> str:
+        """The text of the folder's README.md; name: what `dalle1.load` opens."""
         height, width = image_size(self.codec, self.prior.grid)
         rows, columns = self.prior.grid
         weights = self.prior.parameters() if isinstance(self.prior, nn.Module) else ()
@@ -266,7 +323,7 @@ class Model:
             "tokens\n"
             f"- codec: {type(self.codec).__name__}, {self.codec.vocab_size:,} codes\n"
             f"- ranker: {ranker}\n\n"
-            '```python\nimport dalle1\n\nmodel = dalle1.load("this folder")\n'
+            f'```python\nimport dalle1\n\nmodel = dalle1.load("{name}")\n'
             'result = dalle1.sample("a caption", model=model, candidates=64, keep=4)\n'
             'result.save("out")\n```\n' + origins_text(self.origins)
         )
@@ -275,9 +332,8 @@ class Model:
 def _remove_files_of_others(folder: Path, kinds: Mapping[str, Kind]) -> None:
     """Files of parts that an earlier save wrote and this one did not."""
     written = {name for kind in kinds.values() for name in kind.files}
-    for known in registry.KINDS.values():
-        for name in {name for kind in known.values() for name in kind.files} - written:
-            (folder / name).unlink(missing_ok=True)
+    for name in registry.files_of_parts() - written:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _as_tokens(tokens: Tensor) -> Tensor:
@@ -310,7 +366,15 @@ def rank_images(
 
 
 @isolated()
-def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model:
+def load(
+    folder: str | Path,
+    ranker: Ranker | str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Model:
     """Opens a model folder that `Model.save` or training wrote; on the CPU, in eval mode.
 
     Weights are read from the mapped files where they are used. A prior that was saved in 16 bits
@@ -318,23 +382,26 @@ def load(folder: str | Path, ranker: Ranker | str | Path | None = None) -> Model
 
     Args:
         folder: with `config.json`; or the name of a model that comes with the library, such as
-            "emoji" (`dalle1.models`). A folder that exists wins over a name.
+            "emoji" (`dalle1.models`); or OWNER/NAME[@REVISION] of a model on the Hugging Face Hub,
+            which is fetched into the Hub's cache. A folder that exists wins over a name; `hub:` in
+            front of a name says that no folder is meant.
         ranker: in place of the folder's own, which is then not opened. A ranker; or the name of
             one, see `registry.open_ranker`: another folder, "open_clip:ViT-B-32/laion2b_s34b_b79k",
             "hf:google/siglip-base-patch16-224", "likelihood" or "perplexity"; or "none". Weights
             that a name stands for are downloaded by the package that knows the name, and by
             nothing else.
+        revision: of a name on the Hub: a branch, a tag or a commit; None: the newest.
+        token: to read a private repository; None: HF_TOKEN's, or the one of `hf auth login`.
+        cache_dir: where fetched files lie; None: HF_HUB_CACHE, or HF_HOME, or the usual place.
+        local_files_only: whether the cache alone is looked into, as HF_HUB_OFFLINE=1 says too.
 
     Raises:
-        ValueError: a file is missing, truncated or does not fit, and is named; or the ranker is
-            not known, not installed, or not to be had.
+        ValueError: a file is missing, truncated or does not fit, and is named; the ranker is not
+            known, not installed, or not to be had; or the Hub has no such model.
+        ConnectionError: the Hub cannot be reached, and its cache does not hold the model.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise ValueError(f"model: expected a folder, got {type(folder).__name__}")
-    folder = models.find(expand_home(folder))
-    if not folder.is_dir():
-        known = f", and no name of {', '.join(models.names())}" if models.names() else ""
-        raise ValueError(f"model: {folder} is no folder{known}; training writes one as RUN/model")
+    access = HubAccess(token, cache_dir, local_files_only)
+    folder = find_folder(folder, access, revision, () if ranker is None else ("ranker",))
     config = read_config(folder)
     if "prior" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'prior' section")

@@ -108,6 +108,11 @@ def find_kind(role: str, name: str, where: str | Path) -> Kind:
     return KINDS[role][name]
 
 
+def files_of_parts() -> set[str]:
+    """Names of all files that parts of a model folder may have."""
+    return {name for known in KINDS.values() for kind in known.values() for name in kind.files}
+
+
 def load(role: str, folder: str | Path) -> Any:
     """A codec, prior or ranker of a model folder, in eval mode; ValueError as `load_part`."""
     section = read_config(folder).get(role) or {}
@@ -144,6 +149,15 @@ def open_ranker(name: str | Path) -> Any:
     if not has_part("ranker", folder):
         raise ValueError(f"ranker: expected a folder that holds a ranker, got {text!r}")
     return load("ranker", folder)
+
+
+def ranker_name(kind: Kind, config: Any) -> str | None:
+    """The name, for `open_ranker`, of a ranker whose weights its own package keeps; None for one
+    whose weights lie in the model folder."""
+    for scheme, (known, _) in NAMED_RANKERS.items():
+        if kind is known:
+            return f"{scheme}:{config.name}"
+    return None
 
 
 def load_tokenizer(path: str | Path, kind: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from dvae.weights import check_fits, in_types_of, narrow_type, unwrapped
 SLACK = 2
 SPARE_PARAMETERS, SPARE_NUMBERS, SPARE_MODULES = 64, 2**20, 1000
 MODULES = 32  # for each parameter
+# Of a file that is not here yet: bytes that its header takes for each weight, and most weights. The
+# paper's 12 billion numbers are about a thousand weights.
+SHORTEST_ENTRY, MAX_WEIGHTS = 50, 5_000
 LONGEST = 300  # letters of another's message
 
 
@@ -104,6 +107,33 @@ def _fit(
     known = weights.keys() & expected.keys()
     check_fits(_only(known, expected), _only(known, weights), path, what)
     return _apart(in_types_of(expected, weights))
+
+
+@isolated()
+def shapes(make: Callable[[], Any], size: int, path: Path, what: str) -> dict[str, Tensor] | None:
+    """The weights that a part asks for, on the meta device: shapes and types without numbers.
+
+    Args:
+        make: makes the part, with any weights.
+        size: bytes of the file that is said to hold them.
+        path, what: for messages, as for `fill`.
+
+    Returns:
+        By name; None for a part that cannot be built without numbers.
+
+    Raises:
+        ValueError: the part asks for far more than such a file can hold.
+    """
+    try:
+        with torch.device("meta"), _limited(min(size // SHORTEST_ENTRY, MAX_WEIGHTS), size):
+            return dict(_tried(make).state_dict())
+    except _Misfit:
+        return None
+    except _TooLargeError as error:
+        raise ValueError(
+            f"{path}: has {size:,} bytes, expected many more for {what} of such a size; its config "
+            "is of another model"
+        ) from error
 
 
 def _only(names: Iterable[str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,13 +229,18 @@ def _too_large(weights: Mapping[str, Tensor], path: Path, what: str) -> ValueErr
     )
 
 
-@contextmanager
-def _limit(weights: Mapping[str, Tensor]) -> Iterator[None]:
+def _limit(weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
     """Ends, by a `_TooLargeError`, the making of modules that have far more than these weights."""
+    return _limited(len(weights), sum(w.numel() for w in weights.values()))
+
+
+@contextmanager
+def _limited(weights: int, numbers: int) -> Iterator[None]:
+    """The same for so many weights of so many numbers in all."""
     largest = {
-        "parameters": SLACK * len(weights) + SPARE_PARAMETERS,
-        "numbers": SLACK * sum(w.numel() for w in weights.values()) + SPARE_NUMBERS,
-        "modules": MODULES * len(weights) + SPARE_MODULES,
+        "parameters": SLACK * weights + SPARE_PARAMETERS,
+        "numbers": SLACK * numbers + SPARE_NUMBERS,
+        "modules": MODULES * weights + SPARE_MODULES,
     }
     made = dict.fromkeys(largest, 0)
     thread = threading.get_ident()

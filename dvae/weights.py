@@ -48,8 +48,14 @@ def weights_file(path: Path) -> Path:
 
     It is `path` too where there is none.
     """
-    indices = (path.with_name(path.name + INDEX), path.with_name(COMMON + INDEX))
-    return next((file for file in (path, *indices) if file.is_file()), path)
+    files = (path.with_name(name) for name in weights_names(path.name))
+    return next((file for file in files if file.is_file()), path)
+
+
+def weights_names(name: str) -> tuple[str, str, str]:
+    """Names of the files of a folder that may hold what `name` is to hold, the first first: itself,
+    and two of an index of shards."""
+    return name, name + INDEX, COMMON + INDEX
 
 
 @isolated()
@@ -81,7 +87,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _read_index(path: Path) -> dict[str, Tensor]:
     held: dict[str, tuple[str, Tensor]] = {}
-    files = _weight_map(path)
+    files = weight_map(path)
     shards = {name: _shard(path, name) for name in files.values()}
     for name, shard in shards.items():
         for key, tensor in _read_file(shard).items():
@@ -97,8 +103,9 @@ def _read_index(path: Path) -> dict[str, Tensor]:
     return {key: tensor for key, (_, tensor) in held.items()}
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """The names of files by weight; ValueError for anything else."""
+def weight_map(path: Path) -> dict[str, str]:
+    """The names of shards, in the folder of their index, by weight; ValueError for anything else in
+    the index."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)

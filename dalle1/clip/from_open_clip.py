@@ -44,6 +44,11 @@ class OpenCLIPConfig(BaseModel):
         None, description="name of the weights, or their file; null where the model names them"
     )
 
+    @property
+    def name(self) -> str:
+        """As `from_name` reads it."""
+        return self.model if self.pretrained is None else f"{self.model}/{self.pretrained}"
+
     @classmethod
     def from_name(cls, name: str) -> OpenCLIPConfig:
         """MODEL/PRETRAINED, or one of `OWN_SETTINGS`; ValueError where a part is missing.
@@ -106,7 +111,7 @@ class OpenCLIPRanker(PackagedEncoder):
             self._tokenize: Any = open_clip.get_tokenizer(config.model)
             settings = dict(open_clip.get_model_preprocess_cfg(self.encoder))
         except Exception as error:  # its own, those of downloads, of files, of torch
-            raise ValueError(f"ranker: {_name(config)}: {one_line(error)}") from error
+            raise ValueError(f"ranker: {config.name}: {one_line(error)}") from error
         self.eval().requires_grad_(False)
         self.preprocessing = _preprocessing(settings)
 
@@ -136,10 +141,6 @@ def _unlogged(part: str) -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keeps)
-
-
-def _name(config: OpenCLIPConfig) -> str:
-    return config.model if config.pretrained is None else f"{config.model}/{config.pretrained}"
 
 
 def _check_known(open_clip: Any, config: OpenCLIPConfig, local: bool) -> None:

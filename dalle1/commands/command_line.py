@@ -75,6 +75,11 @@ def as_path(text: str) -> Path:
     return Path(expand_home(text))
 
 
+def as_model(text: str) -> str:
+    """What an option that is a model stands for: a folder, as `as_path`, or a name."""
+    return str(as_path(text)) if text.startswith("~") or not text else text
+
+
 def add_config(parser: argparse.ArgumentParser, example: str) -> None:
     """The arguments of commands that read a YAML file of settings."""
     parser.add_argument(
@@ -115,7 +120,8 @@ def exit_status(command: Callable[[], int], stopped: str = "stopped", failed: st
 def plain_warnings() -> Iterator[None]:
     """In this block a warning for users is one line on stderr, without the source line that warns.
 
-    These are Python's FutureWarning, such as of settings that have a new name, and `CaptionCut`.
+    These are Python's FutureWarning, such as of settings that have a new name, `CaptionCut`, and
+    `CacheUsedWarning`.
     """
     usual = warnings.showwarning
 
@@ -127,9 +133,10 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        from dalle1.hub.errors import CacheUsedWarning
         from dalle1.protocols import CaptionCut
 
-        if issubclass(category, (FutureWarning, CaptionCut)):
+        if issubclass(category, (FutureWarning, CaptionCut, CacheUsedWarning)):
             print(f"warning: {message}", file=sys.stderr)
         else:
             usual(message, category, filename, lineno, file, line)

@@ -20,6 +20,7 @@ from signal import SIGTERM
 from dalle1.commands.command_line import (
     FAILED,
     STOPPED,
+    as_model,
     as_path,
     exit_status,
     make_parser,
@@ -28,6 +29,7 @@ from dalle1.commands.command_line import (
 from dalle1.findings.base import Options
 from dalle1.findings.runner import run_findings
 from dalle1.findings.table import all_findings, find
+from dalle1.hub.finding import find_folder
 from dalle1.training.signals import Interrupted
 
 
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--photographs", type=as_path, help="folder of images, for findings that need photographs"
     )
-    parser.add_argument("--model", type=as_path, help="folder of a model trained on emoji")
+    parser.add_argument(
+        "--model", type=as_model, help="a model trained on emoji: its folder or its name"
+    )
     parser.add_argument("--emoji", type=as_path, help="folder that `dalle1 data emoji` wrote")
     parser.add_argument(
         "--packages", type=as_path, help="folder of the emoji's packages; default: data/packages"
@@ -77,7 +81,10 @@ def _findings(options: argparse.Namespace) -> int:
     chosen = all_findings() if names == ["all"] else [find(name) for name in names]
     require_deepspeed("findings")
     given = ("scale", "photographs", "model", "emoji", "packages")
-    common = Options(**{name: getattr(options, name) for name in given})
+    values = {name: getattr(options, name) for name in given}
+    if options.model is not None:
+        values["model"] = find_folder(options.model)
+    common = Options(**values)
     try:
         done = run_findings(
             chosen, options.seeds, common, options.out, options.threads, options.keep

@@ -3,10 +3,11 @@
     dalle1 import [KIND] SOURCE OUT [--codec FOLDER] [--tokenizer FILE] [--ranker FOLDER]
     dalle1 import dvae downloads/openai runs/openai-dvae
     dalle1 import --list
+    dalle1 import hub:openai/clip-vit-base-patch32 runs/openai-clip
 
-SOURCE is a file, a folder, an archive, or a folder of the Hugging Face Hub's cache, which
-hub:OWNER/NAME[@REVISION][/FILE] names too. KIND may be left out where the files tell. Nothing in
-the files is executed, and nothing is fetched without --download.
+SOURCE is a file, a folder, an archive, or hub:OWNER/NAME[@REVISION][/FILE] on the Hugging Face
+Hub, whose files are fetched into the Hub's cache. Nothing else is fetched. KIND may be left out
+where the files tell. Nothing in the files is executed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranker", help="the same for the ranker")
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the prior, else as in the files")
     parser.add_argument(
-        "--download", action="store_true", help="fetch what hub: names, by huggingface_hub"
+        "--download",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fetch what hub: names; with --no-download it must be in the cache",
     )
     options = parser.parse_intermixed_args(arguments)
     return exit_status(

@@ -21,6 +21,7 @@ VERBS = {
     "serve": "answer programs that speak the Images API",
     "train": "train a codec, a ranker or a prior",
     "import": "write a model folder from somebody else's files",
+    "push": "upload a model folder to the Hugging Face Hub",
     "tokenize": "encode shards of images as token shards, once",
     "evaluate": "draw, rank and report over many captions",
     "data shard": "write WebDataset shards from a folder or a table",

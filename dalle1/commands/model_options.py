@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dalle1 import models, registry
-from dalle1.commands.command_line import as_path
+from dalle1.commands.command_line import as_model
 from dalle1.common.hardware import default_device
 from dalle1.model import Model
 from dalle1.protocols import Ranker
@@ -21,9 +21,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments of commands that open a model folder; see `open_model`."""
     parser.add_argument(
         "--model",
-        type=as_path,
-        help=f"model folder, or the name of a model that comes with dalle1 (default: "
-        f"{MODEL_VARIABLE}, or else {models.DEFAULT})",
+        type=as_model,
+        help="model folder, or the name of a model that comes with dalle1, or "
+        f"OWNER/NAME[@REVISION] on the Hugging Face Hub (default: {MODEL_VARIABLE}, or else "
+        f"{models.DEFAULT})",
     )
     add_device(parser)
 

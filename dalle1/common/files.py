@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from dvae.storage import expand_home as expand_home
@@ -35,6 +35,14 @@ def read_text(path: str | Path) -> str:
     Raises OSError, or UnicodeDecodeError (a ValueError) where it is no UTF-8.
     """
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path stays in the folder that it is put into, on every system."""
+    return bool(name) and all(
+        not path.anchor and ".." not in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def name_text(path: Path) -> str:

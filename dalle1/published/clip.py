@@ -19,7 +19,7 @@ from dalle1.clip.model import CLIP, KIND
 from dalle1.clip.released import published_shape, published_weights
 from dalle1.clip.tokenizer import CLIPTokenizer
 from dalle1.published.beginnings import beginning
-from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, LazyWeight, PublishedModel, PublishedPart
 from dalle1.published.settings import mistake, read_json
 from dvae.loading import fit
 
@@ -259,4 +259,8 @@ FAMILY = Family(
     license="MIT for OpenAI's code; of open_clip's weights see each repository",
     recognizes=recognizes,
     read=read,
+    files=Files(
+        needed=((*FILES, *OPENAI), (OPEN_CLIP, FACE, *VOCABULARIES)),
+        beside=((OPEN_CLIP, FACE), (FACE_IMAGES,), VOCABULARIES),
+    ),
 )

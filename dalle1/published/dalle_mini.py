@@ -19,7 +19,7 @@ from dalle1.published.dalle_bart import (
     with_marks,
 )
 from dalle1.published.msgpack import FlaxArray, read_msgpack
-from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, LazyWeight, PublishedModel, PublishedPart
 from dalle1.published.settings import read_json
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dvae.storage import CONFIG
@@ -110,4 +110,5 @@ FAMILY = Family(
     license="Apache 2.0",
     recognizes=recognizes,
     read=read,
+    files=Files(needed=((WEIGHTS,), (CONFIG,)), beside=((VOCAB, TOKENIZER), (MERGES,), (WORDS,))),
 )

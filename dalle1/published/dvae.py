@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dalle1.published.beginnings import beginning
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dvae.model import KIND
 from dvae.released import read_released
 
@@ -52,4 +52,7 @@ FAMILY = Family(
     license="modified MIT (of the repository; not stated for the weights)",
     recognizes=recognizes,
     read=read,
+    files=Files(
+        tuple(tuple(f"{name}{suffix}" for suffix in SUFFIXES) for name in PAIR),
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 from dalle1 import registry
 from dalle1.common.origins import Origin, read_origins
+from dalle1.hub.access import HubAccess
+from dalle1.published.fetching import fetch_part_source, fetch_source
 from dalle1.published.parts import Family, PublishedModel, PublishedPart
 from dalle1.published.sources import opened
 from dalle1.published.table import find_family
@@ -57,19 +60,21 @@ def gather(
     kind: str | None,
     others: Mapping[str, str | Path],
     work: Path | None,
-    download: bool,
+    access: HubAccess,
 ) -> Gathered:
     """The parts that a source holds, and those that are given in their place.
 
     Args:
         stack: keeps what is unpacked for as long as weights are read.
-        source, kind, work, download: see `sources.opened` and `table.find_family`.
+        source, kind, work: see `sources.opened` and `table.find_family`.
+        access: to the Hub.
         others: sources of a codec, a tokenizer or a ranker, by role.
 
     Raises:
         ValueError: a source is none, or does not hold what it is given for.
     """
-    path = stack.enter_context(opened(source, work, download))
+    fetch = None if access.offline else partial(fetch_source, kind, access)
+    path = stack.enter_context(opened(source, work, fetch))
     family = find_family(path, kind)
     found = _read(family, path)
     result = Gathered(family.name, found.tokenizer)
@@ -78,7 +83,8 @@ def gather(
         if part is not None:
             result.take(role, part, _origin(family, found))
     for role, other in others.items():
-        path = stack.enter_context(opened(other, work, download, f"--{role}"))
+        fetch = None if access.offline else partial(fetch_part_source, role, access)
+        path = stack.enter_context(opened(other, work, fetch, f"--{role}"))
         if role == "tokenizer":
             result.tokenizer = _tokenizer(path, result.parts.get("prior"))
         else:

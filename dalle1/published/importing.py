@@ -27,6 +27,7 @@ from dalle1.common.files import (
 )
 from dalle1.common.origins import CARD, Origin, origins_text, write_origins
 from dalle1.common.progress import progress_bar
+from dalle1.hub.access import HubAccess
 from dalle1.model import Model
 from dalle1.published.gathering import Gathered, check_complete, gather
 from dalle1.published.parts import PublishedModel, PublishedPart
@@ -77,7 +78,7 @@ def load(
     codec: Any = None,
     tokenizer: Any = None,
     ranker: Any = None,
-    download: bool = False,
+    download: bool = True,
 ) -> Any:
     """Opens somebody else's model as it is published, without writing a folder.
 
@@ -95,7 +96,7 @@ def load(
     given = {"codec": codec, "tokenizer": tokenizer, "ranker": ranker}
     paths = {role: part for role, part in given.items() if isinstance(part, str | Path)}
     with ExitStack() as stack:
-        found = gather(stack, source, kind, paths, None, download)
+        found = gather(stack, source, kind, paths, None, _access(download))
         parts: dict[str, Any] = {role: _build(part) for role, part in found.parts.items()}
     parts["tokenizer"] = found.tokenizer
     parts |= {role: part for role, part in given.items() if part is not None and role not in paths}
@@ -124,7 +125,7 @@ def import_model(
     tokenizer: str | Path | None = None,
     ranker: str | Path | None = None,
     dtype: torch.dtype | None = None,
-    download: bool = False,
+    download: bool = True,
     progress: bool = True,
 ) -> Imported:
     """Writes a folder of ours from somebody else's files, tensor by tensor.
@@ -141,7 +142,8 @@ def import_model(
         tokenizer: the same; or a tokenizer's file.
         dtype: of the weights of the prior, which there must be then. None: weights that are all in
             one type of 16 bits stay in it, all others get the type that the part computes in.
-        download: whether what a Hub address names is fetched where the cache lacks it.
+        download: whether what a Hub address names is fetched into the Hub's cache, by the package
+            huggingface_hub; False, or HF_HUB_OFFLINE=1: it must be there.
         progress: whether a progress bar is shown.
 
     Returns:
@@ -150,6 +152,7 @@ def import_model(
     Raises:
         ValueError: the files are of no family; something is missing, cut short or of another
             version; the parts do not fit each other; out holds a model; or its disk is too small.
+        ConnectionError: the Hub cannot be reached, and its cache does not hold the source.
         OSError: the disk is full or fails.
     """
     out = Path(expand_home(out))
@@ -159,7 +162,7 @@ def import_model(
     given = {"codec": codec, "tokenizer": tokenizer, "ranker": ranker}
     paths = {role: path for role, path in given.items() if path is not None}
     with ExitStack() as stack:
-        found = gather(stack, source, kind, paths, _existing(out), download)
+        found = gather(stack, source, kind, paths, _existing(out), _access(download))
         if dtype is not None and "prior" not in found.parts:
             raise ValueError(
                 f"dtype: expected a prior, whose weights it is for, got none in {source}; leave it "
@@ -298,6 +301,10 @@ def _write_config(found: Gathered, out: Path) -> None:
     for role, part in found.parts.items():
         write_section(out, role, {"kind": part.kind.name, **part.config.model_dump()})
     write_origins(out, found.origins)
+
+
+def _access(download: bool) -> HubAccess:
+    return HubAccess(local_files_only=not download)
 
 
 def _existing(folder: Path) -> Path:

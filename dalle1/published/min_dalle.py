@@ -25,7 +25,7 @@ from dalle1.published.dalle_bart import (
     read_tokenizer,
     with_marks,
 )
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dalle1.published.settings import read_json
 from dalle1.published.vqgan import read_codec_part
 from dalle1.seq2seq.config import Seq2SeqConfig
@@ -154,4 +154,8 @@ FAMILY = Family(
     license="MIT (of the repository's card; the weights are DALL-E mini's, Apache 2.0)",
     recognizes=recognizes,
     read=read,
+    files=Files(
+        needed=tuple((f"{side}*.pt",) for side in SIDES),
+        beside=(("vocab*.json",), ("merges*.txt",), ("config*.json",), (DETOKENIZER,)),
+    ),
 )

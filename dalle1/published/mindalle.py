@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dalle1.published.settings import mistake, read_yaml
 from dalle1.published.transformers import Source, check_layers, published_weights
 from dalle1.published.vqgan import read_codec_part
@@ -180,4 +180,5 @@ FAMILY = Family(
     license="CC-BY-NC-SA 4.0, not for commercial use",
     recognizes=recognizes,
     read=read,
+    files=Files(((PRIOR,), (CODEC,), (CONFIG,), (VOCAB,), (MERGES,))),
 )

@@ -8,7 +8,8 @@ memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,82 @@ class PublishedModel:
     notes: tuple[str, ...] = field(default=())  # for the card: versions told by the weights, ...
 
 
+class SeveralModelsError(ValueError):
+    """A folder holds several files each of which may be the one that is meant."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        super().__init__(f"expected one model, got {', '.join(files)}; name the file")
+        self.files = files
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names of a family's files in a folder, by which they are chosen before they are fetched.
+
+    A name is a pattern, in which `*` stands for letters but not for a folder. Of a group, the first
+    pattern counts that any name matches.
+
+    Attributes:
+        needed: groups without which a folder is none of the family's: the weights first.
+        beside: groups that a folder may lack.
+    """
+
+    needed: tuple[tuple[str, ...], ...]
+    beside: tuple[tuple[str, ...], ...] = ()
+
+    def choose(self, names: Sequence[str], file: str | None = None) -> list[str] | None:
+        """The files that the family's reader opens; None where needed ones are missing.
+
+        Where several names match, those count that have the same letters in the place of `*` as the
+        first file: `decoder_mini.pt` goes with `encoder_mini.pt`.
+
+        Args:
+            names: of all files in the folder and below.
+            file: the one that a user has named; None: the folder's.
+
+        Raises:
+            SeveralModelsError: several files may be meant.
+        """
+        groups = [_matches(patterns, names, file) for patterns in self.needed]
+        named = next((group[file] for group in groups if file in group), None) if file else None
+        if not all(groups) or (file is not None and named is None):
+            return None
+        alike = named
+        chosen: list[str] = []
+        for group in groups:
+            found = _alike(group, alike)
+            if len(found) > 1:
+                raise SeveralModelsError(found)
+            alike = group[found[0]] if alike is None else alike
+            chosen += found
+        for patterns in self.beside:
+            chosen += _alike(_matches(patterns, names), alike)
+        return list(dict.fromkeys(chosen))
+
+
+def fits(pattern: str, name: str) -> str | None:
+    """The letters in the place of `*`, "" where there is none; None where a name does not fit."""
+    match = re.fullmatch(re.escape(pattern).replace(r"\*", "([^/]*)"), name)
+    return None if match is None else "".join(match.groups())
+
+
+def _matches(
+    patterns: Sequence[str], names: Sequence[str], file: str | None = None
+) -> dict[str, str]:
+    """The names that fit, with their letters in the place of `*`; `file` alone where it does."""
+    for asked in ([file] if file is not None else [], names):
+        for pattern in patterns:
+            found = {name: fits(pattern, name) for name in asked}
+            if any(letters is not None for letters in found.values()):
+                return {name: letters for name, letters in found.items() if letters is not None}
+    return {}
+
+
+def _alike(group: Mapping[str, str], letters: str | None) -> list[str]:
+    """The names of a group that have these letters in the place of `*`; all where none has."""
+    return [name for name in group if group[name] == letters] or list(group)
+
+
 @dataclass(frozen=True)
 class Family:
     """Models that one reader opens: a line of the table of docs/published.md.
@@ -65,6 +142,7 @@ class Family:
         recognizes: whether a file or folder looks like the family's, by names and by names of
             tensors; opens nothing large and raises nothing.
         read: the parts of a file or folder; raises ValueError that names what is missing or wrong.
+        files: which files `read` opens.
     """
 
     name: str
@@ -73,3 +151,4 @@ class Family:
     license: str
     recognizes: Callable[[Path], bool]
     read: Callable[[Path], PublishedModel]
+    files: Files

@@ -9,7 +9,7 @@ from typing import Any
 from dalle1.clip.released import published_weights
 from dalle1.clip.ruclip import KIND, RuCLIP, RuCLIPConfig
 from dalle1.published.clip import check_names, config_of
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dalle1.published.settings import read_json
 from dalle1.text.yttm import YTTMTokenizer
 
@@ -87,4 +87,5 @@ FAMILY = Family(
     license="not stated for the weights; Apache-2.0 for the code",
     recognizes=recognizes,
     read=read,
+    files=Files(((WEIGHTS,), (SETTINGS,), (TOKENIZER,))),
 )

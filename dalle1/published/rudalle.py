@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dalle1.published.beginnings import beginning
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dalle1.published.settings import mistake
 from dalle1.published.transformers import Source, check_layers, published_weights
 from dalle1.published.vqgan import read_codec_part
@@ -31,6 +31,7 @@ from dalle1.transformer.variant import Variant
 from dvae.pickles import read_tensors
 
 PRIOR, TOKENIZER, CODEC = "pytorch_model*.bin", "bpe.model", "vqgan.gumbelf8-sber*.ckpt"
+PUBLISHED_CODEC = "vqgan.gumbelf8-sber.model.ckpt"  # before the other
 HAAR = "-dwt"  # in the name of the codec that writes twice as many pixels a side
 # What no weight tells. The published sizes; others are taken to have heads of 64.
 HEADS = {(24, 2048): 16, (64, 3840): 60, (12, 768): 12}
@@ -260,4 +261,5 @@ FAMILY = Family(
     license="not stated for the weights; Apache-2.0 for the code",
     recognizes=recognizes,
     read=read,
+    files=Files(needed=((PRIOR,),), beside=((TOKENIZER,), (PUBLISHED_CODEC, CODEC))),
 )

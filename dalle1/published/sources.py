@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import lzma
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -16,17 +15,23 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO
 
-from dalle1.common.files import expand_home
-
-HUB = "hub:"
-ADDRESS = re.compile(
-    r"hub:(?P<owner>[^/@]+)/(?P<name>[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?"
+from dalle1.common.files import expand_home, is_inside
+from dalle1.hub.cache import (
+    CACHED,
+    check_links,
+    find_commit,
+    held_commits,
+    hub_cache,
+    repository_folder,
+    snapshot_folder,
 )
-CACHED = "models--"  # in front of a repository's name in the cache
+from dalle1.hub.errors import HubUnreachableError, warn_of_cache
+from dalle1.hub.names import MAIN, PREFIX, HubName, parse_source
+
+Fetch = Callable[[HubName], Path]
 # Weights hardly get smaller in an archive; one that unpacks to far more is made to fill a disk.
 LARGEST_RATIO, SPARE = 20, 10**9
 MAX_MEMBERS = 10_000
@@ -36,23 +41,24 @@ LARGEST_HEADER = 2**20  # bytes of a tar's long name or attributes
 
 @contextmanager
 def opened(
-    source: str | Path, work: Path | None = None, download: bool = False, name: str = "SOURCE"
+    source: str | Path, work: Path | None = None, fetch: Fetch | None = None, name: str = "SOURCE"
 ) -> Iterator[Path]:
     """The file or folder that a source stands for, for as long as the block lasts.
 
     Args:
         source: a file or folder; an archive (tar, also compressed, or zip), which is unpacked; a
             folder of the Hub's cache; or `hub:OWNER/NAME[@REVISION][/FILE]`, which is looked for in
-            that cache.
+            that cache or fetched.
         work: folder for what is unpacked, which is removed afterwards; None: the system's.
-        download: whether what the cache lacks is fetched, by the package huggingface_hub.
+        fetch: what fetches files of the Hub; None: they must be in the cache.
         name: of the argument, for messages.
 
     Raises:
         ValueError: there is no such source, or it is not safe to read.
+        ConnectionError: the Hub cannot be reached.
     """
-    if isinstance(source, str) and source.startswith(HUB):
-        yield _from_hub(source, download)
+    if isinstance(source, str) and source.startswith(PREFIX):
+        yield _from_hub(source, fetch)
         return
     path = Path(expand_home(source))
     if not path.exists():
@@ -70,97 +76,47 @@ def opened(
         path = _snapshot(path, None)
     cache = next((p for p in path.absolute().parents if p.name.startswith(CACHED)), None)
     if cache is not None:
-        _check_links(path, cache)
+        check_links(path, cache)
     yield path
 
 
-def _from_hub(source: str, download: bool) -> Path:
+def _from_hub(source: str, fetch: Fetch | None) -> Path:
     """A folder, or a file, of the Hub's cache on this machine."""
-    match = ADDRESS.fullmatch(source)
-    if match is None or (match["file"] and not _is_inside(match["file"])):
-        raise ValueError(f"SOURCE: expected hub:OWNER/NAME[@REVISION][/FILE], got {source!r}")
-    name, revision, file = f"{match['owner']}/{match['name']}", match["revision"], match["file"]
-    if download:
-        return _download(name, revision, file)
-    cache = hub_cache()
-    folder = cache / f"{CACHED}{match['owner']}--{match['name']}"
+    name = parse_source(source)
+    folder = repository_folder(hub_cache(), name.repository)
+    if fetch is not None:
+        try:
+            path = fetch(name)
+        except HubUnreachableError as error:
+            if find_commit(folder, name.revision) is None:
+                raise
+            warn_of_cache(error)
+        else:
+            check_links(path, folder)
+            return path
     hint = (
         "fetch it with --download, or as `hf download` does, or give a folder that holds the files"
     )
     if not folder.is_dir():
-        raise ValueError(f"SOURCE: {source} is not in the cache {cache}; {hint}")
-    path = _snapshot(folder, revision)
-    if file is not None:
-        path /= file
+        raise ValueError(f"SOURCE: {source} is not in the cache {folder.parent}; {hint}")
+    path = _snapshot(folder, name.revision)
+    if name.file is not None:
+        path /= name.file
         if not path.exists():
             raise ValueError(f"SOURCE: {source} is not in the cache: no {path}; {hint}")
-    _check_links(path, folder)
+    check_links(path, folder)
     return path
-
-
-def hub_cache() -> Path:
-    """The folder of the Hub's cache, by the variables that its own package reads."""
-    variables = os.environ
-    for name, below in (("HF_HUB_CACHE", "."), ("HUGGINGFACE_HUB_CACHE", "."), ("HF_HOME", "hub")):
-        if variables.get(name):
-            return Path(expand_home(variables[name])) / below
-    home = variables.get("XDG_CACHE_HOME") or expand_home("~/.cache")
-    return Path(home) / "huggingface" / "hub"
-
-
-def _download(name: str, revision: str | None, file: str | None) -> Path:
-    if find_spec("huggingface_hub") is None:
-        raise ValueError(
-            "--download: expected the package huggingface_hub, got none; "
-            "`pip install huggingface_hub`"
-        )
-    import huggingface_hub
-
-    try:
-        if file is not None:
-            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
-        return Path(huggingface_hub.snapshot_download(name, revision=revision))
-    except Exception as error:  # of several libraries: no network, no such repository, a gate
-        raise ValueError(f"--download: {name}: {error}") from error
 
 
 def _snapshot(folder: Path, revision: str | None) -> Path:
     """The folder of a revision, or of the newest one, of a repository in the cache."""
-    snapshots = folder / "snapshots"
-    held = sorted(p.name for p in snapshots.iterdir()) if snapshots.is_dir() else []
-    reference = folder / "refs" / (revision or "main")
-    if revision in held:
-        commit = revision
-    elif reference.is_file():
-        commit = reference.read_text(encoding="utf-8").strip()
-    elif revision is None and len(held) == 1:
-        (commit,) = held
-    else:
-        commit = None
-    if commit not in held or commit is None:
-        there = ", ".join(held) or "none"
+    commit = find_commit(folder, revision)
+    if commit is None:
+        there = ", ".join(held_commits(folder)) or "none"
         raise ValueError(
-            f"SOURCE: {folder}: expected the revision {revision or 'main'}, got {there}; say which"
+            f"SOURCE: {folder}: expected the revision {revision or MAIN}, got {there}; say which"
         )
-    return snapshots / commit
-
-
-def _check_links(path: Path, cache: Path) -> None:
-    """Raises ValueError for a link that leads out of the repository's folder, or to nothing."""
-    root = cache.resolve()
-    files = [path] if path.is_file() or path.is_symlink() else []
-    for folder, folders, names in os.walk(path):
-        files += [Path(folder) / name for name in (*folders, *names)]
-    for file in files:
-        if not file.is_symlink():
-            continue
-        target = file.resolve()
-        if root not in target.parents:
-            raise ValueError(f"SOURCE: {file}: expected a link within {cache}, got one to {target}")
-        if not target.exists():
-            raise ValueError(
-                f"SOURCE: {file}: a link to {target}, which is missing; fetch it again"
-            )
+    return snapshot_folder(folder, commit)
 
 
 @dataclass(frozen=True)
@@ -284,7 +240,7 @@ def _unpack(path: Path, folder: Path) -> None:
     for count, member in enumerate(_members(path)):
         if count >= MAX_MEMBERS:
             raise ValueError(f"{path}: expected at most {MAX_MEMBERS:,} members, got more")
-        if not _is_inside(member.name):
+        if not is_inside(member.name):
             raise ValueError(f"{path}: the member {member.name!r} leads out of the archive")
         target = folder / member.name
         if member.is_folder:
@@ -323,14 +279,6 @@ def _unpack_file(path: Path, member: _Member, target: Path) -> None:
             f"{path}: {member.name!r}: expected {member.size:,} bytes, got {done:,}; fetch the "
             "archive again"
         )
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a path stays in the folder that it is put into, on every system."""
-    return bool(name) and all(
-        not path.anchor and ".." not in path.parts
-        for path in (PurePosixPath(name), PureWindowsPath(name))
-    )
 
 
 def _only_folder(folder: Path) -> Path:

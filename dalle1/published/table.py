@@ -41,11 +41,8 @@ def find_family(path: Path, kind: str | None = None) -> Family:
     if matches:
         names = " or ".join(family.name for family in matches)
         raise ValueError(f"KIND: {path} may be of several families; say which: {names}")
-    if _is_ours(path):
-        raise ValueError(
-            f"SOURCE: expected somebody else's files, got {path}, a folder of ours; dalle1.load "
-            "opens it as it is"
-        )
+    if is_ours(path):
+        raise refused_as_ours(path)
     lines = ", ".join(f"{family.name} ({family.title})" for family in known.values())
     raise ValueError(
         f"KIND: {path} looks like none of the families: {lines}; check that all files of a model "
@@ -53,7 +50,15 @@ def find_family(path: Path, kind: str | None = None) -> Family:
     )
 
 
-def _is_ours(path: Path) -> bool:
+def refused_as_ours(source: object) -> ValueError:
+    """The error of an import of what needs none."""
+    return ValueError(
+        f"SOURCE: expected somebody else's files, got {source}, a folder of ours; dalle1.load "
+        "opens it as it is"
+    )
+
+
+def is_ours(path: Path) -> bool:
     """Whether a folder is one that is opened without an import."""
     try:
         sections = read_config(path)

@@ -22,6 +22,8 @@ from dalle1.text.yttm import YTTMTokenizer
 
 BPE_MODEL, FAST, WORDS = "bpe.model", "tokenizer.json", "enwiki-words-frequency.txt"
 VOCABULARIES, MERGES = "*vocab*.json", "merges"
+# Patterns of what may be a tokenizer's, in a folder or in its folder `tokenizer`.
+FILES = (BPE_MODEL, VOCABULARIES, f"*{MERGES}*.txt", FAST, WORDS)
 LARGEST_VOCABULARY = 2**26  # bytes
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dalle1.published.beginnings import beginning
 from dalle1.published.msgpack import read_msgpack
-from dalle1.published.parts import Family, LazyWeight, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, LazyWeight, PublishedModel, PublishedPart
 from dalle1.published.settings import mistake
 from dalle1.published.vqgan_names import (
     FILTERS,
@@ -48,6 +48,21 @@ TOLD: dict[Layout, dict[str, object]] = {
     "llamagen": {"normalized_codes": True},
     "detokenizer": {"encoder": False, "signed_pixels": False, "norm_eps": 1e-5},
 }
+
+
+WANTED = Files(
+    needed=(
+        (
+            LAST,
+            *(
+                f"{below}*{suffix}"
+                for below in ("", "ckpts/", "checkpoints/")
+                for suffix in SUFFIXES
+            ),
+        ),
+    ),
+    beside=(("*.yaml",), ("*.yml",), ("configs/model.yaml", "configs/model.yml")),
+)
 
 
 def read_codec_part(
@@ -270,7 +285,7 @@ def _family(
 ) -> Family:
     recognizes: Callable[[Path], bool] = partial(_recognizes, layouts, sber)
     read: Callable[[Path], PublishedModel] = partial(_read, layouts)
-    return Family(name, title, origin, license, recognizes, read)
+    return Family(name, title, origin, license, recognizes, read, WANTED)
 
 
 FAMILIES = (
