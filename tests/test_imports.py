@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dalle1.seq2seq",),  # is made of the transformer's residual layers, losses and maps
     ("dalle1.generation",),
     ("dalle1.registry",),
+    ("dalle1.hub",),  # turns a name into a folder, of the kinds in the registry
     ("dalle1.model",),
     ("dalle1.published",),
     ("dalle1.sampling",),
@@ -49,7 +50,7 @@ ONLY_IN = {"deepspeed": "dalle1.training.engine", "gradio": "dalle1.web.page"}
 # What `import dalle1` must not load, however it gets there: slow, or not there on every machine.
 HEAVY = (
     *("deepspeed", "matplotlib", "tensorboard", "torchmetrics", "transformers", "wandb"),
-    *("fastapi", "uvicorn", "gradio", "prometheus_client"),
+    *("fastapi", "uvicorn", "gradio", "huggingface_hub", "prometheus_client"),
 )
 
 

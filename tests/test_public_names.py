@@ -16,7 +16,8 @@ import dalle1
 SOURCE = Path(dalle1.__file__ or "")
 # What training, plots, pages and tests need alone, and torch's compiler, which takes as long to be
 # imported as torch itself.
-HEAVY = ("deepspeed", "gradio", "matplotlib", "tensorboard", "transformers", "torch._dynamo")
+HEAVY = ("deepspeed", "gradio", "huggingface_hub", "matplotlib", "tensorboard", "transformers")
+HEAVY += ("torch._dynamo",)
 
 
 def declared() -> dict[str, tuple[str, str | None]]:

@@ -22,7 +22,7 @@ CALLED = {
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",
 }
-NOT_OURS = ("huggingface_hub", "ipython", "wandb")  # taken where a user has installed them
+NOT_OURS = ("ipython", "wandb")  # taken where a user has installed them
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dalle1.published.parts import Family, PublishedModel, PublishedPart
+from dalle1.published.parts import Family, Files, PublishedModel, PublishedPart
 from dalle1.tokenizer import Tokenizer
 from dvae.pickles import read_tensors
 from tests.fakes import KINDS, PaletteConfig, UnigramConfig
@@ -59,7 +59,13 @@ def recognizes(path: Path) -> bool:
 
 
 FAMILY = Family(
-    "fake", "Fake-E", "nobody, nowhere", "CC-BY-NC 4.0", recognizes=recognizes, read=read
+    name="fake",
+    title="Fake-E",
+    origin="nobody, nowhere",
+    license="CC-BY-NC 4.0",
+    recognizes=recognizes,
+    read=read,
+    files=Files(((FILES.prior,),), ((FILES.codec,), (FILES.tokenizer,))),
 )
 
 

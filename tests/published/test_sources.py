@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dalle1.hub.cache import hub_cache
+from dalle1.hub.errors import HubUnreachableError
+from dalle1.hub.names import HubName
 from dalle1.published import sources
-from dalle1.published.sources import hub_cache, opened
+from dalle1.published.sources import opened
 
 CONTENT = {"1.3B/config.yaml": b"a: 1\n", "1.3B/tokenizer/vocab.json": b"{}"}
 
@@ -325,23 +328,34 @@ def test_links_that_leave_the_cache(tmp_path: Path) -> None:
         pass
 
 
-def test_download_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A missing package told by a traceback; another repository or revision that is fetched."""
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
-    message = "--download: .*`pip install huggingface_hub`"
-    with pytest.raises(ValueError, match=message), opened("hub:a/b", download=True):
-        pass
-    monkeypatch.undo()
-    hub = pytest.importorskip("huggingface_hub")
+def test_fetching_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another repository, revision or file that is fetched; a cache that is passed over where the
+    network fails."""
     asked = []
 
-    def fetch(*names: str, revision: str | None) -> str:
-        asked.append((*names, revision))
-        return str(tmp_path)
+    def fetch(name: HubName) -> Path:
+        asked.append((name.repository, name.revision, name.file))
+        return tmp_path
 
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
-    for source in ("hub:a/b", "hub:a/b@c/d/e.bin"):
-        with opened(source, download=True) as path:
+    for source in ("hub:a/b", "hub:a/b@c/d/e.bin", "hub:a/b@refs/pr/1/e.bin", "hub:a/b@refs/pr/1"):
+        with opened(source, fetch=fetch) as path:
             assert path == tmp_path
-    assert asked == [("a/b", None), ("a/b", "d/e.bin", "c")]
+    assert asked == [
+        ("a/b", None, None),
+        ("a/b", "c", "d/e.bin"),
+        ("a/b", "refs/pr/1", "e.bin"),
+        ("a/b", "refs/pr/1", None),
+    ]
+
+    def fail(name: HubName) -> Path:
+        raise HubUnreachableError("no network")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cache(tmp_path)
+    with pytest.raises(ConnectionError, match="no network"), opened("hub:a/b", fetch=fail):
+        pass
+    with (
+        pytest.warns(UserWarning, match="no network; the copy in the cache is used"),
+        opened("hub:someone/model", fetch=fail) as path,
+    ):
+        assert path.name == "bbb"
