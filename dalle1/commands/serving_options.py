@@ -33,7 +33,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="[NAME=]FOLDER",
-        help="model folder, or the name of a model that comes with dalle1; again for more models. "
+        help="model folder, the name of a model that comes with dalle1, or OWNER/NAME[@REVISION] "
+        "on the Hugging Face Hub; again for more models. "
         f"NAME is what clients call it (default: {MODEL_VARIABLE}, or else {models.DEFAULT})",
     )
     add_device(parser)

@@ -40,6 +40,7 @@ CHECKED = {
 # they use are checked.
 NOT_RUN = {
     ("docs/extending.md", None): "tests/test_extending.py runs all of them in order",
+    ("docs/hub.md", None): "tests/hub/test_docs.py runs them, and the commands, on a small server",
     ("docs/tutorial.md", None): "tests/docs/test_walks.py runs them behind the page's commands",
     ("docs/serving.md", "import base64, openai"): "needs a server; see tests/serving/test_api.py",
     ("docs/serving.md", "client.images.edit("): "the same",
