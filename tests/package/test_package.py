@@ -24,7 +24,8 @@ TINY = (
 
 
 def test_what_the_wheel_holds(built: tuple[Path, Path]) -> None:
-    """Settings, markers or models that stay behind; tests, scripts or data that travel along."""
+    """Settings, markers, models or the page's files that stay behind; tests, scripts or data that
+    travel along."""
     with zipfile.ZipFile(built[0]) as wheel:
         names = set(wheel.namelist())
         info = next(name for name in names if name.endswith("/METADATA"))
@@ -35,7 +36,7 @@ def test_what_the_wheel_holds(built: tuple[Path, Path]) -> None:
     sources = {
         path.relative_to(ROOT).as_posix()
         for package in ("dalle1", "dvae")
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "py.typed", "assets/*")  # the last: scripts and styles of the page
         for path in (ROOT / package).rglob(pattern)
     }
     shipped = {
