@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dalle1 import models
 from dalle1.common.arguments import as_captions, as_int
 from dalle1.common.image_inputs import ImageLike
+from dalle1.common.progress import progress_bar
 from dalle1.common.weights import dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
 from dalle1.generation.notebook import PREVIEW_IMAGES, open_preview_cell
@@ -141,7 +141,7 @@ def _draw(
     rows, columns = model.prior.grid
     total = len(captions) * request.candidates
     stopped = False
-    with tqdm(total=total, unit="image", desc="drawing", disable=not progress) as bar:
+    with progress_bar(total=total, unit="image", desc="drawing", disable=not progress) as bar:
 
         def on_row(part: Part, done: int) -> None:
             # In images: the parts before this one, and the share of this one's positions.

@@ -6,6 +6,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ from dvae.storage import replacing as replacing
 from dvae.storage import sync as sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SLUG = 60  # letters of a text in a name, at most
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,6 +37,11 @@ def read_text(path: str | Path) -> str:
     Raises OSError, or UnicodeDecodeError (a ValueError) where it is no UTF-8.
     """
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def slug(text: str, empty: str) -> str:
+    """A text as a part of a file's name: letters, digits, hyphens; `empty` where none is left."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:SLUG] or empty
 
 
 def is_inside(name: str) -> bool:

@@ -30,6 +30,10 @@ class TooManyPixels(ValueError):
     """An image beyond a limit of pixels."""
 
 
+class UnreadableImage(ValueError):
+    """Data that are no image of the formats that are taken, or a damaged one."""
+
+
 def open_encoded(
     data: bytes, max_pixels: int | None = None, formats: Sequence[str] | None = None
 ) -> Image.Image:
@@ -60,6 +64,22 @@ def open_encoded(
         _check(image.size, max_pixels)
         return image
     raise UnidentifiedImageError("cannot identify image file")
+
+
+def read_encoded(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image:
+    """An image that somebody has sent, as RGB; arguments as for `open_encoded`.
+
+    Raises:
+        TooManyPixels: it is beyond the limit.
+        UnreadableImage: it is of none of the formats, or damaged.
+    """
+    try:
+        with open_encoded(data, max_pixels, formats) as image:
+            return to_rgb(image)
+    except TooManyPixels:
+        raise
+    except Exception as error:  # malformed data make PIL raise more than its own errors
+        raise UnreadableImage(f"expected an image as {', '.join(formats)}, got another") from error
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from dalle1.common.images import contact_sheet, to_pil
+from dalle1.common.images import contact_sheet
 from dalle1.common.png_settings import png_bytes
-from dalle1.generation.previews import Preview
+from dalle1.generation.previews import Preview, unfinished_image
 
 # Of a result at most so many captions and images of each are shown, and so many letters of a
 # caption; all images together have at most so many pixels: a few MB in the notebook's file.
@@ -26,7 +26,6 @@ MAX_PIXELS = 2**20
 MIN_SIDE, MAX_SIDE = 64, 256  # pixels of an image's width on the page
 # Of a preview: it is drawn anew after every few token rows.
 PREVIEW_CAPTIONS, PREVIEW_IMAGES = 4, 8
-NOT_DRAWN = "lightgray"
 
 
 def html_sheet(
@@ -128,7 +127,7 @@ class PreviewCell:
         """Shows the newest rows of a caption's candidates in place of those before."""
         self._rows.pop(preview.caption, None)  # the newest comes last
         self._rows[preview.caption] = [
-            self._full(image) for image in preview.images[:PREVIEW_IMAGES]
+            unfinished_image(image, self._height) for image in preview.images[:PREVIEW_IMAGES]
         ]
         for caption in list(self._rows)[:-PREVIEW_CAPTIONS]:
             del self._rows[caption]
@@ -137,12 +136,6 @@ class PreviewCell:
     def finish(self, page: str, sheet: bytes | None) -> None:
         """Shows the result, as HTML and as a PNG, in place of the last preview."""
         self._show({"text/html": page, **({"image/png": _base64(sheet)} if sheet else {})})
-
-    def _full(self, upper: Tensor) -> Image.Image:
-        """An image of which the upper part is drawn, [3, h, W] in [0, 1]."""
-        image = Image.new("RGB", (upper.shape[2], self._height), NOT_DRAWN)
-        image.paste(to_pil(upper), (0, 0))
-        return image
 
     def _show(self, content: dict[str, str]) -> None:
         content = {"text/plain": "images of dalle1.sample", **content}

@@ -1,6 +1,6 @@
 """The rows drawn so far, as images, while candidates are drawn.
 
-Dimensions: b candidates, W image width.
+Dimensions: b candidates, h rows of pixels that are drawn, W image width.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
 from torch import Tensor
 
+from dalle1.common.images import to_pil
 from dalle1.generation.batches import Part
 from dalle1.generation.images import decode_rows
 from dalle1.protocols import TokenModel
+
+NOT_DRAWN = "lightgray"
 
 
 @dataclass
@@ -56,3 +60,15 @@ class Previews:
             preview = Preview(self.captions[i], part.candidates.start, rows, images)
             for listener in self.listeners:
                 listener(preview)
+
+
+def unfinished_image(upper: Tensor, height: int) -> Image.Image:
+    """An image of which some rows are drawn, in full size; what is not drawn yet is gray.
+
+    Args:
+        upper: float32 [3, h, W] in [0, 1].
+        height: of the full image, in pixels.
+    """
+    image = Image.new("RGB", (upper.shape[2], height), NOT_DRAWN)
+    image.paste(to_pil(upper), (0, 0))
+    return image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle1.common.files import expand_home, replacing, write_text
+from dalle1.common.files import expand_home, replacing, slug, write_text
 from dalle1.common.images import contact_sheet
 from dalle1.common.png_settings import (
     PngSettings,
@@ -71,10 +70,10 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
         for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):
-            slug = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "caption"
-            names = [f"{i:03d}-{slug}-{j:02d}.png" for j in range(len(images))]
-            for j, (name, image) in enumerate(zip(names, images, strict=True)):
-                write_png(image, folder / name, self._settings_or_none(i, j))
+            name = slug(caption, "caption")
+            names = [f"{i:03d}-{name}-{j:02d}.png" for j in range(len(images))]
+            for j, (file, image) in enumerate(zip(names, images, strict=True)):
+                write_png(image, folder / file, self._settings_or_none(i, j))
             found = self.scores[i].tolist()
             scores = [round(s, 6) if math.isfinite(s) else None for s in found]
             entries.append({"caption": caption, "files": names, "scores": scores})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
-from types import TracebackType
 
 from dalle1.common.weights import device_of
 from dalle1.generation.requests import DrawRequest, image_pixels
@@ -51,12 +50,7 @@ class SamplingWorker:
     def __enter__(self) -> SamplingWorker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def submit(self, request: Request) -> Job:

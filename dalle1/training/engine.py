@@ -27,7 +27,7 @@ from dalle1.training.gradient_clipping import clip_by_part
 from dalle1.training.gradient_exchange import GradientExchange
 from dalle1.training.launcher import deepspeed_environment, environment, read_launch
 from dalle1.training.loss_guard import NOT_FINITE, OVERFLOW, OVERFLOW_AT_LOWEST
-from dalle1.training.optimizer import MOMENTS, TrainingOptimizer, is_muons
+from dalle1.training.optimizer import MOMENTS, TrainingOptimizer, takes_muon
 from dalle1.training.parallel import ParallelDims, ShardGroups
 from dalle1.training.stages.base import ParameterGroup, Stage
 
@@ -142,7 +142,7 @@ class ZeroSharding:
 
 
 class Engine:
-    """A stage in training: its gradients, AdamW, and the state of both.
+    """A stage in training: its gradients, its optimizer, and the state of both.
 
     Raises:
         ValueError: the batch does not divide over the ranks, see `ParallelDims`.
@@ -200,7 +200,7 @@ class Engine:
         for name in group.names:
             if name in self._trained:
                 parameter = self._trained[name]
-                parts[muon and is_muons(name, parameter.shape)].append(parameter)
+                parts[muon and takes_muon(name, parameter.shape)].append(parameter)
         return [
             {
                 "params": parameters,
@@ -213,7 +213,7 @@ class Engine:
         ]
 
     def _optimized_tensors(self) -> list[Tensor]:
-        """What AdamW itself updates: the parameters, or this rank's flat shards of them."""
+        """What the optimizer itself updates: the parameters, or this rank's flat shards of them."""
         if self.parallel.zero_stage == 0:
             return list(self._trained.values())
         if self.parallel.zero_stage == 3:
@@ -435,7 +435,7 @@ class Engine:
         return [key for key in self._optimizer.state[parameter] if key != "step"]
 
     def updates_done(self) -> int:
-        """AdamW's own count, which its bias correction reads."""
+        """The optimizer's own count, which AdamW's bias correction reads."""
         return int(next(iter(self._optimizer.state.values()))["step"])
 
     @torch.no_grad()

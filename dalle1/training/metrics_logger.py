@@ -46,12 +46,7 @@ class MetricsLogger:
         _drop_lines_after(folder / METRICS, first)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(folder, first)
-        self._bar = progress_bar(
-            total=steps,
-            initial=first,
-            desc=stage,
-            unit="step",
-        )
+        self._bar = progress_bar(total=steps, initial=first, desc=stage, unit="step")
 
     def advance(self) -> None:
         """Moves the progress line by one update."""

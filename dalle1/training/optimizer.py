@@ -21,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 MOMENTUM = ("momentum_buffer",)  # of Muon
 
 
-def is_muons(name: str, shape: Sequence[int]) -> bool:
+def takes_muon(name: str, shape: Sequence[int]) -> bool:
     """Whether Muon, where it is chosen, updates a parameter: a matrix inside of a residual block.
 
     Embeddings, heads and positions are outside of the blocks.

@@ -8,11 +8,11 @@ drawing and without asking the server.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dalle1.common.files import slug
 from dalle1.web.uploads import data_url
 
 SMALL = 128  # pixels: images up to this side are enlarged with hard edges
@@ -125,8 +125,7 @@ def _rows(rows: Rows, keep: int, size: tuple[int, int]) -> str:
 
 def file_name(gallery: Gallery, number: int) -> str:
     """The name that an image is downloaded under."""
-    slug = re.sub(r"[^a-z0-9]+", "-", gallery.caption.lower()).strip("-")[:60] or "caption"
-    return f"{slug}-{gallery.seed}-{number:03d}.png"
+    return f"{slug(gallery.caption, 'caption')}-{gallery.seed}-{number:03d}.png"
 
 
 def _ratio(size: tuple[int, int]) -> str:

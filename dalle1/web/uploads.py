@@ -13,8 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from dalle1.common.image_files import TooManyPixels, open_encoded
-from dalle1.common.images import to_rgb
+from dalle1.common.image_files import TooManyPixels, UnreadableImage, read_encoded
 from dalle1.web.limits import PageLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -55,11 +54,10 @@ def open_picture(
     """
     data = read_data_url(url, page, name)
     try:
-        with open_encoded(data, page.upload_pixels, FORMATS) as opened:
-            image = to_rgb(opened)
+        image = read_encoded(data, page.upload_pixels, FORMATS)
     except TooManyPixels as error:
         raise ValueError(f"{name}: {error}; make it smaller") from error
-    except Exception as error:  # malformed data make PIL raise more than its own errors
+    except UnreadableImage as error:
         raise ValueError(
             f"{name}: expected an image ({', '.join(FORMATS)}), got a file that cannot be read"
         ) from error

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from dalle1.sampling import Result
 from dalle1.serving.api.errors import ApiError, api_error
 from dalle1.serving.jobs import Job
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 KEEP_ALIVE_SECONDS = 15.0  # between two signs of life on a stream; proxies cut silent ones
 
 
@@ -62,7 +60,7 @@ class EventStream(Response):
         del self.headers["content-length"]  # of no body
         self.job, self.events = job, events
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(text: str, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 

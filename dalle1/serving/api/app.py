@@ -12,8 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
-from dalle1.common.image_files import TooManyPixels, open_encoded
-from dalle1.common.images import to_rgb
+from dalle1.common.image_files import TooManyPixels, UnreadableImage, read_encoded
 from dalle1.serving.api.answers import ClientGone, EventStream, error_response, result_of
 from dalle1.serving.api.bodies import EditBody, GenerationBody, ImagesBody
 from dalle1.serving.api.errors import SERVER, ApiError, api_error
@@ -249,10 +248,9 @@ async def _upload(value: Any) -> bytes:
 def _picture(data: bytes, max_pixels: int) -> Image.Image:
     """A picture that was sent, in mode RGB. Raises ApiError."""
     try:
-        with open_encoded(data, max_pixels, FORMATS) as image:
-            return to_rgb(image)
+        return read_encoded(data, max_pixels, FORMATS)
     except TooManyPixels as error:
         raise ApiError(400, f"image: {error}", "image", "image_too_large") from error
-    except Exception as error:  # malformed data make PIL raise more than its own errors
+    except UnreadableImage as error:
         message = f"image: expected a picture as {', '.join(FORMATS)}, got none that can be read"
         raise ApiError(400, message, "image", "invalid_image") from error

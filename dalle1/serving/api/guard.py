@@ -8,16 +8,13 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle1.serving.api.errors import ApiError
 from dalle1.serving.api.settings import ServerSettings
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 # Of a body that is too large so much is read and dropped: most clients read no answer before they
 # have sent everything.
 MOST_DROPPED = 100_000_000
@@ -32,17 +29,23 @@ class Guard:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         settings: ServerSettings,
         paths: tuple[str, ...],
         without_key: tuple[str, ...] = (),
     ) -> None:
-        """Args: beginnings of the paths that are checked; of those that ask for no key."""
+        """
+        Args:
+            app: what is guarded.
+            settings: limits and keys.
+            paths: beginnings of those that are checked.
+            without_key: beginnings of those among them that ask for no key.
+        """
         self.app, self.settings, self.paths = app, settings, paths
         self.without_key = without_key
         self._keys = [_digest(key.encode()) for key in settings.keys]
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(self.paths):
             await self.app(scope, receive, send)
             return

@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from dalle1.common.files import FULL
 from dalle1.serving.api.errors import SERVER, ApiError
@@ -31,7 +30,11 @@ class ImageFiles:
     """
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
-        """Args: how long an image is kept; bytes of all together, beyond which the oldest go."""
+        """
+        Args:
+            seconds: for which an image is kept.
+            max_bytes: of all images together; of more, the oldest go.
+        """
         self.seconds, self.max_bytes = seconds, max_bytes
         self.folder = Path(tempfile.mkdtemp(prefix="dalle1-images-"))
         self._files: OrderedDict[str, _File] = OrderedDict()  # the oldest first
@@ -40,12 +43,7 @@ class ImageFiles:
     def __enter__(self) -> ImageFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, data: bytes, suffix: str) -> str:

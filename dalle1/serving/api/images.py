@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from dalle1.common.images import to_pil
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions
+from dalle1.generation.previews import unfinished_image
 from dalle1.model import Model
-from dalle1.sampling import Preview, Result
+from dalle1.sampling import Result
 from dalle1.serving.api.bodies import EditBody, ImagesBody
 from dalle1.serving.api.errors import ApiError
 from dalle1.serving.api.image_files import ImageFiles
@@ -26,8 +26,6 @@ from dalle1.serving.api.settings import ServerSettings
 from dalle1.serving.jobs import Job
 from dalle1.serving.requests import Request
 from dalle1.serving.worker import SamplingWorker
-
-BLANK = "lightgray"  # of rows that are not drawn yet
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class ImageMaker:
                         "seed": asked.request.seed,
                     }
             elif shown < wanted and event.rows < self._rows(asked):
-                image = _unfinished(event, asked.size)
+                image = unfinished_image(event.images[0], self._height(asked))
                 yield {
                     "type": f"{kind}.partial_image",
                     **await self._image_event(asked, image),
@@ -148,6 +146,10 @@ class ImageMaker:
 
     def _rows(self, asked: Asked) -> int:
         return self.worker.models[asked.request.model].prior.grid[0]
+
+    def _height(self, asked: Asked) -> int:
+        model = self.worker.models[asked.request.model]
+        return image_size(model.codec, model.prior.grid)[0]
 
     async def _image_event(self, asked: Asked, image: Image.Image) -> dict[str, Any]:
         encoded = await asyncio.to_thread(_encode, image, asked.body)
@@ -174,7 +176,7 @@ def _preview_rows(body: ImagesBody, model: Model) -> int | None:
 
 def _usage(model: Model, request: Request) -> dict[str, Any]:
     """Tokens that a request reads and draws."""
-    columns, rows = model.prior.grid[1], model.prior.grid[0]
+    rows, columns = model.prior.grid
     ids: Tensor = model.tokenizer.encode(request.captions[0])[0]
     text, given = int((ids < model.tokenizer.vocab_size).sum()), request.rows * columns
     drawn = request.candidates * (rows * columns - given)
@@ -193,14 +195,6 @@ def _described(asked: Asked) -> dict[str, str]:
         "background": "opaque",
         "quality": "auto",
     }
-
-
-def _unfinished(preview: Preview, size: str) -> Image.Image:
-    """The upper part of an image of which some rows are drawn, the rest blank."""
-    width, height = map(int, size.split("x"))
-    image = Image.new("RGB", (width, height), BLANK)
-    image.paste(to_pil(preview.images[0]), (0, 0))
-    return image
 
 
 def _format(body: ImagesBody) -> str:

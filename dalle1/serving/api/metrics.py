@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle1.serving.worker import SamplingWorker
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 SECONDS = (0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -67,11 +64,11 @@ class _Queues:
 class Measured:
     """An ASGI application whose requests are counted, by the routes that are named."""
 
-    def __init__(self, app: App, metrics: Metrics, routes: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: tuple[str, ...]) -> None:
         """routes: beginnings of paths; a request of any other path is not counted."""
         self.app, self.metrics, self.routes = app, metrics, routes
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         route = next((r for r in self.routes if path == r or path.startswith(r + "/")), None)
         if scope["type"] != "http" or route is None:

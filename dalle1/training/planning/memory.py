@@ -11,7 +11,7 @@ from torch import nn
 
 from dalle1.training.config import RunConfig
 from dalle1.training.ema import assign_owners
-from dalle1.training.optimizer import is_muons
+from dalle1.training.optimizer import takes_muon
 from dalle1.training.parallel import dp_shard_of
 from dalle1.training.planning.flops import (
     FLOAT_BYTES,
@@ -72,7 +72,7 @@ def _moments(config: RunConfig, module: nn.Module) -> int:
     """Bytes of the moments where nothing shards them: AdamW keeps two of a weight, Muon one."""
     muon = config.optimizer.kind == "muon"
     numbers = (
-        (1 if muon and is_muons(name, p.shape) else 2) * p.numel()
+        (1 if muon and takes_muon(name, p.shape) else 2) * p.numel()
         for name, p in module.named_parameters()
         if p.requires_grad
     )
