@@ -24,7 +24,7 @@ from dvae.storage import Kind
 from tests.data.emoji.packages import draw_patterns, write_packages
 
 SPLITS = ("train", "test", "heldout_styles", "heldout_pairs")
-COUNT, SEED, SIDE = 60, 3, 64
+COUNT, SEED, SIDE = 80, 3, 48
 
 
 def write_data(folder: Path) -> tuple[Path, Path, EmojiDataset]:

@@ -143,7 +143,8 @@ def test_copies_are_compared_with_the_true_images(written: Written, tmp_path: Pa
         ).read_text()
     )
     group = results["groups"]["test"]
-    assert group["copies"]["all right"]["mean"] < 0.5
+    # Two levels leave some patterns as they are.
+    assert group["copies"]["all right"]["mean"] < 0.8
     assert group["true images"]["all right"]["mean"] == 1
 
 

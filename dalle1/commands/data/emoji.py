@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dalle1.commands.command_line import as_path, exit_status, make_parser
 from dalle1.common.files import check_writable, size_text
-from dalle1.data.emoji.dataset import SPLITS
+from dalle1.data.emoji.dataset import SIDE, SPLITS
 from dalle1.data.emoji.export import COUNTS, OTHER_COUNT, SHARD_SIZE, write_emoji
 from dalle1.data.emoji.npm import fetch_packages
 from dalle1.data.emoji.packages import NAMES, PACKAGES, find_packages, missing_packages
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         help=f"samples of a split (default: {COUNTS['train']} of train, {OTHER_COUNT} of others)",
     )
-    parser.add_argument("--side", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument(
         "--shard-size", type=int, default=SHARD_SIZE, help="samples of a shard at most"

@@ -19,6 +19,7 @@ SHOWN = {
     "heldout_emoji": "emoji that no other split shows",
     "heldout_styles": "emoji in a style that no other split shows them in",
     "heldout_pairs": "two emoji side by side that no other split shows side by side",
+    "contrasts": "as train; each second one is the one before with one thing changed",
 }
 
 

@@ -10,6 +10,10 @@ stays the same when emoji are added:
 - "heldout_emoji": whole emoji, for the reach of the codec and the ranker;
 - "heldout_styles": an emoji in a style, whose other styles training shows;
 - "heldout_pairs": two emoji side by side, which training shows with others.
+
+"contrasts" are for training a ranker. Behind each scene, of the kind that training shows, comes the
+same with one thing changed: style, emoji, or places. A ranker that sees both in one batch learns
+what differs.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +33,26 @@ from dalle1.data.generated import write_generated
 
 WHITE_SHARE = 0.4
 HELD_OUT_SPLITS = ("heldout_emoji", "heldout_styles", "heldout_pairs")
-SPLITS = ("train", "test", *HELD_OUT_SPLITS)
+SPLITS = ("train", "test", *HELD_OUT_SPLITS, "contrasts")
 SHARES = {"heldout_emoji": 0.02, "heldout_styles": 0.06, "heldout_pairs": 0.1}
-KINDS = {"single": 0.6, "pair": 0.2, "twice": 0.2}  # of "train" and "test"
+KINDS = {"single": 0.7, "pair": 0.15, "twice": 0.15}  # of "train", "test" and "contrasts"
 RELATIONS = ("left of", "right of", "above", "below", "framed by")
 # Sides and places are whole multiples of 1 / LATTICE of the image: of the 4 x 4 pixels of a token
-# at 64 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size
+# at 48 pixels. So a codec whose tokens depend on their own pixels alone gives a picture of one size
 # the same tokens everywhere. There are few places, so that a prior soon knows each picture at each
-# of them, rather than having to find out first where in a picture a token lies. Only the pieces of
-# a frame, too small to be told apart at 12 pixels, lie between.
-LATTICE = 16
-LARGE, SMALL = 0.75, 0.4375
-LARGE_SHARE = 2 / 3  # of single emoji; all others are small
-MIDDLE = 2 / LATTICE  # where a large emoji begins, along both axes
-# Where a small one begins, along each axis: two at the outer places touch and leave a margin.
-PLACES = (1 / LATTICE, 4 / LATTICE, 8 / LATTICE)
+# of them, rather than having to find out first where in a picture a token lies.
+LATTICE = 12
+LARGE, SMALL, FRAME_SIDE = 10 / LATTICE, 6 / LATTICE, 3 / LATTICE  # the last of a frame's pieces
+LARGE_SHARE = 3 / 4  # of single emoji; all others are small
+MIDDLE = 1 / LATTICE  # where a large emoji begins, along both axes
+PLACES = (0 / LATTICE, 3 / LATTICE, 6 / LATTICE)  # where a small one begins, along each axis
 NEAR, CENTER, FAR = PLACES
-FRAME_SIDE, FRAME_CELL = 0.21875, 0.25  # of one emoji of a frame, and of its place
 PLAIN_SHARE = 0.4  # of draws of an emoji with skin tones that show it without
+SIDE = 48  # pixels of an image, unless another is asked for
 SMALLEST_SIDE = 32
 TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 MOST_TRIES = 10_000
+NEIGHBORS = 4  # emoji of code points that lie next to each other often look alike: faces, clocks
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,12 @@ class EmojiDataset:
         codes = sorted((base_code(first), base_code(second)))
         return _is_chosen("heldout_pairs", "+".join(codes))
 
-    def make(self, seed: int, index: int, split: str = "train", side: int = 64) -> EmojiSample:
+    def make(self, seed: int, index: int, split: str = "train", side: int = SIDE) -> EmojiSample:
         """A sample of a split: always the same one for the same arguments.
 
         Scene and caption do not depend on `side`. "train" and "test" are separate draws without
-        what is held out; each other split shows what its name says in every image.
+        what is held out. Of "contrasts" each odd sample is the one before with one thing changed.
+        Each other split shows what its name says in every image.
 
         Raises:
             ValueError: an unknown split, a negative seed or index, a side below 32, a split that
@@ -140,8 +144,13 @@ class EmojiDataset:
             raise ValueError(f"seed, index: expected 0 or more, got {seed} and {index}")
         if side < SMALLEST_SIDE:
             raise ValueError(f"side: expected at least {SMALLEST_SIDE} pixels, got {side}")
-        rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        scene, caption = self._draw(rng, split)
+        first = index - index % 2 if split == "contrasts" else index
+        rng = np.random.default_rng([seed, SPLITS.index(split), first])
+        scene = self._draw(rng, split)
+        if first != index:
+            rng = np.random.default_rng([seed, SPLITS.index(split), index])
+            scene = self._contrast(rng, scene)
+        caption = self._caption(rng, scene)
         return EmojiSample(f"{split}-{index:08d}", self.render(scene, side), caption, scene)
 
     def render(self, scene: Scene, side: int) -> np.ndarray:
@@ -153,7 +162,7 @@ class EmojiDataset:
             draw(canvas, self.by_code[piece.code].pictures[piece.style], x, y, size)
         return canvas
 
-    def _draw(self, rng: np.random.Generator, split: str) -> tuple[Scene, str]:
+    def _draw(self, rng: np.random.Generator, split: str) -> Scene:
         kind = {"heldout_emoji": "single", "heldout_pairs": "pair"}.get(split)
         kinds, shares = list(KINDS), np.array(list(KINDS.values()))
         if split == "heldout_styles":
@@ -167,9 +176,7 @@ class EmojiDataset:
             size = LARGE if rng.random() < LARGE_SHARE else SMALL
             x, y = (MIDDLE, MIDDLE) if size == LARGE else (_place(rng), _place(rng))
             piece = Piece(emoji.code, style, x, y, size)
-            background = self._background(rng, (piece,))
-            caption = single(rng, emoji.name, style, background, emoji.keywords)
-            return Scene((piece,), None, background), caption
+            return Scene((piece,), None, self._background(rng, (piece,)))
         # The held-out style is the lower one, which completion asks for.
         other = pick(rng, self.styles(emoji, split))
         known = "train" if split == "heldout_styles" else split
@@ -177,11 +184,9 @@ class EmojiDataset:
         x = _place(rng)
         upper = Piece(emoji.code, style, x, NEAR, SMALL)
         lower = Piece(emoji.code, other, x, FAR, SMALL)
-        background = self._background(rng, (upper, lower))
-        caption = twice(rng, emoji.name, style, other, background)
-        return Scene((upper, lower), "twice", background), caption
+        return Scene((upper, lower), "twice", self._background(rng, (upper, lower)))
 
-    def _pair(self, rng: np.random.Generator, split: str) -> tuple[Scene, str]:
+    def _pair(self, rng: np.random.Generator, split: str) -> Scene:
         wanted = split == "heldout_pairs"
         for _ in range(MOST_TRIES):
             first, second = self._one(rng, "train"), self._one(rng, "train")
@@ -193,9 +198,74 @@ class EmojiDataset:
             raise ValueError(f"split: {split} has no pair of these {len(self.by_code)} emoji")
         style, relation = pick(rng, shared), pick(rng, RELATIONS)
         pieces = _arranged(rng, first.code, second.code, style, relation)
-        background = self._background(rng, pieces[:2])
-        caption = pair(rng, first.name, second.name, relation, style, background)
-        return Scene(pieces, relation, background), caption
+        return Scene(pieces, relation, self._background(rng, pieces[:2]))
+
+    def _caption(self, rng: np.random.Generator, scene: Scene) -> str:
+        """A scene in words."""
+        first, second = scene.pieces[0], scene.pieces[-1]
+        emoji, background = self.by_code[first.code], scene.background
+        if scene.relation is None:
+            return single(rng, emoji.name, first.style, background, emoji.keywords)
+        if scene.relation == "twice":
+            return twice(rng, emoji.name, first.style, second.style, background)
+        names = emoji.name, self.by_code[second.code].name
+        return pair(rng, *names, scene.relation, first.style, background)
+
+    def _contrast(self, rng: np.random.Generator, scene: Scene) -> Scene:
+        """A scene with one thing changed, of those that training may show; or another scene, where
+        none can be."""
+        changes = (self._swapped, self._restyled, self._renamed)
+        for i in rng.permutation(len(changes)):
+            pieces = changes[i](rng, scene)
+            if pieces is not None and self._may_show(scene.relation, pieces, scene.background):
+                return Scene(pieces, scene.relation, scene.background)
+        return self._draw(rng, "contrasts")
+
+    def _swapped(self, rng: np.random.Generator, scene: Scene) -> tuple[Piece, ...] | None:
+        """Each of two emoji, or of two styles, where the other was."""
+        first, second = scene.pieces[0], scene.pieces[-1]
+        if scene.relation is None:
+            return None
+        if scene.relation == "twice":
+            return replace(first, style=second.style), replace(second, style=first.style)
+        others = {first.code: second.code, second.code: first.code}
+        return tuple(replace(p, code=others[p.code]) for p in scene.pieces)
+
+    def _restyled(self, rng: np.random.Generator, scene: Scene) -> tuple[Piece, ...] | None:
+        """All in another style; of one emoji in two styles the lower one."""
+        shown = [self.styles(self.by_code[p.code]) for p in scene.pieces[:2]]
+        free = [s for s in shown[0] if s in shown[-1] and all(s != p.style for p in scene.pieces)]
+        if not free:
+            return None
+        kept = scene.pieces[:1] if scene.relation == "twice" else ()
+        style = pick(rng, free)
+        return *kept, *(replace(p, style=style) for p in scene.pieces[len(kept) :])
+
+    def _renamed(self, rng: np.random.Generator, scene: Scene) -> tuple[Piece, ...] | None:
+        """Another emoji in place of one: another skin tone, or one of near code points."""
+        old = pick(rng, [p.code for p in scene.pieces[:2]])
+        base = base_code(old)
+        others = [e.code for e in self._variants[base] if e.code != old]
+        if not others or rng.random() < 0.5:
+            at = self._seen.index(base)
+            near = self._seen[max(at - NEIGHBORS, 0) : at + NEIGHBORS + 1]
+            others = [self._variants[b][0].code for b in near if b != base]
+        new = pick(rng, others)
+        return tuple(replace(p, code=new) if p.code == old else p for p in scene.pieces)
+
+    def _may_show(self, relation: str | None, pieces: Sequence[Piece], background: str) -> bool:
+        """Whether training may show these pieces, and they can be seen on the background."""
+        emoji = [self.by_code[p.code] for p in pieces]
+        if any(p.style not in self.styles(e) for p, e in zip(pieces, emoji, strict=True)):
+            return False
+        if relation not in (None, "twice"):
+            first, second = pieces[0].code, pieces[-1].code
+            if base_code(first) == base_code(second) or self.is_held_out_pair(first, second):
+                return False
+        return all(
+            background in stands_out_from(e.pictures[p.style])
+            for p, e in zip(pieces, emoji, strict=True)
+        )
 
     def _background(self, rng: np.random.Generator, pieces: Sequence[Piece]) -> str:
         """White or another one; where pieces would not be seen on it, one where they are.
@@ -240,7 +310,7 @@ def write_shards(
     split: str,
     count: int,
     seed: int = 0,
-    side: int = 64,
+    side: int = SIDE,
     samples_per_shard: int = 1000,
 ) -> list[Path]:
     """Writes samples 0 ... count - 1 of a split as WebDataset shards and returns their paths.
@@ -276,8 +346,7 @@ def _arranged(
     """Two emoji in a relation, one in each half of the image, anywhere along the other axis."""
     if relation == "framed by":
         inner = Piece(first, style, CENTER, CENTER, SMALL)
-        gap = (FRAME_CELL - FRAME_SIDE) / 2
-        steps = [i * FRAME_CELL + gap for i in range(round(1 / FRAME_CELL))]
+        steps = [i * FRAME_SIDE for i in range(round(1 / FRAME_SIDE))]
         ring = [(x, y) for y in steps for x in steps if {x, y} & {steps[0], steps[-1]}]
         return inner, *(Piece(second, style, x, y, FRAME_SIDE) for x, y in ring)
     one, other = (NEAR, FAR) if relation in ("left of", "above") else (FAR, NEAR)

@@ -25,13 +25,13 @@ from dalle1.common.files import (
 )
 from dalle1.common.progress import progress_bar
 from dalle1.data.emoji.card import card
-from dalle1.data.emoji.dataset import SPLITS, EmojiDataset, EmojiSample
+from dalle1.data.emoji.dataset import SIDE, SPLITS, EmojiDataset, EmojiSample
 from dalle1.data.emoji.packages import NAMES, FoundPackage
 from dalle1.data.emoji.sources import LEAST, Emoji, read_emoji
 from dalle1.data.generated import sample_bytes, write_generated
 
 README, RECORD = "README.md", "emoji.json"
-COUNTS = {"train": 200_000}  # samples of a split by default
+COUNTS = {"train": 200_000, "contrasts": 100_000}  # samples of a split by default
 OTHER_COUNT = 2_000
 SHARD_SIZE = 1000
 TRIED = 100  # samples whose bytes tell those of all
@@ -66,7 +66,7 @@ def write_emoji(
     splits: Sequence[str] = ("train",),
     count: int | None = None,
     seed: int = 0,
-    side: int = 64,
+    side: int = SIDE,
     shard_size: int = SHARD_SIZE,
     progress: bool = False,
 ) -> WrittenEmoji:

@@ -26,7 +26,6 @@ from dalle1.data.emoji.claims import CaptionReader, Claim
 from dalle1.data.emoji.dataset import (
     CENTER,
     FAR,
-    FRAME_CELL,
     FRAME_SIDE,
     LARGE,
     MIDDLE,
@@ -56,11 +55,10 @@ LEAST_CLEAR = 32  # pixels that its color is read from
 FEW = 8  # candidates that the arrangement is chosen by
 ALIKE = 4.0  # levels of 255
 BACKGROUND_TOLERANCE = 40.0  # RGB distance; the nearest two backgrounds are 41 apart
-_LARGE, _SMALL, _FRAME, _CELL, _MIDDLE, _NEAR, _CENTER, _FAR = (
-    round(length * WORKING_SIDE)
-    for length in (LARGE, SMALL, FRAME_SIDE, FRAME_CELL, MIDDLE, NEAR, CENTER, FAR)
+_LARGE, _SMALL, _FRAME, _MIDDLE, _NEAR, _CENTER, _FAR = (
+    round(length * WORKING_SIDE) for length in (LARGE, SMALL, FRAME_SIDE, MIDDLE, NEAR, CENTER, FAR)
 )
-_BLOCKS = {_LARGE: 4, _SMALL: 4, _FRAME: 2}
+_BLOCKS = {_LARGE: 4, _SMALL: 3, _FRAME: 2}
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ class EmojiJudge:
             yield self._arrangement("over", image, outer, _OVER_PLACES)
             gap = _median(image, _around(*_GAP))
             framed = self._arrangement("framed", image, gap, [_INNER_PLACES])
-            cells = torch.stack([image[:, y : y + _CELL, x : x + _CELL] for x, y in _RING])
+            cells = torch.stack([image[:, y : y + _FRAME, x : x + _FRAME] for x, y in _RING])
             mean = cells.mean(0)  # of a frame's pieces, which are all the same
             frame = self.pictures.search(mean, framed.background, _FRAME_PLACES)
             yield replace(framed, parts=(*framed.parts, _Part(mean, frame, len(cells))))
@@ -371,9 +369,8 @@ _SINGLE_PLACES: _Places = {
 _BESIDE_PLACES: list[_Places] = [{_SMALL: [(x, y) for y in _ALONG]} for x in (_NEAR, _FAR)]
 _OVER_PLACES: list[_Places] = [{_SMALL: [(x, y) for x in _ALONG]} for y in (_NEAR, _FAR)]
 _INNER_PLACES: _Places = {_SMALL: [(_CENTER, _CENTER)]}
-_IN_CELL = range(_CELL - _FRAME + 1)  # all, since a small piece is soon missed beside its place
-_FRAME_PLACES: _Places = {_FRAME: [(x, y) for y in _IN_CELL for x in _IN_CELL]}
-_STEPS = range(0, WORKING_SIDE, _CELL)
+_FRAME_PLACES: _Places = {_FRAME: [(0, 0)]}  # of one cell
+_STEPS = range(0, WORKING_SIDE, _FRAME)
 _RING = [(x, y) for y in _STEPS for x in _STEPS if {x, y} & {_STEPS[0], _STEPS[-1]}]
 _EDGE = (WORKING_SIDE - 8, WORKING_SIDE)  # of which a piece covers less than half
-_GAP = (_SMALL, WORKING_SIDE - 2 * _CELL)  # between a frame and what it frames
+_GAP = (_SMALL - 4, WORKING_SIDE - 2 * _FRAME + 4)  # between a frame and what it frames

@@ -28,7 +28,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-WORKING_SIDE = 64  # pixels of an image; pieces of all scenes are whole pixels there
+from dalle1.data.emoji.pictures import LARGEST_PICTURE
+
+WORKING_SIDE = 48  # pixels of an image; pieces of all scenes are whole pixels there
 SHORTLIST = 32  # pictures that the second pass compares
 DIRECTIONS = 128  # of a reduced picture
 NEARBY = 1  # pixels that a piece may lie beside a place of the data set
@@ -80,9 +82,9 @@ class Pictures:
     """
 
     def __init__(self, images: Sequence[Image.Image], blocks: Mapping[int, int]) -> None:
-        self.full = torch.empty(len(images), 4, WORKING_SIDE, WORKING_SIDE, dtype=torch.uint8)
+        self.full = torch.empty(len(images), 4, LARGEST_PICTURE, LARGEST_PICTURE, dtype=torch.uint8)
         for i, image in enumerate(images):
-            sized = image.resize((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+            sized = image.resize((LARGEST_PICTURE, LARGEST_PICTURE), Image.Resampling.LANCZOS)
             self.full[i] = torch.from_numpy(rearrange(np.array(sized), "h w c -> c h w"))
         self._reduced = {side: _Reduced.of(self, side, block) for side, block in blocks.items()}
 
@@ -113,7 +115,7 @@ class Pictures:
         """The first pass: the pictures that seem to explain an image best.
 
         Args:
-            image: float [3, 64, 64] in [0, 1].
+            image: float [3, 48, 48] in [0, 1].
             background: float [3].
             places: for each side, one of `blocks`, where a picture may lie.
             shortlist: how many are kept.
@@ -246,9 +248,9 @@ def _windows(image: Tensor, places: Sequence[Place], side: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _resampling(side: int) -> Tensor:
     """How Pillow's Lanczos filter shrinks a row of 64 pixels: float32 [side, 64]."""
-    rows = Image.fromarray(np.eye(WORKING_SIDE, dtype=np.float32))
+    rows = Image.fromarray(np.eye(LARGEST_PICTURE, dtype=np.float32))
     return torch.from_numpy(
-        np.array(rows.resize((WORKING_SIDE, side), Image.Resampling.LANCZOS, reducing_gap=None))
+        np.array(rows.resize((LARGEST_PICTURE, side), Image.Resampling.LANCZOS, reducing_gap=None))
     )
 
 

@@ -19,7 +19,15 @@ from PIL import Image, ImageFilter
 
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji.captions import pick
-from dalle1.data.emoji.dataset import FRAME_SIDE, SPLITS, EmojiDataset, Piece, Scene, base_code
+from dalle1.data.emoji.dataset import (
+    FRAME_SIDE,
+    SIDE,
+    SPLITS,
+    EmojiDataset,
+    Piece,
+    Scene,
+    base_code,
+)
 from dalle1.data.emoji.judge import EmojiJudge
 from dalle1.data.emoji.matching import WORKING_SIDE
 from dalle1.data.emoji.pictures import BACKGROUNDS
@@ -76,11 +84,11 @@ def tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 DAMAGES: dict[str, Damage] = {
     "none": lambda image, rng: image.copy(),
-    "blur of 1 pixel, noise of 30 dB": lambda image, rng: noisy(blurred(image, 1.0), rng),
+    "blur of 0.75 pixels, noise of 30 dB": lambda image, rng: noisy(blurred(image, 0.75), rng),
     "the same, shift of 1 pixel, tint of 3 %": lambda image, rng: tinted(
-        shifted(noisy(blurred(image, 1.0), rng), rng), rng
+        shifted(noisy(blurred(image, 0.75), rng), rng), rng
     ),
-    "blur of 1.5 pixels": lambda image, rng: blurred(image, 1.5),
+    "blur of 1.1 pixels": lambda image, rng: blurred(image, 1.1),
 }
 
 
@@ -142,7 +150,7 @@ def near_codes(judge: EmojiJudge, piece: Piece) -> list[str]:
 
 
 def run_trial(
-    judge: EmojiJudge, dataset: EmojiDataset, count: int, damage: Damage, side: int = 64
+    judge: EmojiJudge, dataset: EmojiDataset, count: int, damage: Damage, side: int = SIDE
 ) -> TrialResult:
     """Judges `count` true scenes of each split, and each with everything wrong that can be.
 
@@ -194,9 +202,9 @@ def _restyled(dataset: EmojiDataset, scene: Scene, rng: np.random.Generator) -> 
 
 def main(arguments: list[str]) -> None:
     """Prints the trials of all damages. See the module for the arguments; `count=100` is the scenes
-    of each split, `side=64` the pixels of their images."""
+    of each split, `side=48` the pixels of their images."""
     given = dict(a.partition("=")[::2] for a in arguments)
-    count, side = int(given.pop("count", "100")), int(given.pop("side", "64"))
+    count, side = int(given.pop("count", "100")), int(given.pop("side", str(SIDE)))
     if "names" not in given:
         raise ValueError(f"names: expected names=FOLDER, got {' '.join(arguments) or 'nothing'}")
     names = given.pop("names")

@@ -84,7 +84,7 @@ def test_the_readme_says_what_licenses_ask(installed: Path, tmp_path: Path) -> N
             inside = [style.attribution in text, style.package in text, style.license_text in text]
             assert inside == [style.name in names] * 3
         assert "emojibase-data 17.0.0" in text and "CLDR" in text and "were scaled" in text
-        assert "| train | 6 | 0 | 64 |" in text
+        assert "| train | 6 | 0 | 48 |" in text
         assert ("version unknown" in text) == (folder == "a")
 
 
@@ -125,7 +125,7 @@ def test_a_split_whose_folder_was_deleted_may_be_written_anew(
     [
         (
             ["--seed", "1"],
-            "was made with count 6, seed 0, side 64, shard_size 1000, got count 6, seed 1",
+            "was made with count 6, seed 0, side 48, shard_size 1000, got count 6, seed 1",
         ),
         (["--count", "7"], "was made with count 6, "),
         (["--styles", "noto", "twemoji"], "was made of other packages or styles"),

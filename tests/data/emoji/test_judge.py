@@ -12,7 +12,18 @@ from PIL import Image
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji import SPLITS, EmojiDataset, read_emoji
 from dalle1.data.emoji.claims import CaptionReader, Claim
-from dalle1.data.emoji.dataset import FRAME_SIDE, Piece, Scene
+from dalle1.data.emoji.dataset import (
+    CENTER,
+    FAR,
+    FRAME_SIDE,
+    LARGE,
+    MIDDLE,
+    NEAR,
+    SIDE,
+    SMALL,
+    Piece,
+    Scene,
+)
 from dalle1.data.emoji.judge import EmojiJudge
 from dalle1.data.emoji.matching import Pictures, alike
 from dalle1.data.emoji.pictures import BACKGROUNDS
@@ -49,17 +60,17 @@ def codes(dataset: EmojiDataset, count: int) -> list[str]:
 
 
 def drawn(dataset: EmojiDataset, scene: Scene) -> torch.Tensor:
-    """The image of a scene, float32 [3, 64, 64]."""
-    return to_tensor(dataset.render(scene, 64).copy())
+    """The image of a scene, float32 [3, 48, 48]."""
+    return to_tensor(dataset.render(scene, SIDE).copy())
 
 
 def beside(
-    first: str, second: str, style: str = "noto", y: tuple[float, float] = (0.25, 0.5)
+    first: str, second: str, style: str = "noto", y: tuple[float, float] = (CENTER, FAR)
 ) -> Scene:
     """The first to the left of the second."""
     pieces = (
-        Piece(first, style, 1 / 32, y[0], 0.4375),
-        Piece(second, style, 17 / 32, y[1], 0.4375),
+        Piece(first, style, NEAR, y[0], SMALL),
+        Piece(second, style, FAR, y[1], SMALL),
     )
     return Scene(pieces, "left of", "blue")
 
@@ -75,9 +86,9 @@ def test_true_scenes_are_right_and_wrong_ones_are_not(
     assert set(result.wrong) == set(WRONG) and min(result.wrong.values()) >= 0.95, result
 
 
-@pytest.mark.parametrize("side", [32, 48, 96, 128])
+@pytest.mark.parametrize("side", [32, 64, 96, 128])
 def test_other_sides_are_judged_too(judge: EmojiJudge, dataset: EmojiDataset, side: int) -> None:
-    """Places or sizes that are only found in images of 64 pixels."""
+    """Places or sizes that are only found in images of 48 pixels."""
     result = run_trial(judge, dataset, 2, DAMAGES["none"], side)
     assert result.true["all"] >= 0.95 and min(result.wrong.values()) >= 0.9, result
 
@@ -102,20 +113,18 @@ def test_the_search_finds_the_least_squared_error(
     few = emoji[:6]
     entries = [(e.code, s) for e in few for s in e.pictures]
     images = [Image.open(e.pictures[s]).convert("RGBA") for e in few for s in e.pictures]
-    pictures = Pictures(images, {40: 4, 56: 4})
-    places = {40: [(0, 0), (12, 8), (24, 24)], 56: [(0, 8), (8, 0)]}
+    pictures = Pictures(images, {24: 3, 40: 4})
+    places = {24: [(0, 0), (12, 8), (24, 24)], 40: [(0, 8), (8, 0)]}
     for i in range(6):
         (code, style), background = entries[3 * i % len(entries)], ANY[i]
         color = np.array(BACKGROUNDS[background]) / 255
-        image = drawn(
-            dataset, Scene((Piece(code, style, 3 / 16, 2 / 16, 0.625),), None, background)
-        )
+        image = drawn(dataset, Scene((Piece(code, style, 1 / 4, 1 / 6, 1 / 2),), None, background))
         errors = {}
         for number, (c, s) in enumerate(entries):
             for side, corners in places.items():
                 for x, y in corners:
-                    piece = Piece(c, s, x / 64, y / 64, side / 64)
-                    shown = dataset.render(Scene((piece,), None, background), 64) / 255
+                    piece = Piece(c, s, x / SIDE, y / SIDE, side / SIDE)
+                    shown = dataset.render(Scene((piece,), None, background), SIDE) / 255
                     pixels = image.double().numpy().transpose(1, 2, 0)
                     bare = np.square(pixels - color).sum()
                     errors[number, x, y, side] = np.square(pixels - shown).sum() - bare
@@ -138,7 +147,7 @@ def test_the_relation_is_that_of_the_places(judge: EmojiJudge, dataset: EmojiDat
     assert not other.top1 and other.relation  # the one of them that is there is at its place
     neither = judge.judge(image, beside(c, d))
     assert not neither.relation and "relation" in neither.reason
-    diagonal = beside(a, b, y=(0.0625, 0.5))  # is above too, and is not below
+    diagonal = beside(a, b, y=(NEAR, FAR))  # is above too, and is not below
     image = drawn(dataset, diagonal)
     for relation, right in (("left of", True), ("above", True), ("below", False)):
         assert judge.judge(image, replace(diagonal, relation=relation)).relation is right
@@ -160,7 +169,7 @@ def test_what_a_caption_does_not_say_is_not_judged(
 ) -> None:
     """A background that nobody asked for, or a relation of one emoji, counted in a mean."""
     (a,) = codes(dataset, 1)
-    scene = Scene((Piece(a, "noto", 0.125, 0.0625, 0.75),), None, "pink")
+    scene = Scene((Piece(a, "noto", MIDDLE, MIDDLE, LARGE),), None, "pink")
     image = drawn(dataset, scene)
     name = dataset.by_code[a].name
     found = judge.judge(image, f"A noto emoji of a {name}.")
@@ -175,10 +184,10 @@ def test_the_background_is_what_the_emoji_leave_clear(
 ) -> None:
     """A border that a codec paints wrongly taken for the background of the whole image."""
     (a,) = codes(dataset, 1)
-    scene = Scene((Piece(a, "fluent", 0.125, 0.125, 0.75),), None, "orange")
+    scene = Scene((Piece(a, "fluent", MIDDLE, MIDDLE, LARGE),), None, "orange")
     image = drawn(dataset, scene)
     yellow = torch.tensor(BACKGROUNDS["yellow"])[:, None, None] / 255
-    for part in (slice(0, 4), slice(-4, None)):
+    for part in (slice(0, 3), slice(-3, None)):
         image[:, part], image[:, :, part] = yellow, yellow
     assert judge.judge(image, scene).right
 
@@ -186,7 +195,7 @@ def test_the_background_is_what_the_emoji_leave_clear(
 def test_the_second_best_counts_for_top5(judge: EmojiJudge, dataset: EmojiDataset) -> None:
     """A top-5 that is the top-1, or that anything passes."""
     a, b, c = codes(dataset, 3)
-    scenes = [Scene((Piece(x, "noto", 0.0625, 0.0625, 0.875),), None, "white") for x in (a, b, c)]
+    scenes = [Scene((Piece(x, "noto", MIDDLE, MIDDLE, LARGE),), None, "white") for x in (a, b, c)]
     image, other = (drawn(dataset, s) for s in scenes[:2])
     mixed = 0.55 * image + 0.45 * other
     first, second, third = (judge.judge(mixed, s) for s in scenes)
@@ -213,7 +222,7 @@ def test_alike_emoji_are_right_for_each_other(emoji: list[Emoji]) -> None:
     """A family that is drawn like another one, of which the judge knows the first alone."""
     twin = replace(emoji[0], code="1fff0", name="twin")
     judge = EmojiJudge([*emoji[:10], twin])
-    scene = Scene((Piece("1fff0", "noto", 0.0625, 0.125, 0.75),), None, "white")
+    scene = Scene((Piece("1fff0", "noto", MIDDLE, MIDDLE, LARGE),), None, "white")
     image = drawn(EmojiDataset([*emoji[:10], twin]), scene)
     for code in (twin.code, emoji[0].code):
         assert judge.judge(
