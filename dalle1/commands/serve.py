@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.commands.serving_options import (
     LIMITS,
+    add_address,
     add_models,
     add_settings,
     open_models,
@@ -32,7 +33,6 @@ from dalle1.serving.worker import SamplingWorker
 
 KEY_VARIABLE = "DALLE1_KEY"
 PAGE = "/page"
-LOCAL = ("127.0.0.1", "localhost", "::1")
 EXTRA = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 SERVER = {  # of `ServerSettings`, by the options that set them
     "candidates": "candidates",
@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 after SIGTERM, 130 after Ctrl-C; 2 for a mistake of the user's."""
     parser = make_parser("serve", __doc__)
     add_models(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0: of any machine")
-    parser.add_argument("--port", type=int, default=8000, help="0: a free one")
+    add_address(parser, 8000)
     parser.add_argument(
         "--key",
         action="append",
@@ -73,7 +72,7 @@ def _serve(options: argparse.Namespace) -> int:
         import_extra(package, "serve", "dalle1 serve")
     if options.page:
         import_extra("gradio", "web", "dalle1 serve --page")
-    from dalle1.serving.api import app, image_files, server
+    from dalle1.serving.api import app, hosts, image_files, server
 
     settings = settings_of(
         options,
@@ -101,9 +100,12 @@ def _serve(options: argparse.Namespace) -> int:
                 mount(application, worker, PAGE)
                 print(f"the page: http://{shown}:{port}{PAGE}/", flush=True)
             print(f"serving {', '.join(models)} at http://{shown}:{port}/v1", flush=True)
-            if not settings.keys and options.host not in LOCAL:
+            if not settings.keys and options.host not in hosts.LOCAL:
                 print("warning: no --key: whoever reaches this port may draw", file=sys.stderr)
-            server.run(server.make_server(application, settings.head_seconds), listening)
+            known = hosts.KnownHosts(
+                application, hosts.known_hosts(options.host, options.allow_host)
+            )
+            server.run(server.make_server(known, settings.head_seconds), listening)
     return 0
 
 

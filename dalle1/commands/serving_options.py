@@ -42,6 +42,20 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the priors")
 
 
+def add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Where a server listens, and the names that it answers to; `port` by default."""
+    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0: of any machine")
+    parser.add_argument("--port", type=int, default=port, help="0: a free one")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that requests may be addressed to, such as that of a proxy; again for more "
+        "(default: those of this machine; where --host is another address, any)",
+    )
+
+
 def open_models(options: argparse.Namespace) -> dict[str, Model]:
     """The models that `add_models`' arguments name, by name, on their device.
 

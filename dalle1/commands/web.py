@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dalle1.commands.command_line import exit_status, make_parser
 from dalle1.commands.serving_options import (
     LIMITS,
+    add_address,
     add_models,
     add_settings,
     open_models,
@@ -31,6 +32,7 @@ PAGE = {  # of `PageLimits`, by the options that set them
     "keep": "max-pictures",
     "upload_bytes": "max-upload-bytes",
     "upload_pixels": "max-upload-pixels",
+    "body_seconds": "body-seconds",
 }
 HEAD_SECONDS = 60.0  # for which a browser may send a request's head
 
@@ -39,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 after SIGTERM, 130 after Ctrl-C; 2 for a mistake of the user's."""
     parser = make_parser("web", __doc__)
     add_models(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0: of any machine")
-    parser.add_argument("--port", type=int, default=7860, help="0: a free one")
+    add_address(parser, 7860)
     add_settings(parser, PageLimits, PAGE)
     add_settings(parser, Limits, LIMITS)
     options = parser.parse_args(arguments)
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _web(options: argparse.Namespace) -> int:
     for package in ("gradio", "fastapi", "uvicorn"):
         import_extra(package, "web", "dalle1 web")
-    from dalle1.serving.api import server
+    from dalle1.serving.api import hosts, server
     from dalle1.web.server import address_of, create_app
 
     limits = settings_of(options, Limits, LIMITS)
@@ -63,7 +64,9 @@ def _web(options: argparse.Namespace) -> int:
         def started() -> None:
             print(f"the page: {address_of(listening)}", flush=True)
 
-        application = create_app(worker, started, page)
+        application = hosts.KnownHosts(
+            create_app(worker, started, page), hosts.known_hosts(options.host, options.allow_host)
+        )
         server.run(server.make_server(application, HEAD_SECONDS), listening)
     return 0
 

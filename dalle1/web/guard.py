@@ -8,8 +8,10 @@ downloads what it names; such inputs are refused.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,11 +38,18 @@ class Guard:
     """An ASGI application around Gradio's.
 
     A request for another address gets 404, of another method 405, one of another site's page 403, a
-    body that is larger than the limit 413, and one that names a file 400.
+    body that is larger than the limit 413, one that takes too long 408, and one that names a file
+    400.
     """
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
-        self.app, self.max_body = app, max_body
+    def __init__(self, app: ASGIApp, max_body: int, body_seconds: float) -> None:
+        """
+        Args:
+            app: Gradio's application.
+            max_body: bytes of a body.
+            body_seconds: for which a client may send one.
+        """
+        self.app, self.max_body, self.body_seconds = app, max_body, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -64,8 +73,13 @@ class Guard:
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the body, at most the limit, and hands on what is JSON without files."""
         body = bytearray()
+        deadline = time.monotonic() + self.body_seconds
         while True:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                await _refuse(send, 408, f"expected all of it within {self.body_seconds:g} s")
+                return
             if message["type"] != "http.request":  # the client is gone
                 return
             body += message.get("body", b"")

@@ -15,6 +15,7 @@ class PageLimits(BaseModel):
     upload_pixels: int = Field(
         2**25, ge=1, description="of an uploaded image, before it is cut to the model's size"
     )
+    body_seconds: float = Field(60, gt=0, description="for which a browser may send a message")
     visitors: int = Field(64, ge=1, description="drawings of the page that run or wait at once")
 
     def body_bytes(self, letters: int) -> int:

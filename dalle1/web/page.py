@@ -72,7 +72,7 @@ def mount(
     )
     letters = worker.limits.captions * worker.limits.letters
     mounted: Any = app.router.routes[-1]
-    mounted.app = Guard(mounted.app, page.body_bytes(letters))
+    mounted.app = Guard(mounted.app, page.body_bytes(letters), page.body_seconds)
     return visitors
 
 

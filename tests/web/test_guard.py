@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from dalle1.web.guard import Guard
 from tests.web.conftest import SECONDS, Server
 
 # Addresses of Gradio's that read or write files, fetch addresses or describe the inside.
@@ -127,3 +129,21 @@ def test_nothing_comes_from_elsewhere(server: Server) -> None:
     assert b"http" not in body.replace(b"http://www.w3.org", b"")
     _, config, _ = ask(server, "/config")
     assert b"fonts.googleapis" not in config
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    """A client that sends a head and no body, and keeps its connection for ever."""
+    sent: list[Any] = []
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("the body was not there")
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/gradio_api/queue/join", "method": "POST", "headers": []}
+    asyncio.run(Guard(app, 1000, 0.05)(scope, receive, send))
+    assert sent[0]["status"] == 408
