@@ -33,7 +33,7 @@ from dvae.calls import isolated
 
 CHUNK = 64  # queries at a time on CPUs: two rows of the paper's grid; 128 is slower
 VARIANTS = 64  # compiled for one pattern
-SPARSE_FROM = 160  # stream positions
+SPARSE_FROM = 256  # stream positions
 SMALLEST_HEAD = 16  # that FlexAttention's kernels take
 BLOCK = 128  # side of a block of the mask on CUDA
 
@@ -42,7 +42,7 @@ def sparse_pays(x: Tensor, head_size: int) -> bool:
     """Whether a stream of states [b, n, w] is expected to run faster through the blocks.
 
     Measured on two CPU cores, forward and backward: half as fast as a mask at n = 46, equal at 88,
-    1.3 times as fast at 176, 1.5 at 320 and 2 to 3 times at 1,280 (launch/benchmark.py attention).
+    1.5 times as fast at 320 and 2 to 3 times at 1,280 (launch/benchmark.py attention).
     """
     if x.shape[1] < SPARSE_FROM or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False

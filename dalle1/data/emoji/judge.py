@@ -52,6 +52,7 @@ from dalle1.data.emoji.sources import Emoji
 TOP = 5
 CLEAR = 0.02  # opacity below which the background shows
 LEAST_CLEAR = 32  # pixels that its color is read from
+LIKELY = 3  # backgrounds that are tried behind a frame
 FEW = 8  # candidates that the arrangement is chosen by
 ALIKE = 4.0  # levels of 255
 BACKGROUND_TOLERANCE = 40.0  # RGB distance; the nearest two backgrounds are 41 apart
@@ -109,7 +110,8 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of an image: pixels of an image of that size, what may be there, and how often."""
+    """A part of an image: pixels of an image of that size, what may be there, and how often; what
+    is there several times is the cell of a pattern."""
 
     image: Tensor
     candidates: Candidates
@@ -203,12 +205,13 @@ class EmojiJudge:
         else:
             yield self._arrangement("beside", image, outer, _BESIDE_PLACES)
             yield self._arrangement("over", image, outer, _OVER_PLACES)
-            gap = _median(image, _around(*_GAP))
-            framed = self._arrangement("framed", image, gap, [_INNER_PLACES])
             cells = torch.stack([image[:, y : y + _FRAME, x : x + _FRAME] for x, y in _RING])
             mean = cells.mean(0)  # of a frame's pieces, which are all the same
-            frame = self.pictures.search(mean, framed.background, _FRAME_PLACES)
-            yield replace(framed, parts=(*framed.parts, _Part(mean, frame, len(cells))))
+            # A frame may leave little of the background clear: the likely ones are tried.
+            for gap in (_median(image, _around(*_GAP)), *_likely(image)):
+                framed = self._arrangement("framed", image, gap, [_INNER_PLACES])
+                frame = self.pictures.search(mean, gap, _FRAME_PLACES)
+                yield replace(framed, parts=(*framed.parts, _Part(mean, frame, len(cells))))
 
     def _arrangement(
         self,
@@ -223,7 +226,9 @@ class EmojiJudge:
 
     def _matches(self, arrangement: _Arrangement, shortlist: int) -> list[Matches]:
         return [
-            self.pictures.compare(part.image, arrangement.background, part.candidates[:shortlist])
+            self.pictures.compare(
+                part.image, arrangement.background, part.candidates[:shortlist], part.count > 1
+            )
             for part in arrangement.parts
         ]
 
@@ -340,6 +345,14 @@ def _working(image: Tensor) -> Tensor:
 def _median(image: Tensor, mask: Tensor) -> Tensor:
     """The color in the middle of those of a mask: float [3]."""
     return image[:, mask].median(1).values
+
+
+def _likely(image: Tensor) -> list[Tensor]:
+    """The backgrounds that most pixels have the color of: float [3] each, at most `LIKELY`."""
+    colors = torch.tensor(list(BACKGROUNDS.values())) / 255
+    apart = (image[None] - colors[:, :, None, None]).norm(dim=1).flatten(1)  # of each pixel
+    share = (apart <= BACKGROUND_TOLERANCE / 255).float().mean(1)
+    return [colors[i] for i in share.topk(LIKELY).indices if share[i] > 0]
 
 
 def _named(color: Tensor) -> str | None:

@@ -130,21 +130,30 @@ class Pictures:
         top = torch.cat(gains).topk(min(shortlist, len(self))).indices
         return Candidates(top % len(self), torch.cat(at)[top])
 
-    def compare(self, image: Tensor, background: Tensor, candidates: Candidates) -> Matches:
-        """The second pass: candidates at full size, at their places and around them."""
-        padded = F.pad(image - background[:, None, None], (NEARBY + MARGIN,) * 4)
+    def compare(
+        self, image: Tensor, background: Tensor, candidates: Candidates, periodic: bool = False
+    ) -> Matches:
+        """The second pass: candidates at full size, at their places and around them.
+
+        periodic: the image is one cell of a pattern, which a picture fills. What a blur carries
+        over an edge then comes in again at the other one.
+        """
+        margin = 0 if periodic else MARGIN
+        light = image - background[:, None, None]
+        mode = "circular" if periodic else "constant"
+        padded = F.pad(light[None], (NEARBY + margin,) * 4, mode)[0]
         steps = range(-NEARBY, NEARBY + 1)
         shifts = torch.tensor([(x, y, 0) for y in steps for x in steps])
         errors = torch.empty(len(candidates.pictures), len(shifts))
         for side in candidates.places[:, 2].unique().tolist():
             mine = (candidates.places[:, 2] == side).nonzero()[:, 0]
             corners = candidates.places[mine]
-            drawn = self._drawn(candidates.pictures[mine], background, side)  # [k, blurs, ...]
+            drawn = self._drawn(candidates.pictures[mine], background, side, periodic)
             energy = drawn.square().sum(2, keepdim=True)
             for corner in corners.unique(dim=0):
                 here = (corners == corner).all(1)
                 around = (corner + NEARBY + shifts)[:, :2].tolist()
-                windows = _windows(padded, around, side + 2 * MARGIN).flatten(1)
+                windows = _windows(padded, around, side + 2 * margin).flatten(1)
                 left = energy[here] - 2 * drawn[here] @ windows.T  # [k, blurs, shifts]
                 errors[mine[here]] = left.amin(1)
         best, shift = errors.min(1)
@@ -152,12 +161,15 @@ class Pictures:
         found = candidates.places + shifts[shift]
         return Matches(candidates.pictures[order], best[order], found[order])
 
-    def _drawn(self, pictures: Tensor, background: Tensor, side: int) -> Tensor:
-        """Pictures on a background, less the background, in each blur and with margins: float32
-        [k, blurs, 3 (s + 2m)²]."""
+    def _drawn(self, pictures: Tensor, background: Tensor, side: int, periodic: bool) -> Tensor:
+        """Pictures on a background, less the background, in each blur: float32 [k, blurs, 3 (s +
+        2m)²], with margins; or [k, blurs, 3 s²], where the margins come in at the other side."""
         sized = self.sized(pictures, side)
         drawn = sized[:, None, :3] - background[:, None, None] * sized[:, None, 3:]
         blur = torch.stack([_blurring(side, deviation) for deviation in BLURS])[:, None]
+        if periodic:
+            rows = (torch.arange(side + 2 * MARGIN) - MARGIN) % side
+            blur = torch.zeros(len(BLURS), 1, side, side).index_add_(2, rows, blur)
         return (blur @ drawn @ blur.mT).flatten(2)
 
 

@@ -84,11 +84,11 @@ def tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 DAMAGES: dict[str, Damage] = {
     "none": lambda image, rng: image.copy(),
-    "blur of 0.75 pixels, noise of 30 dB": lambda image, rng: noisy(blurred(image, 0.75), rng),
+    "blur of 1 pixel, noise of 30 dB": lambda image, rng: noisy(blurred(image, 1.0), rng),
     "the same, shift of 1 pixel, tint of 3 %": lambda image, rng: tinted(
-        shifted(noisy(blurred(image, 0.75), rng), rng), rng
+        shifted(noisy(blurred(image, 1.0), rng), rng), rng
     ),
-    "blur of 1.1 pixels": lambda image, rng: blurred(image, 1.1),
+    "blur of 1.5 pixels": lambda image, rng: blurred(image, 1.5),
 }
 
 

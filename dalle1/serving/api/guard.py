@@ -54,7 +54,7 @@ class Guard:
             if not scope["path"].startswith(self.without_key):
                 self._check_key(scope["headers"])
         except ApiError as error:
-            await _answer(send, error)
+            await send_error(send, error)
             return
         try:
             await self.app(scope, body.receive, self._in_time(send))
@@ -126,8 +126,8 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()  # of one length, so that none is told by the time
 
 
-async def _answer(send: Send, error: ApiError) -> None:
-    """Sends an error before a route is chosen."""
+async def send_error(send: Send, error: ApiError) -> None:
+    """Sends an error before a route is chosen; the connection is closed."""
     content = json.dumps(error.content()).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     headers += [(k.lower().encode(), v.encode()) for k, v in error.headers().items()]

@@ -7,12 +7,12 @@ requests still carry the site's name in their header Host.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dalle1.serving.api.errors import ApiError
+from dalle1.serving.api.guard import send_error
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -43,7 +43,8 @@ class KnownHosts:
         if scope["type"] == "http" and self.names:
             given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if _without_port(given).lower() not in self.names:
-                await _refuse(send, given)
+                message = f"host: {given[:100]!r} is no name of this server; --allow-host adds one"
+                await send_error(send, ApiError(403, message, "host", "unknown_host"))
                 return
         await self.app(scope, receive, send)
 
@@ -53,11 +54,3 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
-
-
-async def _refuse(send: Send, host: str) -> None:
-    message = f"host: {host[:100]!r} is no name of this server; --allow-host adds one at its start"
-    body = json.dumps(ApiError(403, message, "host", "unknown_host").content()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
