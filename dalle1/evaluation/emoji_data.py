@@ -23,7 +23,7 @@ from torch import Tensor
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji import SPLITS, STYLES, EmojiDataset, EmojiJudge, Piece, Scene, read_emoji
 from dalle1.data.emoji.claims import CaptionReader, Claim
-from dalle1.data.emoji.dataset import RELATIONS
+from dalle1.data.emoji.dataset import RELATIONS, without_skin_tones
 from dalle1.data.emoji.export import digest, read_record
 from dalle1.data.emoji.judge import TOP
 from dalle1.data.emoji.packages import NAMES, find_packages
@@ -84,6 +84,8 @@ class EmojiData:
         self.emoji = read_emoji(
             {use: f.folder for use, f in found.items() if use != NAMES}, found[NAMES].folder
         )
+        if not record.get("skin_tones", True):
+            self.emoji = without_skin_tones(self.emoji)
         self._digest = digest(self.emoji)
         if self._digest != record.get("digest"):
             raise ValueError(

@@ -21,7 +21,9 @@ from dalle1.commands import evaluate
 from dalle1.common.images import to_tensor
 from dalle1.data.emoji import EmojiDataset, EmojiSample
 from dalle1.data.emoji.dataset import Scene
+from dalle1.data.emoji.export import write_emoji
 from dalle1.data.emoji.judge import FoundEmoji, Judgement
+from dalle1.data.emoji.packages import PACKAGES, find_packages
 from dalle1.data.emoji.pictures import BACKGROUNDS
 from dalle1.evaluation.best_of_n import Judged, choose_judged, estimate_best_of_n
 from dalle1.evaluation.candidates import (
@@ -36,6 +38,7 @@ from dalle1.evaluation.emoji_data import EmojiData
 from dalle1.evaluation.judged import NOT_CLAIMED, Prompt
 from dalle1.evaluation.run import FILES, prepare, run
 from dalle1.evaluation.tables import ranking_lines
+from tests.data.emoji.packages import BASES
 from tests.evaluation.emoji import (
     COUNT,
     KINDS,
@@ -264,6 +267,17 @@ def test_other_packages_are_refused(
     next((tmp_path / "packages").rglob("*.png")).unlink()
     with pytest.raises(ValueError, match=r"packages: expected those that .* was made of"):
         EmojiData(make_settings(packages=str(tmp_path / "packages")))
+
+
+def test_data_without_skin_tones_are_judged_by_such_emoji(
+    written: Written, tmp_path: Path, make_settings: Callable[..., RankSettings]
+) -> None:
+    """Data that are refused as made of other packages, or emoji that no image shows."""
+    found = find_packages(PACKAGES, written[1])
+    write_emoji(tmp_path / "data", found, ["test"], 4, skin_tones=False)
+    data = EmojiData(make_settings(data=str(tmp_path / "data"), splits=["test"]))
+    assert len(data.emoji) == len(BASES)
+    assert all(e.code in BASES for e in data.emoji)
 
 
 def test_damaged_samples_are_skipped(written: Written, tmp_path: Path, opened: Opener) -> None:

@@ -69,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shard-size", type=int, default=SHARD_SIZE, help="samples of a shard at most"
     )
+    parser.add_argument(
+        "--no-skin-tones",
+        action="store_true",
+        help="use emoji without skin tones only: half as many pictures to learn",
+    )
     options = parser.parse_args(arguments)
     return exit_status(
         lambda: _emoji(options),
@@ -90,6 +95,7 @@ def _emoji(options: argparse.Namespace) -> int:
         options.seed,
         options.side,
         options.shard_size,
+        skin_tones=not options.no_skin_tones,
         progress=sys.stderr.isatty(),
     )
     pictures = ", ".join(f"{count:,} {style}" for style, count in written.pictures.items())

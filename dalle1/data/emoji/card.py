@@ -31,10 +31,11 @@ def card(found: Mapping[str, FoundPackage], record: Mapping[str, Any]) -> str:
         record: what `emoji.json` says.
     """
     styles = [STYLES[use] for use in found if use != NAMES]
+    tones = "" if record["skin_tones"] else " without skin tones"
     lines = [
         "# Emoji with captions",
         "",
-        f"Scenes of {record['emoji']:,} emoji with English captions, as WebDataset shards, "
+        f"Scenes of {record['emoji']:,} emoji{tones} with English captions, as WebDataset shards, "
         "composed by dalle1 (`dalle1 data emoji`) from the packages below.",
         "",
         "| style | pictures | package | license |",

@@ -96,6 +96,11 @@ def base_code(code: str) -> str:
     return "-".join(part for part in code.split("-") if part not in TONES)
 
 
+def without_skin_tones(emoji: Sequence[Emoji]) -> list[Emoji]:
+    """Those of a list of emoji whose code has no skin tone."""
+    return [e for e in emoji if e.code == base_code(e.code)]
+
+
 class EmojiDataset:
     """Samples of a list of emoji, as `sources.read_emoji` gives it.
 

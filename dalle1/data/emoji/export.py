@@ -25,7 +25,13 @@ from dalle1.common.files import (
 )
 from dalle1.common.progress import progress_bar
 from dalle1.data.emoji.card import card
-from dalle1.data.emoji.dataset import SIDE, SPLITS, EmojiDataset, EmojiSample
+from dalle1.data.emoji.dataset import (
+    SIDE,
+    SPLITS,
+    EmojiDataset,
+    EmojiSample,
+    without_skin_tones,
+)
 from dalle1.data.emoji.packages import NAMES, FoundPackage
 from dalle1.data.emoji.sources import LEAST, Emoji, read_emoji
 from dalle1.data.generated import sample_bytes, write_generated
@@ -68,6 +74,7 @@ def write_emoji(
     seed: int = 0,
     side: int = SIDE,
     shard_size: int = SHARD_SIZE,
+    skin_tones: bool = True,
     progress: bool = False,
 ) -> WrittenEmoji:
     """Writes splits of the emoji data set into a folder.
@@ -83,6 +90,7 @@ def write_emoji(
         seed: of the samples. It does not choose what is held out.
         side: of the images, in pixels. The packages have pictures of 64; beyond they are enlarged.
         shard_size: samples of a shard at most.
+        skin_tones: whether emoji with skin tones are used too, or only those without.
         progress: whether a bar is shown.
 
     Raises:
@@ -103,6 +111,7 @@ def write_emoji(
     emoji = read_emoji(
         {use: f.folder for use, f in found.items() if use != NAMES}, found[NAMES].folder, least=1
     )
+    emoji = emoji if skin_tones else without_skin_tones(emoji)
     used = [e for e in emoji if len(e.pictures) >= LEAST]
     dataset = EmojiDataset(used)
     tried = {split: _tried_bytes(dataset, split, settings[split]) for split in splits}
@@ -111,6 +120,7 @@ def write_emoji(
             use: {"name": f.package.name, "version": f.version} for use, f in found.items()
         },
         "emoji": len(used),
+        "skin_tones": skin_tones,
         "digest": digest(used),
     }
     written = former.get("splits", {})
@@ -195,7 +205,7 @@ def _former(out: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path, name: str = "data") -> dict[str, Any]:
-    """What `write_emoji` recorded in a folder: "packages", "emoji", "digest", "splits".
+    """What `write_emoji` recorded: "packages", "emoji", "skin_tones", "digest", "splits".
 
     name: of the setting that names the folder, for the message.
 
@@ -225,8 +235,8 @@ def _check_former(
     """Raises ValueError where new splits do not fit those of earlier calls."""
     if former and former.get("digest") != record["digest"]:
         raise ValueError(
-            f"OUT: {str(out)!r} was made of other packages or styles than these; splits of the two "
-            "would not be apart; name another folder"
+            f"OUT: {str(out)!r} was made of other packages, styles or skin tones than these; "
+            "splits of the two would not be apart; name another folder"
         )
     for split, chosen in settings.items():
         before = former.get("splits", {}).get(split) if former else None

@@ -108,6 +108,25 @@ def test_emoji_of_one_style_are_left_out_and_counted(
     assert "left out 13 that fewer than 2 of these styles have" in said
 
 
+def test_emoji_without_skin_tones_alone(
+    installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A switch that leaves a tone in, that nobody can see afterwards, or that lets a folder hold
+    splits with and without tones."""
+    out = tmp_path / "out"
+    assert write(installed, out, "--no-skin-tones", "--count", "80") == 0
+    assert "60 emoji (60 noto, 60 twemoji, 51 fluent)" in capsys.readouterr().out
+    assert json.loads((out / "emoji.json").read_text())["skin_tones"] is False
+    assert "without skin tones" in (out / "README.md").read_text()
+    assert b"-1f3f" not in b"".join(shards(out).values())
+    assert write(installed, out, "--split", "test") == 2
+    assert "other packages, styles or skin tones than these" in capsys.readouterr().err
+    assert write(installed, tmp_path / "all", "--count", "80") == 0
+    assert json.loads((tmp_path / "all" / "emoji.json").read_text())["skin_tones"] is True
+    assert "without skin tones" not in (tmp_path / "all" / "README.md").read_text()
+    assert b"-1f3f" in b"".join(shards(tmp_path / "all").values())
+
+
 def test_a_split_whose_folder_was_deleted_may_be_written_anew(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -128,7 +147,7 @@ def test_a_split_whose_folder_was_deleted_may_be_written_anew(
             "was made with count 6, seed 0, side 48, shard_size 1000, got count 6, seed 1",
         ),
         (["--count", "7"], "was made with count 6, "),
-        (["--styles", "noto", "twemoji"], "was made of other packages or styles"),
+        (["--styles", "noto", "twemoji"], "was made of other packages, styles or skin tones"),
         (["--styles", "noto"], "--styles: expected 2 or more of noto, "),
         (
             ["--styles", "noto", "twemoji", "--fluent", "."],
