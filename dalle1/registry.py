@@ -21,6 +21,7 @@ import dalle1.clip.ruclip
 import dalle1.generation.likelihood
 import dalle1.seq2seq.model
 import dalle1.transformer.model
+from dalle1 import models
 from dalle1.text.kinds import TOKENIZERS as TOKENIZERS
 from dalle1.text.kinds import kind_of_file
 from dvae.codec import CODECS
@@ -114,7 +115,11 @@ def files_of_parts() -> set[str]:
 
 
 def load(role: str, folder: str | Path) -> Any:
-    """A codec, prior or ranker of a model folder, in eval mode; ValueError as `load_part`."""
+    """A codec, prior or ranker of a model, in eval mode; ValueError as `load_part`.
+
+    folder: the model's, or the name of a model that comes with the library.
+    """
+    folder = models.find(folder)
     section = read_config(folder).get(role) or {}
     if section.get("kind") not in KINDS[role]:
         _import_entry_points()
@@ -125,7 +130,8 @@ def open_ranker(name: str | Path) -> Any:
     """A ranker by its name, in eval mode, on the CPU.
 
     Args:
-        name: a folder of ours that holds a ranker; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a
+        name: a folder of ours that holds a ranker, or the name of a model that comes with the
+            library; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a
             folder or repository of Hugging Face's; `likelihood` or `perplexity`, by the model that
             it ranks for.
 
@@ -140,7 +146,7 @@ def open_ranker(name: str | Path) -> Any:
     if colon and scheme in NAMED_RANKERS:
         kind, config_of = NAMED_RANKERS[scheme]
         return kind.module(config_of(rest))
-    folder = Path(expand_home(text))
+    folder = models.find(expand_home(text))
     if not folder.is_dir():
         raise ValueError(
             "ranker: expected a folder, open_clip:MODEL/PRETRAINED, hf:NAME, likelihood or "

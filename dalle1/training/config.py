@@ -273,8 +273,9 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, description="of all random numbers of the run")
     init: Location | None = Field(
         None,
-        description="model folder whose weights a new run begins with, with a fresh optimizer and "
-        "schedule; it also gives the settings of its parts that are left out (docs/finetuning.md)",
+        description="model folder, or the name of a model that comes with the library, whose "
+        "weights a new run begins with, with a fresh optimizer and schedule; it also gives the "
+        "settings of its parts that are left out (docs/finetuning.md)",
     )
     train_only: list[str] | None = Field(
         None,

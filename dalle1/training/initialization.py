@@ -1,7 +1,8 @@
 """A new run from the weights of a model that is there: `init: FOLDER` (docs/finetuning.md).
 
-The folder also gives what the settings leave out: the shape of what is trained and, in stage two,
-codec, ranker and tokenizer. What they do say must fit it.
+A name stands for a model that comes with the library. The folder also gives what the settings leave
+out: the shape of what is trained and, in stage two, codec, ranker and tokenizer. What they do say
+must fit it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from dalle1 import registry
+from dalle1 import models, registry
 from dalle1.common.origins import TRAINED_FURTHER, Origin, read_origins
 from dalle1.common.weights import fingerprint
 from dalle1.training.config import RunConfig
@@ -47,7 +48,8 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
     """
     if config.init is None:
         return config
-    folder = Path(config.init)
+    folder = models.find(config.init)
+    config = config.model_copy(update={"init": str(folder)})
     section = PARTS[config.stage][1][_kind(config, folder).name]
     shape = _shape(config, folder)
     given = getattr(config, section)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dalle1
+from dalle1 import registry
+from dalle1.common.weights import fingerprint
 from dalle1.data import shapes
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
@@ -75,6 +77,20 @@ def test_a_run_begins_with_the_models_weights(
             "a red circle", model=tmp_path / "run" / "model", candidates=2, keep=1, progress=False
         ).images
         assert image[0].size == (16, 16)
+
+
+def test_a_run_begins_with_a_model_that_comes_along(
+    shards: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is taken for a path: the model that everyone has could not be trained further."""
+    monkeypatch.setattr(dalle1.models, "folder", lambda: models / "dalle")
+    config = from_model("dalle", shards, tmp_path / "run", models, init="model", codec="model")
+    expected = load_file(models / "dalle" / "model" / "transformer.safetensors")
+    held = weights_at_start(config)
+    assert all(torch.equal(held[name], weight) for name, weight in expected.items())
+    codec = registry.load("codec", "model")
+    assert fingerprint(codec) == fingerprint(registry.load("codec", models / "dalle" / "model"))
+    assert isinstance(registry.open_ranker("model"), torch.nn.Module)
 
 
 @pytest.mark.parametrize("stage", ["dvae", "vqgan", "dalle"])
