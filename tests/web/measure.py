@@ -28,6 +28,9 @@ from tests.web.browser import find_browser, launch, open_section, write
 
 LATE = 600_000  # milliseconds
 COLORS = 128  # of a screenshot
+# Of any number of rows: an image is as high as the share of them that is drawn.
+HALF_DRAWN = """() => [...document.querySelectorAll(".d1-drawing img")].some(
+  (image) => parseFloat(image.style.height) >= 50)"""
 NOTE = """() => {
   const seen = (window.d1 = {});
   const note = (what) => { seen[what] ??= performance.now(); };
@@ -117,7 +120,7 @@ def take_shots(browser: Any, address: str, options: argparse.Namespace) -> None:
 
     desk = Visitor(browser, address, options, viewport={"width": 1080, "height": 860})
     desk.draw()
-    desk.page.wait_for_selector('.d1-drawing img[style*="62.5"]')
+    desk.page.wait_for_function(HALF_DRAWN)
     shoot(desk.page, "drawing")
     desk.seen("gallery")
     shoot(desk.page, "gallery")
