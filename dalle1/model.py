@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle1 import registry
+from dalle1 import models, registry
 from dalle1.common.arguments import as_caption, as_captions
 from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
@@ -378,7 +378,8 @@ def load(
     """Opens a model folder that `Model.save` or training wrote; on the CPU, in eval mode.
 
     Weights are read from the mapped files where they are used. A prior that was saved in 16 bits
-    stays in them; `Model.to(device, torch.float32)` converts it.
+    stays in them; `Model.to(device, torch.float32)` converts it. A model that comes with the
+    library is opened in 32 bits: it has 16 in its files to be small, and they are inexact.
 
     Args:
         folder: with `config.json`; or the name of a model that comes with the library, such as
@@ -412,6 +413,8 @@ def load(
     model = Model(tokenizer, prior, registry.load("codec", folder), opened)
     origins = read_origins(folder)
     model.origins = {r: o for r, o in origins.items() if r != "ranker" or ranker is None}
+    if folder.resolve().parent == models.folder().resolve():
+        model.to("cpu", torch.float32)
     return model
 
 

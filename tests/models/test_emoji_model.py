@@ -67,3 +67,15 @@ def test_its_ranker_reads_captions(emoji: Model) -> None:
     drawn = [images[0] for images in result.images]
     scores = np.stack([dalle1.rank(caption, drawn, emoji).numpy() for caption in captions])
     assert (scores.argmax(1) == np.arange(len(captions))).all()
+
+
+def test_a_candidate_is_the_same_alone_and_among_others(emoji: Model) -> None:
+    """A model that computes in the 16 bits of its files: then rounding decides what is drawn."""
+    caption = "a noto emoji of a frog"
+    among = dalle1.sample(caption, emoji, candidates=16, keep=16, progress=False)
+    by_number = dict(zip(among.candidate_numbers[0].tolist(), among.tokens[0], strict=True))
+    for number in (0, 7):
+        alone = dalle1.sample(
+            caption, emoji, candidates=1, keep=1, first_candidate=number, progress=False
+        )
+        assert (alone.tokens[0, 0] == by_number[number]).all()
