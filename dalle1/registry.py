@@ -131,9 +131,8 @@ def open_ranker(name: str | Path) -> Any:
 
     Args:
         name: a folder of ours that holds a ranker, or the name of a model that comes with the
-            library; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a
-            folder or repository of Hugging Face's; `likelihood` or `perplexity`, by the model that
-            it ranks for.
+            library; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a folder or repository of Hugging
+            Face's; `likelihood` or `perplexity`, by the model that it ranks for.
 
     Raises:
         ValueError: it is none of these, or it cannot be opened.

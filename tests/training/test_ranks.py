@@ -43,8 +43,12 @@ def spread(
 
 
 def calm(stage: str, shards: str, run: Path, parts: Path, **settings: Any) -> RunConfig:
-    """A tiny run without the dVAE's k-means, whose nearest centers may tip over by rounding."""
+    """A tiny run without the dVAE's k-means, whose nearest centers may tip over by rounding, and
+    with a VQGAN that moves slowly past the borders between its codes, for the same reason."""
     config = tiny(stage, shards, run, parts, **({"contact_sheet_every": 20} | settings))
+    if stage == "vqgan":
+        slower = config.optimizer.model_copy(update={"learning_rate": 2e-4})
+        config = config.model_copy(update={"optimizer": slower})
     if config.dvae_training is None:
         return config
     own = config.dvae_training.model_copy(update={"warm_start_steps": 0})
@@ -96,13 +100,8 @@ def test_losses_do_not_depend_on_the_ranks(
     discriminator whose norms, an adaptive weight or dead codes that see one rank's images."""
     config = calm(stage, shards, tmp_path / "run", parts, parallel=settings)
     found, run = spread(config, ranks)
-    # A VQGAN's nearest code may tip over by rounding, on some processors within twenty updates; few
-    # later losses then differ by more than 1e-3. Norms of one rank's images differ by 1e-2 in all.
-    exact = len(found) // 2 if stage == "vqgan" else len(found)
-    bound = 1e-3 if stage == "vqgan" else 1e-5
-    assert len(found) == len(whole[stage])
-    assert found[:exact] == pytest.approx(whole[stage][:exact], abs=bound)
-    assert sum(abs(a - b) for a, b in zip(found, whole[stage], strict=True)) <= bound * len(found)
+    # A VQGAN's nearest code may tip over by rounding; norms of one rank's images differ by 1e-2.
+    assert found == pytest.approx(whole[stage], abs=1e-3 if stage == "vqgan" else 1e-5)
     if stage == "dalle":  # what was sharded is exported whole
         result = dalle1.sample("a circle", run / "model", candidates=1, keep=1, progress=False)
         assert result.tokens.shape == (1, 1, 4, 4)
