@@ -234,16 +234,23 @@ class CLIP(DualEncoder):
         tokens: Tensor,
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
         first: int = 0,
+        drawings: Tensor | None = None,
     ) -> Tensor:
         """Symmetric cross-entropy over the batch: pair i is right for row and column i.
 
         With the batch spread over ranks, `gather` makes this rank's rows [b, e] those of all ranks,
         among which its own begin at `first`; the mean of the ranks' losses is the batch's loss.
+
+        drawings: pixels [n, 3, H, W] of images that are right for no text. They stand beside the
+        batch's images, among which each text finds its own. Where a model drew them for the same
+        captions, the optimal logit is ln p(image | caption) of the true images less that of the
+        drawings (and what depends on the caption alone): what tells the model from the truth.
         """
         image, text = self.encode_image(images), self.encode_text(tokens)
+        others = [] if drawings is None else [gather(self.encode_image(drawings))]
         with torch.autocast(image.device.type, enabled=False):  # 8 bits of cosine do not rank
             of_images = self.scale() * image @ gather(text).t()
-            of_texts = self.scale() * text @ gather(image).t()
+            of_texts = self.scale() * text @ torch.cat([gather(image), *others]).t()
             target = torch.arange(first, first + len(image), device=image.device)
             return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
 

@@ -13,6 +13,7 @@ from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
 from dalle1.seq2seq.config import Seq2SeqConfig
+from dalle1.training.clip_config import DrawingsSettings
 from dalle1.training.vqgan_config import VQGANSettings
 from dalle1.transformer.config import Execution, TransformerConfig
 from dvae import DVAEConfig, VQGANConfig
@@ -332,6 +333,11 @@ class RunConfig(Section):
     )
     # CLIP.
     clip: CLIPConfig | None = Field(None, description="shape of CLIP; stage clip needs it")
+    drawings: DrawingsSettings | None = Field(
+        None,
+        description="images that a model draws for the captions, as wrong examples of stage clip; "
+        "null: it learns from the training images alone",
+    )
     # CLIP and stage two.
     tokenizer: TokenizerSettings | Location | None = Field(
         None,
@@ -382,6 +388,8 @@ class RunConfig(Section):
             "dalle": {"transformer", "codec", "tokenizer"},
         }
         own, optional = needed[self.stage], set()
+        if self.stage == "clip":
+            optional = {"drawings"}
         if self.stage == "dalle":
             optional = {"ranker", "execution", "seq2seq"}
             if self.seq2seq is not None:
@@ -390,7 +398,7 @@ class RunConfig(Section):
                 raise ValueError("transformer and seq2seq: one prior is trained, take one out")
             if self.prior is None and self.init is None:
                 raise ValueError("transformer is needed by stage 'dalle', or seq2seq")
-        every = set().union(*needed.values(), {"ranker", "execution", "seq2seq"})
+        every = set().union(*needed.values(), {"drawings", "ranker", "execution", "seq2seq"})
         for name in sorted(every):
             given = getattr(self, name) is not None
             if given and name not in own | optional:

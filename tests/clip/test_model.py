@@ -123,6 +123,43 @@ def test_loss_by_hand(clip: CLIP) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+def test_loss_with_drawings_by_hand(clip: CLIP) -> None:
+    """Drawings that a text does not see, that have a text of their own, or of one rank alone."""
+    images, drawings = torch.rand(3, 3, 8, 8), torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        a = clip.encode_image(images).double().numpy()
+        d = clip.encode_image(drawings).double().numpy()
+        b = clip.encode_text(CAPTIONS).double().numpy()
+    of_texts = b @ np.concatenate([a, d]).T / 0.07
+    of_images = a @ b.T / 0.07
+
+    def cross_entropies(rows: np.ndarray) -> np.ndarray:
+        return np.array([np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(rows)])
+
+    expected = (cross_entropies(of_images) + cross_entropies(of_texts)) / 2
+    with torch.no_grad():
+        loss = clip.loss(images, CAPTIONS, drawings=drawings).item()
+        everything = [torch.from_numpy(rows).float() for rows in (a, b, d)]
+
+        def near(some: Tensor, others: Tensor) -> bool:
+            return bool((some - others).abs().max() < 1e-5)
+
+        def runs(rows: Tensor, length: int) -> list[Tensor]:
+            return [rows[i : i + length] for i in range(len(rows) - length + 1)]
+
+        def gather(rows: Tensor) -> Tensor:
+            """All ranks' rows of what these rows are a part of."""
+            return next(e for e in everything if any(near(rows, r) for r in runs(e, len(rows))))
+
+        shares = [
+            clip.loss(images[i:j], CAPTIONS[i:j], gather, i, drawings[k:n]).item()
+            for i, j, k, n in ((0, 1, 0, 2), (1, 3, 2, 5))
+        ]
+    assert loss == pytest.approx(expected.mean(), rel=1e-4)
+    assert shares[0] == pytest.approx(expected[:1].mean(), rel=1e-4)
+    assert shares[1] == pytest.approx(expected[1:].mean(), rel=1e-4)
+
+
 def test_logit_scale_is_clipped(clip: CLIP) -> None:
     """A logit scale beyond 100, which made the authors' training unstable."""
     assert clip.scale().item() == pytest.approx(1 / 0.07, rel=1e-6)

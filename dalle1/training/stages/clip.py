@@ -24,13 +24,18 @@ from dalle1.training.stages.base import (
     device_of,
     pixels_of,
 )
+from dalle1.training.stages.drawings import Drawings
 from dalle1.training.stages.text_tokenizer import fingerprint_of, run_tokenizer
 from dvae.calls import trusted
 from dvae.storage import save_part
 
 
 class CLIPStage(Stage):
-    """CLIP, by the symmetric cross-entropy over the global batch; it also learns the tokenizer."""
+    """CLIP, by the symmetric cross-entropy over the global batch; it also learns the tokenizer.
+
+    With `drawings`, a model draws the batch's captions, and each text finds its image among these
+    drawings, too.
+    """
 
     model: CLIP
 
@@ -58,6 +63,10 @@ class CLIPStage(Stage):
         self.tokenizer = cast(CaptionEncoder, tokenizer)
         self.model = CLIP(config.clip)
         self.freeze_the_rest()
+        self._drawings: Drawings | None = None
+        if config.drawings is not None:
+            narrow = torch.bfloat16 if config.parallel.precision == "bf16" else None
+            self._drawings = Drawings(config.drawings, narrow)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -83,7 +92,10 @@ class CLIPStage(Stage):
         return [1.0, 1.0, 1.0]
 
     def fingerprints(self) -> dict[str, str]:
-        return {"tokenizer": fingerprint_of(self._part)}
+        found = {"tokenizer": fingerprint_of(self._part)}
+        if self._drawings is not None:
+            found["drawings.model"] = self._drawings.fingerprint()
+        return found
 
     def empty_model(self) -> CLIP:
         with torch.device("meta"):
@@ -96,11 +108,15 @@ class CLIPStage(Stage):
 
     @trusted()
     def forward(self, micro_batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        images = pixels_of(micro_batch, device_of(self.model))
+        images, drawn = pixels_of(micro_batch, device_of(self.model)), None
+        if self._drawings is not None:
+            drawings = self._drawings.to(images.device)
+            images = drawings.copies(images)
+            drawn = drawings.draw(micro_batch.captions, micro_batch.seeds)
         tokens = self._tokens(micro_batch.captions)
         first = distributed.rank() * len(images)
         with autocast(self.settings, images.device):
-            loss = self.model.loss(images, tokens, distributed.all_gather, first)
+            loss = self.model.loss(images, tokens, distributed.all_gather, first, drawn)
         return loss, {"logit_scale": self.model.scale().detach()}
 
     @torch.no_grad()
