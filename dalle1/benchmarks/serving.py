@@ -21,6 +21,7 @@ import torch
 
 from dalle1.benchmarks.timing import timed
 from dalle1.common.extras import import_extra
+from dalle1.common.hardware import release_threads
 from dalle1.model import Model, load
 from dalle1.sampling import sample
 from dalle1.serving.requests import Limits
@@ -61,6 +62,7 @@ def report_serving(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(package, "serve", "dalle1 benchmark serving")
+    threads = release_threads()
     model = load(folder).to(device, dtype)
     print(
         f"{requests} requests of {clients} clients, {in_flight} at once each, over HTTP, against "
@@ -69,7 +71,7 @@ def report_serving(
     report: dict[str, Any] = {}
     for each in candidates:
         asked = _Load(captions, clients, in_flight, requests, each, 1 if model.ranker else each)
-        found = _measure(model, asked, device, repeats)
+        found = _measure(model, asked, device, repeats, threads)
         report[str(each)] = found
         total = requests * each
         rates = {way: [total / s for s in found[way]] for way in ("sample", "served")}
@@ -90,29 +92,39 @@ def report_serving(
     return report
 
 
-def _measure(model: Model, asked: _Load, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Seconds of all candidates both ways, and of each request."""
+def _measure(
+    model: Model, asked: _Load, device: torch.device, repeats: int, threads: int
+) -> dict[str, Any]:
+    """Seconds of all candidates both ways, and of each request.
+
+    Each way computes in a thread that is begun for it and ended with it: CPU threads of the one
+    would slow the other down.
+    """
     total = asked.requests * asked.candidates
     seconds: dict[str, list[float]] = {"sample": [], "served": []}
     waits: list[float] = []
-    answered = 0
-    with _served(model) as (port, worker):
-        _ask(port, asked, 0)  # what is only slow once
-        for _ in range(repeats):
-            keep = total if model.ranker is None else asked.keep * asked.requests
+    answered = drawn = batches = 0
+    keep = total if model.ranker is None else asked.keep * asked.requests
 
-            def all_at_once(keep: int = keep) -> None:
-                sample(asked.captions[0], model, total, keep, progress=False)
+    def all_at_once() -> float:
+        torch.set_num_threads(threads)
+        sample(asked.captions[0], model, asked.keep, asked.keep, progress=False)  # warms up
+        return timed(lambda: sample(asked.captions[0], model, total, keep, progress=False), device)
 
-            seconds["sample"].append(timed(all_at_once, device))
+    for _ in range(repeats):
+        with ThreadPoolExecutor(1) as alone:
+            seconds["sample"].append(alone.submit(all_at_once).result())
+        with _served(model, threads) as (port, worker):
+            _ask(port, asked, 0)  # what is only slow once
             began = time.perf_counter()
             with ThreadPoolExecutor(asked.clients * asked.in_flight) as pool:
                 times = list(pool.map(lambda i: _ask(port, asked, i), range(asked.requests)))
             seconds["served"].append(time.perf_counter() - began)
-            answered += sum(wait is not None for wait in times)
-            waits += [wait for wait in times if wait is not None]
-        counts = [queue.counts for queue in worker.queues.values()]
-        drawn, batches = sum(c.candidates for c in counts), sum(c.batches for c in counts)
+            counts = [queue.counts for queue in worker.queues.values()]
+            drawn += sum(c.candidates for c in counts) - asked.candidates
+            batches += sum(c.batches for c in counts) - 1
+        answered += sum(wait is not None for wait in times)
+        waits += [wait for wait in times if wait is not None]
     return {
         **seconds,
         "waits": waits,
@@ -124,7 +136,7 @@ def _measure(model: Model, asked: _Load, device: torch.device, repeats: int) -> 
 
 
 @contextmanager
-def _served(model: Model) -> Iterator[tuple[int, SamplingWorker]]:
+def _served(model: Model, threads: int) -> Iterator[tuple[int, SamplingWorker]]:
     """A server in a thread of this process: its port and its worker."""
     from dalle1.serving.api.app import create_app
     from dalle1.serving.api.server import bind, make_server
@@ -132,7 +144,7 @@ def _served(model: Model) -> Iterator[tuple[int, SamplingWorker]]:
 
     settings = ServerSettings(images=10_000)
     with (
-        SamplingWorker({"model": model}, Limits(candidates=10_000)) as worker,
+        SamplingWorker({"model": model}, Limits(candidates=10_000), threads) as worker,
         bind("127.0.0.1", 0) as listening,
     ):
         server = make_server(create_app(worker, settings), settings.head_seconds)

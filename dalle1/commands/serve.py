@@ -27,6 +27,7 @@ from dalle1.commands.serving_options import (
     settings_of,
 )
 from dalle1.common.extras import import_extra
+from dalle1.common.hardware import release_threads
 from dalle1.serving.api.settings import ServerSettings
 from dalle1.serving.requests import Limits
 from dalle1.serving.worker import SamplingWorker
@@ -89,9 +90,10 @@ def _serve(options: argparse.Namespace) -> int:
     limits = settings_of(options, Limits, LIMITS)
     with server.bind(options.host, options.port) as listening:  # before models are read
         host, port = listening.getsockname()[:2]
+        threads = release_threads()  # the worker's
         models = open_models(options)
         files = image_files.ImageFiles(settings.url_seconds, settings.url_bytes)
-        with SamplingWorker(models, limits) as worker, files:
+        with SamplingWorker(models, limits, threads) as worker, files:
             application = app.create_app(worker, settings, files)
             shown = f"[{host}]" if ":" in host else host
             if options.page:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from dalle1.generation.options import SamplingOptions
 from dalle1.generation.shares import ShareDrawer
 from dalle1.model import Model
@@ -58,8 +60,12 @@ class DeviceQueue:
     to the end of the queue.
     """
 
-    def __init__(self, name: str, models: Mapping[str, Model], limits: Limits) -> None:
+    def __init__(
+        self, name: str, models: Mapping[str, Model], limits: Limits, threads: int | None = None
+    ) -> None:
+        """threads: of the CPU that it computes with; None: as many as this thread."""
         self.name, self.models, self.limits = name, models, limits
+        self._threads = threads or torch.get_num_threads()
         self.counts = Counts()
         self._news = threading.Condition()  # guards the five below and the counts
         self._jobs: set[Job] = set()  # that are not done
@@ -120,6 +126,7 @@ class DeviceQueue:
         self._thread.join()
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP's of this thread; MKL's of the process
         while self._admit():
             began = time.monotonic()
             try:

@@ -22,7 +22,7 @@ class Limits(BaseModel):
     letters: int = Field(1000, ge=1, description="of a caption")
     candidates: int = Field(512, ge=1, description="of all captions of a request")
     batch_size: int | None = Field(
-        64,
+        128,
         ge=1,
         description="candidates of all requests that are drawn at once; more draw faster, and let "
         "others wait longer; None: as many as memory holds",

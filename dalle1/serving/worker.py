@@ -24,12 +24,20 @@ class SamplingWorker:
     what `dalle1.sample` draws for its seed. To be closed, or used in a `with` block.
     """
 
-    def __init__(self, models: Mapping[str, Model], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        limits: Limits | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Checks the models and starts a thread for each device.
 
         Args:
             models: by name; at least one.
             limits: None: the defaults.
+            threads: of the CPU, that a queue computes with; None: as many as this thread. Drawing
+                on a CPU is up to twice as fast where no other thread has computed with more than
+                one (`common.hardware.release_threads`).
 
         Raises:
             ValueError: there is no model, or one has weights that are not finite.
@@ -45,7 +53,7 @@ class SamplingWorker:
             except ValueError as error:
                 raise ValueError(f"model {name!r}: {error}") from error
             by_device.setdefault(str(device_of(model.prior)), {})[name] = model
-        self.queues = {d: DeviceQueue(d, own, self.limits) for d, own in by_device.items()}
+        self.queues = {d: DeviceQueue(d, own, self.limits, threads) for d, own in by_device.items()}
 
     def __enter__(self) -> SamplingWorker:
         return self

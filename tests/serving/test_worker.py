@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dalle1
 from dalle1 import Model, Preview, Result, SamplingOptions
+from dalle1.common.hardware import release_threads
 from dalle1.generation.generator import Generator
 from dalle1.serving.requests import (
     Cancelled,
@@ -132,6 +133,33 @@ def test_every_client_gets_what_the_library_draws(model: Model, batch_size: int 
             assert_same(job.result(SECONDS), model, request)
         assert worker.waiting == 0 and worker.alive
     assert not worker.alive
+
+
+def test_the_queue_computes_with_the_threads_that_it_is_given(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue that draws with the one thread of the process that released the others, or a process
+    that computes with several again and so slows its queue down."""
+    plain, found = Generator.draw, []
+
+    def draw(generator: Generator, *arguments: Any) -> Tensor:
+        found.append(torch.get_num_threads())
+        return plain(generator, *arguments)
+
+    monkeypatch.setattr(Generator, "draw", draw)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert release_threads() == 3
+        with SamplingWorker({"tiny": model}, threads=3) as worker:
+            worker.submit(ask()).result(SECONDS)
+            assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        with SamplingWorker({"tiny": model}) as worker:
+            worker.submit(ask()).result(SECONDS)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3, 2]
 
 
 def test_requests_are_drawn_together(model: Model, gate: Gate) -> None:
