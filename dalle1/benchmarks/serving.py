@@ -21,7 +21,7 @@ import torch
 
 from dalle1.benchmarks.timing import timed
 from dalle1.common.extras import import_extra
-from dalle1.common.hardware import release_threads
+from dalle1.common.hardware import released_threads
 from dalle1.model import Model, load
 from dalle1.sampling import sample
 from dalle1.serving.requests import Limits
@@ -62,34 +62,40 @@ def report_serving(
     """
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         import_extra(package, "serve", "dalle1 benchmark serving")
-    threads = release_threads()
-    model = load(folder).to(device, dtype)
-    print(
-        f"{requests} requests of {clients} clients, {in_flight} at once each, over HTTP, against "
-        f"one sample call of as many candidates; {'ranked' if model.ranker else 'without a ranker'}"
-    )
     report: dict[str, Any] = {}
-    for each in candidates:
-        asked = _Load(captions, clients, in_flight, requests, each, 1 if model.ranker else each)
-        found = _measure(model, asked, device, repeats, threads)
-        report[str(each)] = found
-        total = requests * each
-        rates = {way: [total / s for s in found[way]] for way in ("sample", "served")}
-        print(f"  {each} candidates a request, {total} in all")
-        for way, values in rates.items():
-            print(
-                f"    {way:8}{median(values):9.2f} candidates/s "
-                f"({min(values):.2f} to {max(values):.2f})"
-            )
-        waits = sorted(found["waits"])
+    with released_threads() as threads:
+        model = load(folder).to(device, dtype)
+        ranked = model.ranker is not None
         print(
-            f"    {median(rates['served']) / median(rates['sample']):.2f} of sample; "
-            f"{found['answered']} of {found['asked']} answered, each after {median(waits):.2f} s "
-            f"(at most {waits[-1]:.2f}), {found['mean_batch']:.1f} candidates a batch, "
-            f"{found['memory'] / 2**20:,.0f} MB held",
-            flush=True,
+            f"{requests} requests of {clients} clients, {in_flight} at once each, over HTTP, "
+            "against one sample call of as many candidates; "
+            + ("ranked" if ranked else "without a ranker")
         )
+        for each in candidates:
+            asked = _Load(captions, clients, in_flight, requests, each, 1 if ranked else each)
+            found = _measure(model, asked, device, repeats, threads)
+            report[str(each)] = found
+            _print(asked, found)
     return report
+
+
+def _print(asked: _Load, found: dict[str, Any]) -> None:
+    total = asked.requests * asked.candidates
+    rates = {way: [total / s for s in found[way]] for way in ("sample", "served")}
+    print(f"  {asked.candidates} candidates a request, {total} in all")
+    for way, values in rates.items():
+        print(
+            f"    {way:8}{median(values):9.2f} candidates/s "
+            f"({min(values):.2f} to {max(values):.2f})"
+        )
+    waits = sorted(found["waits"])
+    print(
+        f"    {median(rates['served']) / median(rates['sample']):.2f} of sample; "
+        f"{found['answered']} of {found['asked']} answered, each after {median(waits):.2f} s "
+        f"(at most {waits[-1]:.2f}), {found['mean_batch']:.1f} candidates a batch, "
+        f"{found['memory'] / 2**20:,.0f} MB held",
+        flush=True,
+    )
 
 
 def _measure(

@@ -27,7 +27,7 @@ from dalle1.commands.serving_options import (
     settings_of,
 )
 from dalle1.common.extras import import_extra
-from dalle1.common.hardware import release_threads
+from dalle1.common.hardware import released_threads
 from dalle1.serving.api.settings import ServerSettings
 from dalle1.serving.requests import Limits
 from dalle1.serving.worker import SamplingWorker
@@ -88,9 +88,11 @@ def _serve(options: argparse.Namespace) -> int:
             "behind a proxy that asks for a password"
         )
     limits = settings_of(options, Limits, LIMITS)
-    with server.bind(options.host, options.port) as listening:  # before models are read
+    with (
+        server.bind(options.host, options.port) as listening,  # before models are read
+        released_threads() as threads,  # for the worker
+    ):
         host, port = listening.getsockname()[:2]
-        threads = release_threads()  # the worker's
         models = open_models(options)
         files = image_files.ImageFiles(settings.url_seconds, settings.url_bytes)
         with SamplingWorker(models, limits, threads) as worker, files:

@@ -24,7 +24,7 @@ from dalle1.commands.serving_options import (
     settings_of,
 )
 from dalle1.common.extras import import_extra
-from dalle1.common.hardware import release_threads
+from dalle1.common.hardware import released_threads
 from dalle1.serving.requests import Limits
 from dalle1.serving.worker import SamplingWorker
 from dalle1.web.limits import PageLimits
@@ -57,9 +57,9 @@ def _web(options: argparse.Namespace) -> int:
 
     limits = settings_of(options, Limits, LIMITS)
     page = settings_of(options, PageLimits, PAGE)
-    threads = release_threads()  # the worker's
     with (
         server.bind(options.host, options.port) as listening,  # before models are read
+        released_threads() as threads,  # for the worker
         SamplingWorker(open_models(options), limits, threads) as worker,
     ):
 

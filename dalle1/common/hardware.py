@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -63,17 +63,22 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
-def release_threads() -> int:
-    """Lets this thread compute alone, so that the cores are another one's; how many it had.
+@contextmanager
+def released_threads() -> Iterator[int]:
+    """In this context the thread computes alone, so that the cores are another one's; gives how
+    many threads it had.
 
     For a process whose models are drawn from by a thread of their own. Each thread that computes
     has OpenMP threads of its own. Where there are more of them than cores, also idle ones, OpenMP
     lets all of them sleep between two operations, and a step of a small model takes twice as long.
-    Call it before anything is computed: threads that are there stay.
+    Enter it before anything is computed: threads that are there stay.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return threads
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def has_bfloat16(device: torch.device) -> bool:

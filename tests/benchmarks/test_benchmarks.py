@@ -182,6 +182,26 @@ def test_windows(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process' memory")
+def test_serving(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests that are lost, or counted where they were not answered; batches that are not
+    shared; CPU threads that are not given back."""
+    model.save(tmp_path / "model")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        arguments = ["serving", str(tmp_path / "model"), CAPTIONS[0], CAPTIONS[1]]
+        arguments += ["--clients", "3", "--requests", "6", "--candidates", "2", "--repeats", "2"]
+        assert benchmark.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["2"]
+    assert found["answered"] == found["asked"] == len(found["waits"]) == 12
+    assert len(found["sample"]) == len(found["served"]) == 2
+    assert 2 <= found["mean_batch"] <= 6
+    assert "12 of 12 answered" in capsys.readouterr().out
+
+
 def test_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Memory of this process, or of torch itself, in the place of the weights' own."""
     config = tmp_path / "config.yaml"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dalle1
 from dalle1 import Model, Preview, Result, SamplingOptions
-from dalle1.common.hardware import release_threads
+from dalle1.common.hardware import released_threads
 from dalle1.generation.generator import Generator
 from dalle1.serving.requests import (
     Cancelled,
@@ -150,10 +150,13 @@ def test_the_queue_computes_with_the_threads_that_it_is_given(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert release_threads() == 3
-        with SamplingWorker({"tiny": model}, threads=3) as worker:
+        with (
+            released_threads() as threads,
+            SamplingWorker({"tiny": model}, threads=threads) as worker,
+        ):
             worker.submit(ask()).result(SECONDS)
             assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
         torch.set_num_threads(2)
         with SamplingWorker({"tiny": model}) as worker:
             worker.submit(ask()).result(SECONDS)
