@@ -36,8 +36,8 @@ class SamplingWorker:
             models: by name; at least one.
             limits: None: the defaults.
             threads: of the CPU, that a queue computes with; None: as many as this thread. Drawing
-                on a CPU is up to twice as fast where no other thread has computed with more than
-                one (`common.hardware.released_threads`).
+                on a CPU is up to 2.5 times as fast where no other thread has computed with
+                more than one (`common.hardware.released_threads`).
 
         Raises:
             ValueError: there is no model, or one has weights that are not finite.

@@ -39,10 +39,10 @@ class Drawings:
             ValueError: the folder holds no model that draws.
         """
         try:
-            self._model = load(settings.model, ranker="none")
+            self._model = load(settings.model, ranker="none").to("cpu", dtype)
         except ValueError as error:
             raise ValueError(f"drawings.model: {error}") from error
-        self._dtype, self._candidates = dtype, settings.candidates
+        self._candidates = settings.candidates
         options = SamplingOptions(temperature=settings.temperature)
         self._drawer = PartDrawer(self._model.prior, options)
 
@@ -52,9 +52,7 @@ class Drawings:
 
     def to(self, device: torch.device) -> Drawings:
         """Moves the model, where it is elsewhere; returns itself."""
-        if self._model.device != device or self._dtype is not None:
-            self._model.to(device, self._dtype)
-            self._dtype = None
+        self._model.to(device)
         return self
 
     @torch.no_grad()
