@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from dalle1.common.weights import check_finite, device_of, in_32_bits, quick_fin
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
+from dalle1.generation.ranking import score_images
 from dalle1.hub.access import HubAccess
 from dalle1.hub.finding import find_folder
 from dalle1.hub.uploading import push
@@ -230,7 +232,7 @@ class Model:
         """The ranker's scores of images for a caption or captions; see `dalle1.rank`."""
         if self.ranker is None:
             raise ValueError("the model has no ranker to score with; its folder names none")
-        return rank_images(self.ranker, captions, images)
+        return _scores(partial(score_images, self, self.ranker), captions, images)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes the model's folder; `dalle1.load` opens it.
@@ -352,15 +354,25 @@ def _as_tokens(tokens: Tensor) -> Tensor:
 def rank_images(
     ranker: Ranker, captions: str | Iterable[str], images: ImageLike | Iterable[ImageLike]
 ) -> Tensor:
-    """Scores of images for a caption, float32 [images], or for captions, [captions, images].
+    """A ranker's own scores of images for a caption, float32 [images], or for captions, [captions,
+    images].
 
     images: see `read_images`. Raises ValueError where there are none, or they or the captions do
     not fit.
     """
+    return _scores(ranker.score, captions, images)
+
+
+def _scores(
+    score: Callable[[Sequence[str], Tensor], Tensor],
+    captions: str | Iterable[str],
+    images: ImageLike | Iterable[ImageLike],
+) -> Tensor:
+    """`rank_images` by a function of captions and pixels, [b, 3, H, W], as `Ranker.score` is."""
     texts, one = as_captions(captions)
     found = read_images(images)
     with cuts_told_once():
-        parts = [ranker.score(texts, batch) for batch in image_batches(found)]
+        parts = [score(texts, batch) for batch in image_batches(found)]
     scores = torch.cat(parts, dim=1)
     return scores[0] if one else scores
 
@@ -388,7 +400,8 @@ def load(
             front of a name says that no folder is meant.
         ranker: in place of the folder's own, which is then not opened. A ranker; or the name of
             one, see `registry.open_ranker`: another folder, "open_clip:ViT-B-32/laion2b_s34b_b79k",
-            "hf:google/siglip-base-patch16-224", "likelihood" or "perplexity"; or "none". Weights
+            "hf:google/siglip-base-patch16-224", "likelihood" or "perplexity", or one with its
+            weight, "runs/clip/model+0.002*likelihood"; or "none". Weights
             that a name stands for are downloaded by the package that knows the name, and by
             nothing else.
         revision: of a name on the Hub: a branch, a tag or a commit; None: the newest.

@@ -7,6 +7,7 @@ one's own. Such a package may name a module that registers its kinds as an entry
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -53,6 +54,8 @@ NAMED_RANKERS: dict[str, tuple[Kind, Callable[[str], BaseModel]]] = {
         dalle1.clip.from_transformers.HuggingFaceConfig.from_name,
     ),
 }
+# A ranker and what a nat of the model's log-likelihood adds to its scores.
+SUM = re.compile(r"(?P<ranker>.+)\+(?P<weight>[^+*]*)\*likelihood")
 # Rankers that need no more than a word.
 MEASURES = {"likelihood": "log_prob", "perplexity": "perplexity"}
 
@@ -132,12 +135,15 @@ def open_ranker(name: str | Path) -> Any:
     Args:
         name: a folder of ours that holds a ranker, or the name of a model that comes with the
             library; `open_clip:MODEL/PRETRAINED`; `hf:NAME`, a folder or repository of Hugging
-            Face's; `likelihood` or `perplexity`, by the model that it ranks for.
+            Face's; `likelihood` or `perplexity`, by the model that it ranks for; or one of the
+            first three with `+WEIGHT*likelihood`, which sets `likelihood_weight` of its config.
 
     Raises:
         ValueError: it is none of these, or it cannot be opened.
     """
     text = str(name)
+    if found := SUM.fullmatch(text):
+        return _with_likelihood(open_ranker(found["ranker"]), found["weight"], text)
     if text in MEASURES:
         kind = dalle1.generation.likelihood.KIND
         return kind.module(kind.config(measure=MEASURES[text]))
@@ -148,12 +154,29 @@ def open_ranker(name: str | Path) -> Any:
     folder = models.find(expand_home(text))
     if not folder.is_dir():
         raise ValueError(
-            "ranker: expected a folder, open_clip:MODEL/PRETRAINED, hf:NAME, likelihood or "
-            f"perplexity, got {text!r}"
+            "ranker: expected a folder, open_clip:MODEL/PRETRAINED, hf:NAME, one of these with "
+            f"+WEIGHT*likelihood, likelihood or perplexity, got {text!r}"
         )
     if not has_part("ranker", folder):
         raise ValueError(f"ranker: expected a folder that holds a ranker, got {text!r}")
     return load("ranker", folder)
+
+
+def _with_likelihood(ranker: Any, weight: str, name: str) -> Any:
+    """The ranker with another `likelihood_weight`; name: what was given, for the ValueErrors."""
+    config = getattr(ranker, "config", None)
+    if "likelihood_weight" not in getattr(type(config), "model_fields", {}):
+        raise ValueError(
+            f"ranker: {name!r} adds a likelihood to {type(ranker).__name__}, whose config has no "
+            "likelihood_weight; take a CLIP or another dual encoder"
+        )
+    try:
+        ranker.config = type(config)(**{**dict(config), "likelihood_weight": float(weight)})
+    except ValueError:  # not a number, or one that the config refuses
+        raise ValueError(
+            f"ranker: expected a weight of at least 0 in front of *likelihood, got {weight!r}"
+        ) from None
+    return ranker
 
 
 def ranker_name(kind: Kind, config: Any) -> str | None:

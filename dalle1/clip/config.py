@@ -1,19 +1,47 @@
-"""The shape of a CLIP: a text transformer, and a ViT or a ResNet for the images."""
+"""The shape of a CLIP: a text transformer, and a ViT or a ResNet for the images; and what the
+configs of all dual encoders have in common."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 RESNET_STRIDE = 32  # pixels of the side of what a ResNet's last map has one position for
 BLOCK_EXPANSION = 32  # a ResNet's last map has so many channels for each of vision_width
 
 
-class CLIPConfig(BaseModel):
-    """Shape of a CLIP; the defaults are ViT-B/32."""
+class RankerConfig(BaseModel):
+    """How a ranker's scores are used; the configs of dual encoders add to it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    likelihood_weight: float = Field(
+        0.0,
+        ge=0,
+        description="what a model draws is ranked by the score plus so many times ln p(image "
+        "tokens | caption) of the model, in nats; 0: by the score alone",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a weight of 0: a ranker's file and fingerprint are then what they were before
+        rankers had one."""
+        described: dict[str, Any] = handler(self)
+        if not self.likelihood_weight:
+            described.pop("likelihood_weight", None)
+        return described
+
+
+class CLIPConfig(RankerConfig):
+    """Shape of a CLIP; the defaults are ViT-B/32."""
 
     embedding: int = Field(512, ge=1, description="width of the shared embedding")
     image_size: int = Field(224, ge=1, description="side of the images, in pixels")

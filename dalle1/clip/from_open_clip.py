@@ -16,9 +16,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from dalle1.clip.config import RankerConfig
 from dalle1.clip.ranker import PackagedEncoder
 from dalle1.common.extras import import_extra, one_line
 from dalle1.common.files import expand_home
@@ -34,10 +35,8 @@ RANDOM_WEIGHTS = "initialized randomly"  # what open_clip warns of before we rea
 _NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
 
-class OpenCLIPConfig(BaseModel):
+class OpenCLIPConfig(RankerConfig):
     """Which model of open_clip, and which weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="name of the architecture, or hf-hub:NAME, or local-dir:FOLDER")
     pretrained: str | None = Field(

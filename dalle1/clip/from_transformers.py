@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from dalle1.clip.config import RankerConfig
 from dalle1.clip.ranker import PackagedEncoder
 from dalle1.common.extras import import_extra, one_line
 from dalle1.common.files import expand_home
@@ -27,10 +28,8 @@ BILINEAR, BICUBIC = 2, 3
 LONGEST_CAPTION = 512  # positions; some tokenizers name an endless length
 
 
-class HuggingFaceConfig(BaseModel):
+class HuggingFaceConfig(RankerConfig):
     """Which model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="folder, or repository of the hub")
 

@@ -50,6 +50,7 @@ from dalle1.evaluation.metrics import (
     ranker_network,
 )
 from dalle1.evaluation.tables import by_group_and_kind, spread
+from dalle1.generation.ranking import likelihood_weight
 from dalle1.model import Model
 from dalle1.protocols import EmbeddingRanker
 
@@ -317,9 +318,9 @@ def network_names(model: Model, settings: RankSettings) -> dict[str, str]:
 
     FID and Inception Score of the ranker's embeddings get names of their own: they are smaller by
     far than those of the Inception network, and compare runs with the same ranker alone. Only the
-    score of a ranker with embeddings is a CLIP score.
+    score of a ranker with embeddings, to which no likelihood is added, is a CLIP score.
     """
-    embeds = isinstance(model.ranker, EmbeddingRanker)
+    embeds, weight = isinstance(model.ranker, EmbeddingRanker), likelihood_weight(model.ranker)
     features, fid, inception_score = "none", "FID", "Inception Score"
     if settings.inception is not None:
         features = "Inception network of 2015"
@@ -333,7 +334,7 @@ def network_names(model: Model, settings: RankSettings) -> dict[str, str]:
         "features": features,
         "fid": fid,
         "inception_score": inception_score,
-        "clip_score": "CLIP score" if embeds else "ranker's score",
+        "clip_score": "CLIP score" if embeds and not weight else "ranker's score",
     }
 
 

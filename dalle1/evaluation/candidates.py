@@ -249,7 +249,8 @@ def _append(
     path, count = path_of(_folder(settings), caption), len(drawn.tokens)
     attributes = len(judged.attributes) if judged else 0
     checks = torch.full((count, attributes), NOT_JUDGED, dtype=torch.int8)
-    new = CaptionCandidates(drawn.tokens, score_candidates(model.ranker, caption, drawn), checks)
+    scores = score_candidates(model, model.ranker, caption, drawn)
+    new = CaptionCandidates(drawn.tokens, scores, checks)
     parts = [_load(path), new] if path.exists() else [new]
     joined = CaptionCandidates(
         torch.cat([c.tokens for c in parts]),

@@ -78,7 +78,8 @@ class RankSettings(DataSettings):
     ranker: str | None = Field(
         None,
         description="in place of the model's own: a folder with a ranker, "
-        "'open_clip:MODEL/PRETRAINED', 'hf:NAME', 'likelihood' or 'perplexity'; null: its own",
+        "'open_clip:MODEL/PRETRAINED', 'hf:NAME', one of these with '+WEIGHT*likelihood', "
+        "'likelihood' or 'perplexity'; null: its own",
     )
     caption_key: str = Field("txt", description="txt, or the name of a key of the json")
     caption_seed: int | None = Field(

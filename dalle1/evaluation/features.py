@@ -45,6 +45,7 @@ from dalle1.evaluation.judged import JudgedData, Prompt
 from dalle1.evaluation.metrics import BATCH, FeatureNetwork, blurred
 from dalle1.evaluation.prompts import data_digest, true_images
 from dalle1.generation.images import decode
+from dalle1.generation.ranking import score_images
 from dalle1.model import Model
 from dvae.calls import trusted
 
@@ -192,7 +193,7 @@ def _of_caption(
     soft = torch.cat([blurred(squares, radius) for radius in radii])  # [r * n, 3, side, side]
     features, logits = folder.network(soft)
     with trusted():
-        scores = model.ranker.score([caption], soft)[0]
+        scores = score_images(model, model.ranker, [caption], soft)[0]
     correct = torch.zeros(len(soft) if folder.judged else 0, dtype=torch.int8)
     if folder.judged:
         for i in range(len(soft)):

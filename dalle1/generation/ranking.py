@@ -1,6 +1,11 @@
-"""Candidates of a caption, scored: by their tokens where the ranker reads those, else as images.
+"""Candidates of a caption, scored: by their tokens where the ranker reads those, else as images;
+and with the likelihood that the model gives them, where the ranker's config says so.
 
-Dimensions: b candidates, r c rows and columns of the token grid.
+A CLIP tells what an image shows; it has seen true images alone and does not tell a good drawing of
+it from a bad one. The model's likelihood does, and does not know captions as well.
+
+Dimensions: c captions, b candidates or images, r c rows and columns of the token grid, H W image
+height and width.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from torch import Tensor
 
 from dalle1.common.images import to_pil
 from dalle1.generation.batches import CaptionImages
+from dalle1.generation.likelihood import LikelihoodRanker
 from dalle1.generation.requests import DrawRequest
 from dalle1.protocols import Ranker, TokenModel, TokenRanker
 from dvae.calls import trusted
@@ -43,7 +49,7 @@ def best_images(
     scores = torch.full((len(drawn.tokens),), float("nan"))
     order = torch.arange(request.keep)
     if ranker is not None:
-        scores = score_candidates(ranker, caption, drawn)
+        scores = score_candidates(model, ranker, caption, drawn)
         order = scores.argsort(descending=True, stable=True)[: request.keep]
     best = _chosen(model, drawn, scores, order, request.first)
     if request.of_fewer and ranker is not None:
@@ -86,9 +92,34 @@ def best_of_fewer(scores: Sequence[float], keep: int) -> list[int]:
     return found
 
 
-def score_candidates(ranker: Ranker, caption: str, drawn: CaptionImages) -> Tensor:
-    """The ranker's scores of a caption's candidates: float32 [b]."""
+def likelihood_weight(ranker: Ranker | None) -> float:
+    """What a nat of the model's log-likelihood adds to the ranker's scores; 0 where its config says
+    nothing of it."""
+    return float(getattr(getattr(ranker, "config", None), "likelihood_weight", 0.0))
+
+
+def score_candidates(
+    model: TokenModel, ranker: Ranker, caption: str, drawn: CaptionImages
+) -> Tensor:
+    """The scores, float32 [b], of a caption's candidates that the model drew."""
+    weight = likelihood_weight(ranker)
     with trusted():  # a codec's images; an error here would lose them
         if isinstance(ranker, TokenRanker):
-            return ranker.score_tokens([caption], drawn.tokens)[0]
-        return ranker.score([caption], drawn.images)[0]
+            scores = ranker.score_tokens([caption], drawn.tokens)[0]
+        else:
+            scores = ranker.score([caption], drawn.images)[0]
+        if weight > 0:
+            likelihood = LikelihoodRanker(model=model)
+            scores = scores + weight * likelihood.score_tokens([caption], drawn.tokens)[0]
+    return scores
+
+
+def score_images(
+    model: TokenModel, ranker: Ranker, captions: Sequence[str], images: Tensor
+) -> Tensor:
+    """The scores, float32 [c, b], of images, floats [b, 3, H, W] in [0, 1], whose tokens are not
+    known; where the likelihood counts, the model's codec encodes them."""
+    scores, weight = ranker.score(captions, images), likelihood_weight(ranker)
+    if weight > 0:
+        scores = scores + weight * LikelihoodRanker(model=model).score(captions, images)
+    return scores

@@ -34,6 +34,7 @@ PARTS = {
 FREE = {
     "init_std",
     "init_gain",
+    "likelihood_weight",
     "text_loss_weight",
     "variant.embedding_gradient",
     "variant.first_token_as_text",
