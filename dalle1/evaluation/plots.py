@@ -119,7 +119,10 @@ def _shade(place: int, of: int) -> Any:
 
 
 class Figure:
-    """A context manager that gives the axes of a figure and writes it when the block ends."""
+    """A context manager that gives the axes of a figure and writes it when the block ends.
+
+    After an error the file is as before.
+    """
 
     def __init__(self, path: Path, panels: int, columns: int = 4) -> None:
         columns = min(columns, panels)
@@ -130,14 +133,17 @@ class Figure:
             rows, columns, figsize=(4.2 * columns, 3.5 * rows), squeeze=False, layout="constrained"
         )
         self.panels = list(axes.flat[:panels])
+        for unused in axes.flat[panels:]:  # of the last row
+            unused.remove()
 
     def __enter__(self) -> list[Any]:
         return self.panels
 
-    def __exit__(self, *error: object) -> None:
-        with replacing(self.path) as temporary:
-            ending = self.path.suffix[1:].lower() or None
-            self.figure.savefig(temporary, dpi=120, format=ending)
+    def __exit__(self, error: object, *details: object) -> None:
+        if error is None:
+            with replacing(self.path) as temporary:
+                ending = self.path.suffix[1:].lower() or None
+                self.figure.savefig(temporary, dpi=120, format=ending)
         self.plt.close(self.figure)
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dalle1.common.files import write_text
-from dalle1.evaluation.plots import Figure
+from dalle1.evaluation.plots import Figure, pyplot
 from dalle1.findings.base import Curve, Finding, Measure, Measurements, Options, Prediction
 from dalle1.findings.statistics import Estimate, difference, estimate
+
+COLORS = 10  # that matplotlib gives to lines one after the other
+LEVEL = 36  # letters of the names of arms that stand side by side below a panel
 
 Found = Mapping[tuple[str, int], Measurements]  # by arm and seed
 
@@ -153,11 +156,14 @@ def _plot_measure(axes: Any, finding: Finding, found: Found, measure: Measure) -
     for place, arm in enumerate(finding.arms):
         values = list(by_seed(found, arm.name, measure.name).values())
         if values:
-            e, color = estimate(values), f"C{place}"
+            e, color = estimate(values), _color(finding, place)
             axes.errorbar(place, e.mean, e.half, fmt="_", color=color, capsize=6, markersize=14)
             axes.plot([place] * len(values), values, "o", color=color, alpha=0.5, markersize=4)
     names = [arm.name for arm in finding.arms]
-    axes.set_xticks(range(len(names)), names, fontsize=8, rotation=20 if len(names) > 3 else 0)
+    slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(
+        range(len(names)), names, fontsize=8, **(slanted if sum(map(len, names)) > LEVEL else {})
+    )
     axes.set(title=measure.label, xlim=(-0.5, len(names) - 0.5))
     axes.grid(axis="y", alpha=0.3)
 
@@ -170,7 +176,7 @@ def _plot_curve(axes: Any, finding: Finding, found: Found, curve: Curve) -> None
             continue
         places = sorted(set.intersection(*(set(line) for line in lines)))
         values = [[line[x] for line in lines] for x in places]
-        color = f"C{place}"
+        color = _color(finding, place)
         axes.plot(places, [sum(v) / len(v) for v in values], color=color, label=arm.name)
         low, high = [min(v) for v in values], [max(v) for v in values]
         axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
@@ -181,4 +187,14 @@ def _plot_curve(axes: Any, finding: Finding, found: Found, curve: Curve) -> None
     axes.set(title=curve.label, xlabel=curve.x)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=7)
+        beside = len(finding.arms) > COLORS  # many names would cover the lines
+        axes.legend(
+            fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {})
+        )
+
+
+def _color(finding: Finding, place: int) -> Any:
+    """The color of the arm at a place, another one for each arm."""
+    if len(finding.arms) <= COLORS:
+        return f"C{place}"
+    return pyplot().get_cmap("turbo")(place / (len(finding.arms) - 1))

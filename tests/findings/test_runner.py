@@ -19,6 +19,7 @@ from dalle1.findings.base import (
     Prediction,
     Settings,
 )
+from dalle1.findings.report import _color
 from dalle1.findings.results import runs_of
 from dalle1.findings.runner import run_findings
 from dalle1.findings.workspace import Workspace
@@ -69,6 +70,17 @@ def test_report_compares_the_arms(tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert run_findings([finding(factor=-1.0)], [0, 1, 2], Options(), other)
     assert report_of(other)["predictions"][0]["outcome"] == "contradicts"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("arms", [2, 14])
+def test_each_arm_has_a_color_of_its_own(arms: int, tmp_path: Path) -> None:
+    """The eleventh arm in the first one's color, which nobody can tell apart; a legend over the
+    lines."""
+    more = tuple(Arm(f"arm {i}", "is another") for i in range(arms - 2))
+    many = replace(finding(), arms=(*finding().arms, *more))
+    colors = [_color(many, place) for place in range(arms)]
+    assert len(set(colors)) == arms
+    assert colors[:2] == ["C0", "C1"] or arms > 10
 
 
 def test_resumes_at_the_first_run_without_a_result(tmp_path: Path) -> None:
