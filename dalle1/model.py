@@ -26,6 +26,7 @@ from dalle1.common.files import expand_home, make_folder, write_text
 from dalle1.common.image_inputs import ImageLike, image_batches, read_images
 from dalle1.common.origins import CARD, Origin, origins_text, read_origins, write_origins
 from dalle1.common.weights import check_finite, device_of, in_32_bits, quick_fingerprint
+from dalle1.generation.defaults import SamplingDefaults, read_sampling, write_sampling
 from dalle1.generation.generator import complete_text
 from dalle1.generation.images import image_size
 from dalle1.generation.options import SamplingOptions, candidate_uniforms
@@ -77,6 +78,7 @@ class Model:
                 )
         self.tokenizer, self.prior, self.codec = tokenizer, prior, in_32_bits(codec)
         self.origins: dict[str, Origin] = {}  # of parts that others have trained, by role
+        self.sampling = SamplingDefaults()  # where a caller says nothing; `save` keeps it
         self.ranker = ranker
         for part in (prior, codec):
             if isinstance(part, nn.Module):
@@ -252,6 +254,7 @@ class Model:
             save_part(kind, parts[role], folder, dtype)
         if self.ranker is None:
             write_section(folder, "ranker", None)
+        write_sampling(folder, self.sampling)
         write_origins(folder, self.origins)
         _remove_files_of_others(folder, kinds)
         write_text(folder / CARD, self.card())
@@ -424,6 +427,7 @@ def load(
     kind = config.get("tokenizer", {}).get("kind", "bpe")
     tokenizer = registry.load_tokenizer(folder / TOKENIZER, kind)
     model = Model(tokenizer, prior, registry.load("codec", folder), opened)
+    model.sampling = read_sampling(folder)
     origins = read_origins(folder)
     model.origins = {r: o for r, o in origins.items() if r != "ranker" or ranker is None}
     if folder.resolve().parent == models.folder().resolve():

@@ -164,8 +164,8 @@ def open_ranker(name: str | Path) -> Any:
 
 def _with_likelihood(ranker: Any, weight: str, name: str) -> Any:
     """The ranker with another `likelihood_weight`; name: what was given, for the ValueErrors."""
-    config = getattr(ranker, "config", None)
-    if "likelihood_weight" not in getattr(type(config), "model_fields", {}):
+    config: BaseModel | None = getattr(ranker, "config", None)
+    if config is None or "likelihood_weight" not in type(config).model_fields:
         raise ValueError(
             f"ranker: {name!r} adds a likelihood to {type(ranker).__name__}, whose config has no "
             "likelihood_weight; take a CLIP or another dual encoder"

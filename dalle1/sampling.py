@@ -22,8 +22,8 @@ from dalle1.common.image_inputs import ImageLike
 from dalle1.common.progress import progress_bar
 from dalle1.common.weights import dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.generation.notebook import PREVIEW_IMAGES, open_preview_cell
-from dalle1.generation.options import SamplingOptions
 from dalle1.generation.previews import Preview as Preview
 from dalle1.generation.previews import Previews
 from dalle1.generation.ranking import BestImages, best_images
@@ -42,10 +42,10 @@ def sample(
     model: Model | str | Path | None = None,
     candidates: int = 512,
     keep: int = 8,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     image: ImageLike | None = None,
     rows: int = 0,
     seed: int = 0,
@@ -73,7 +73,9 @@ def sample(
         candidates: drawn for each caption.
         keep: returned for each caption. A model without a ranker needs keep = candidates, and
             returns them with scores of NaN.
-        temperature, top_k, top_p, guidance: see `SamplingOptions`.
+        temperature, guidance: see `SamplingOptions`; None: as the model's folder says, or else the
+            paper's 1 (`Model.sampling`).
+        top_k, top_p: see `SamplingOptions`.
         image: an image to complete: PIL's, a file, or pixels (see `rank`).
         rows: token rows of `image` that every candidate begins with.
         seed: candidate i depends on (seed, caption, i) alone.
@@ -94,11 +96,12 @@ def sample(
         ValueError: an argument does not fit. It is raised before anything is drawn.
     """
     captions, _ = as_captions(captions)
+    asked = (temperature, top_k, top_p, guidance, window)
     request = DrawRequest(
         tuple(captions),
         as_int(candidates, "candidates"),
         as_int(keep, "keep"),
-        SamplingOptions(temperature, top_k, top_p, guidance, window),
+        SamplingDefaults().options(*asked),  # wrong ones are told of before a model is opened
         as_int(seed, "seed"),
         as_int(rows, "rows"),
         first=as_int(first_candidate, "first_candidate"),
@@ -107,6 +110,7 @@ def sample(
     preview_rows = as_int(preview_rows, "preview_rows")
     model = resolve(model)
     model.check_finite()
+    request = replace(request, options=model.sampling.options(*asked))
     if on_step is not None and not callable(on_step):
         raise ValueError(f"on_step: expected a function, got {type(on_step).__name__}")
     if batch_size is not None and batch_size < 1:

@@ -42,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=int, default=8, help="kept for each caption, best first")
     parser.add_argument("--first-candidate", type=int, default=0, help="number of the first")
     parser.add_argument("--out", type=as_path, default=Path("out"), help="folder for the images")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
+    parser.add_argument(
+        "--temperature", type=float, help="0: the likeliest token (default: the model's, or else 1)"
+    )
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this mass")
-    parser.add_argument("--guidance", type=float, default=1.0, help="1: none")
+    parser.add_argument("--guidance", type=float, help="1: none (default: the model's, or else 1)")
     parser.add_argument("--image", type=as_path, help="image whose first rows are kept")
     parser.add_argument("--rows", type=int, default=0, help="token rows of --image to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers")

@@ -75,7 +75,7 @@ class Request:
         captions: one or a few.
         candidates: drawn for each caption.
         keep: returned for each caption; all candidates where the model has no ranker.
-        options: how tokens are drawn.
+        options: how tokens are drawn; `Model.sampling.options()` for what a model's folder says.
         seed: candidate i of a caption depends on (seed, caption, i) alone.
         image: an image to complete.
         rows: token rows of `image` that every candidate begins with.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from dalle1 import models, registry
 from dalle1.common.origins import TRAINED_FURTHER, Origin, read_origins
 from dalle1.common.weights import fingerprint
+from dalle1.generation.defaults import SamplingDefaults, read_sampling
 from dalle1.training.config import RunConfig
 from dalle1.training.stages.text_tokenizer import open_tokenizer, read_alike
 from dvae.storage import Kind, has_part, read_config, read_shape, read_weights
@@ -207,6 +209,19 @@ def passed_on(config: RunConfig, exported: Path) -> dict[str, Origin]:
         if folder is not None and (origin := _origins_of(Path(folder)).get(role)):
             found[role] = origin
     return found
+
+
+def sampling_passed_on(config: RunConfig, exported: Path) -> SamplingDefaults:
+    """What a run's model is drawn with where nobody says: as its own folder has it, of an earlier
+    save, or else the model that it began with."""
+    if config.stage != "dalle":
+        return SamplingDefaults()
+    for folder in (exported, *([Path(config.init)] if config.init else [])):
+        with suppress(ValueError):  # gone, or nothing is there yet
+            found = read_sampling(folder)
+            if found != SamplingDefaults():
+                return found
+    return SamplingDefaults()
 
 
 def _origins_of(folder: Path) -> dict[str, Origin]:

@@ -121,7 +121,7 @@ def _main_fields(visitors: Visitors) -> Components:
 
 def _options(visitors: Visitors) -> Components:
     default, most = Form(), visitors.worker.limits.candidates
-    ranked = next(iter(visitors.shapes.values())).ranked
+    shape = next(iter(visitors.shapes.values()))
     parts: Components = {}
     with gr.Row():
         parts["candidates"] = gr.Slider(
@@ -131,7 +131,7 @@ def _options(visitors: Visitors) -> Components:
             step=1,
             label="Candidates",
             info="drawn for each caption; the best of more are better",
-            visible=ranked,
+            visible=shape.ranked,
         )
         parts["keep"] = gr.Slider(
             1,
@@ -143,10 +143,10 @@ def _options(visitors: Visitors) -> Components:
         )
     with gr.Row():
         parts["temperature"] = gr.Slider(
-            0, 2, default.temperature, step=0.05, label="Temperature", info="lower is calmer"
+            0, 2, shape.sampling.temperature, step=0.05, label="Temperature", info="lower is calmer"
         )
         parts["guidance"] = gr.Slider(
-            0, 8, default.guidance, step=0.25, label="Guidance", info="1: none"
+            0, 8, shape.sampling.guidance, step=0.25, label="Guidance", info="1: none"
         )
         parts["top_k"] = gr.Number(0, label="Top k", info="likeliest tokens; 0: all", precision=0)
         parts["top_p"] = gr.Slider(
@@ -245,15 +245,16 @@ def _connect_filling(visitors: Visitors, parts: Components) -> None:
         try:
             shape = visitors.shape(model)
         except ValueError as error:
-            return [gr.skip(), gr.skip(), mistake(error)]
+            return [gr.skip()] * 4 + [mistake(error)]
         rows = gr.update(maximum=shape.grid[0] - 1, value=0)
-        return [rows, gr.update(visible=shape.ranked), status("")]
+        own = shape.sampling
+        candidates = gr.update(visible=shape.ranked)
+        return [rows, candidates, own.temperature, own.guidance, status("")]
 
     parts["picture"].upload(upload, [parts["picture"], parts["model"]], changed, **_quietly())
     parts["pictures"].select(use, parts["model"], changed, **_quietly())
-    parts["model"].change(
-        choose, parts["model"], [parts["rows"], parts["candidates"], parts["status"]], **_quietly()
-    )
+    chosen = [parts[name] for name in ("rows", "candidates", "temperature", "guidance", "status")]
+    parts["model"].change(choose, parts["model"], chosen, **_quietly())
     dim = (
         "(rows, model) => document.documentElement.style.setProperty('--d1-kept', "
         f"rows / {json.dumps(rows)}[model])"

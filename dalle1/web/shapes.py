@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.generation.images import image_size
 from dalle1.model import Model
 
@@ -18,6 +19,7 @@ class ModelShape:
         drawn_size: width and height of the images that it draws.
         ranked: whether it has a ranker; without one the first candidates are shown.
         fingerprint: see `Model.fingerprint`; PNGs name it.
+        sampling: what the form begins with.
     """
 
     grid: tuple[int, int]
@@ -25,6 +27,7 @@ class ModelShape:
     drawn_size: tuple[int, int]
     ranked: bool
     fingerprint: str
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 def shape_of(model: Model) -> ModelShape:
@@ -37,4 +40,5 @@ def shape_of(model: Model) -> ModelShape:
         drawn_size=(width, height),
         ranked=model.ranker is not None,
         fingerprint=model.fingerprint(),
+        sampling=model.sampling,
     )

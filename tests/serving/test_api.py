@@ -18,6 +18,7 @@ from PIL import Image
 
 import dalle1
 from dalle1 import Model
+from dalle1.generation.defaults import SamplingDefaults
 from tests.conftest import ModelMaker
 from tests.serving.conftest import Served, serving
 
@@ -90,6 +91,18 @@ def test_generations(client: Any, model: Model) -> None:
     assert scores == sorted(scores, reverse=True) and response.seed == 5
     # 3 words and of each of 9 candidates 16 positions.
     assert response.usage.input_tokens == 3 and response.usage.output_tokens == 144
+
+
+def test_the_models_own_sampling(
+    client: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that says nothing and gets worse images than the library's."""
+    monkeypatch.setattr(model, "sampling", SamplingDefaults(temperature=0.5, guidance=2))
+    for options in ({}, {"temperature": 1.0}, {"guidance": 1.0}):
+        body = {"seed": 3, "candidates": 4, **options}
+        response = client.images.generate(prompt=CAPTION, extra_body=body)
+        expected = {"temperature": 0.5, "guidance": 2.0, **options}
+        assert pixels(images_of(response)) == drawn(model, seed=3, **expected)
 
 
 def test_without_a_seed_images_differ(client: Any, model: Model) -> None:

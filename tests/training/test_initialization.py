@@ -17,9 +17,10 @@ import dalle1
 from dalle1 import registry
 from dalle1.common.weights import fingerprint
 from dalle1.data import shapes
+from dalle1.generation.defaults import SamplingDefaults, read_sampling, write_sampling
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig
-from dalle1.training.initialization import with_initial_parts
+from dalle1.training.initialization import sampling_passed_on, with_initial_parts
 from dalle1.training.trainer import Trainer
 
 from .conftest import run_until, tiny
@@ -77,6 +78,22 @@ def test_a_run_begins_with_the_models_weights(
             "a red circle", model=tmp_path / "run" / "model", candidates=2, keep=1, progress=False
         ).images
         assert image[0].size == (16, 16)
+
+
+def test_a_fine_tuned_model_is_drawn_as_the_former_one(
+    shards: str, models: Path, tmp_path: Path
+) -> None:
+    """A model that draws worse after fine-tuning, at a temperature that it was not meant for."""
+    folder = tmp_path / "former"
+    shutil.copytree(models / "dalle" / "model", folder)
+    write_sampling(folder, SamplingDefaults(temperature=0.5))
+    config = from_model("dalle", shards, tmp_path / "run", models, init=str(folder))
+    exported = tmp_path / "run" / "model"
+    Trainer(config).run()
+    assert read_sampling(exported).temperature == 0.5
+    write_sampling(exported, SamplingDefaults(temperature=0.7))  # its owner has tried others
+    shutil.rmtree(folder)
+    assert sampling_passed_on(config, exported).temperature == 0.7
 
 
 def test_a_run_begins_with_a_model_that_comes_along(

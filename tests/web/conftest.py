@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.generation.generator import Generator
 from dalle1.serving.requests import Limits
 from dalle1.serving.worker import SamplingWorker
@@ -81,6 +82,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
 def worker(make_model: ModelMaker, pace: Pace) -> Iterator[SamplingWorker]:
     """Two models: one that ranks, and one that does not."""
     models = {"tiny": make_model(), "plain": make_model(clip=False, seed=1)}
+    models["plain"].sampling = SamplingDefaults(temperature=0.75)
     with SamplingWorker(models, LIMITS) as worker:
         yield worker
         pace.free()

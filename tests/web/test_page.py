@@ -8,9 +8,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.serving.worker import SamplingWorker
 from dalle1.web.form import FIELDS, Form
-from tests.web.conftest import SECONDS, Pace, Server
+from tests.web.conftest import PAGE, SECONDS, Pace, Server, running
 from tests.web.pictures import BAD, picture
 
 
@@ -88,11 +89,24 @@ def test_a_wrong_event_is_answered(server: Server, event: Any) -> None:
 
 
 def test_models_are_chosen(server: Server) -> None:
-    """A form that keeps the former model's rows and candidates."""
+    """A form that keeps the former model's rows, candidates, temperature and guidance."""
     messages = call(server, "choose", ["plain"])
-    rows, candidates, _ = messages[-1]["output"]["data"]
+    rows, candidates, temperature, guidance, _ = messages[-1]["output"]["data"]
     assert rows["maximum"] == 3 and candidates["visible"] is False
-    assert "d1-mistake" in call(server, "choose", ["other"])[-1]["output"]["data"][2]
+    assert (temperature, guidance) == (0.75, 1)
+    assert "d1-mistake" in call(server, "choose", ["other"])[-1]["output"]["data"][-1]
+
+
+def test_the_form_begins_with_the_models_own(worker: SamplingWorker) -> None:
+    """Pictures of the page that are worse than those of `sample`."""
+    from dalle1.web.server import create_app
+
+    worker.models["tiny"].sampling = SamplingDefaults(temperature=0.9, guidance=1.5)
+    app = create_app(worker, page=PAGE)
+    with running(app) as address:
+        components = config(Server(address, app))["components"]
+    sliders = {c["props"].get("label"): c["props"] for c in components}
+    assert sliders["Temperature"]["value"] == 0.9 and sliders["Guidance"]["value"] == 1.5
 
 
 def test_stop_and_leave_reach_nobody_else(

@@ -54,12 +54,19 @@ class ImagesBody(BaseModel):
     candidates: int | None = Field(
         None, ge=1, le=LARGEST, description="drawn in all, of which the ranker keeps the best n"
     )
-    temperature: float = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="0 takes the likeliest token; the model's own without it"
+    )
     top_k: int | None = Field(None, ge=1, le=LARGEST, description="draw from the k likeliest only")
     top_p: float | None = Field(
         None, gt=0, le=1, description="draw from the likeliest of this mass only"
     )
-    guidance: float = Field(1.0, ge=0, le=100, description="classifier-free guidance; 1 is none")
+    guidance: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="classifier-free guidance; 1 is none; the model's own without it",
+    )
 
 
 class GenerationBody(ImagesBody):

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from dalle1.generation.images import image_size
-from dalle1.generation.options import SamplingOptions
 from dalle1.generation.previews import unfinished_image
 from dalle1.model import Model
 from dalle1.sampling import Result
@@ -71,7 +70,7 @@ class ImageMaker:
             captions=body.prompt,
             candidates=self._candidates(body, n, model),
             keep=n,
-            options=SamplingOptions(body.temperature, body.top_k, body.top_p, body.guidance),
+            options=model.sampling.options(body.temperature, body.top_k, body.top_p, body.guidance),
             seed=secrets.randbits(31) if body.seed is None else body.seed,
             image=image,
             rows=body.rows if isinstance(body, EditBody) else 0,
