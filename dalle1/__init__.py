@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dalle1 import clip, published
     from dalle1.clip import CLIP, CLIPConfig
     from dalle1.generation import decoding
+    from dalle1.generation.defaults import SamplingDefaults
     from dalle1.generation.options import SamplingOptions
     from dalle1.generation.previews import Preview
     from dalle1.generation.result import Result
@@ -31,6 +32,7 @@ __all__ = [
     "Model",
     "Preview",
     "Result",
+    "SamplingDefaults",
     "SamplingOptions",
     "Seq2Seq",
     "Seq2SeqConfig",
@@ -52,6 +54,7 @@ _OWNERS = {
     "Model": "model",
     "Preview": "generation.previews",
     "Result": "generation.result",
+    "SamplingDefaults": "generation.defaults",
     "SamplingOptions": "generation.options",
     "Seq2Seq": "seq2seq.model",
     "Seq2SeqConfig": "seq2seq.config",

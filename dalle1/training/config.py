@@ -12,6 +12,7 @@ from dalle1.clip.config import CLIPConfig
 from dalle1.common.config import Location, Section, load_settings
 from dalle1.data.samples import MAX_ASPECT, MAX_PIXELS
 from dalle1.data.shards.loader import MAX_BAD
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.training.clip_config import DrawingsSettings
 from dalle1.training.vqgan_config import VQGANSettings
@@ -366,6 +367,11 @@ class RunConfig(Section):
         lt=1,
         description="share of the captions of stage dalle that are emptied, for guidance",
     )
+    sampling: SamplingDefaults | None = Field(
+        None,
+        description="what the model of stage dalle is drawn with where nobody says; null: as "
+        "`init` has it, or else the paper's",
+    )
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -391,14 +397,15 @@ class RunConfig(Section):
         if self.stage == "clip":
             optional = {"drawings"}
         if self.stage == "dalle":
-            optional = {"ranker", "execution", "seq2seq"}
+            optional = {"ranker", "execution", "seq2seq", "sampling"}
             if self.seq2seq is not None:
                 own = own - {"transformer"}
             if self.seq2seq is not None and self.transformer is not None:
                 raise ValueError("transformer and seq2seq: one prior is trained, take one out")
             if self.prior is None and self.init is None:
                 raise ValueError("transformer is needed by stage 'dalle', or seq2seq")
-        every = set().union(*needed.values(), {"drawings", "ranker", "execution", "seq2seq"})
+        others = {"drawings", "ranker", "execution", "seq2seq", "sampling"}
+        every = set().union(*needed.values(), others)
         for name in sorted(every):
             given = getattr(self, name) is not None
             if given and name not in own | optional:

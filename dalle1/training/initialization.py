@@ -212,10 +212,12 @@ def passed_on(config: RunConfig, exported: Path) -> dict[str, Origin]:
 
 
 def sampling_passed_on(config: RunConfig, exported: Path) -> SamplingDefaults:
-    """What a run's model is drawn with where nobody says: as its own folder has it, of an earlier
-    save, or else the model that it began with."""
+    """What a run's model is drawn with where nobody says: as the settings have it, or its own
+    folder, of an earlier save, or the model that it began with."""
     if config.stage != "dalle":
         return SamplingDefaults()
+    if config.sampling is not None:
+        return config.sampling
     for folder in (exported, *([Path(config.init)] if config.init else [])):
         with suppress(ValueError):  # gone, or nothing is there yet
             found = read_sampling(folder)

@@ -94,6 +94,8 @@ def test_a_fine_tuned_model_is_drawn_as_the_former_one(
     write_sampling(exported, SamplingDefaults(temperature=0.7))  # its owner has tried others
     shutil.rmtree(folder)
     assert sampling_passed_on(config, exported).temperature == 0.7
+    said = config.model_copy(update={"sampling": SamplingDefaults(guidance=2)})
+    assert sampling_passed_on(said, exported) == SamplingDefaults(guidance=2)
 
 
 def test_a_run_begins_with_a_model_that_comes_along(
