@@ -55,7 +55,9 @@ NAMED_RANKERS: dict[str, tuple[Kind, Callable[[str], BaseModel]]] = {
     ),
 }
 # A ranker and what a nat of the model's log-likelihood adds to its scores.
-SUM = re.compile(r"(?P<ranker>.+)\+(?P<weight>[^+*]*)\*likelihood")
+SUM = re.compile(
+    r"(?P<ranker>.+?)\+(?P<weight>(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)\*likelihood", re.IGNORECASE
+)
 # Rankers that need no more than a word.
 MEASURES = {"likelihood": "log_prob", "perplexity": "perplexity"}
 
@@ -142,8 +144,8 @@ def open_ranker(name: str | Path) -> Any:
         ValueError: it is none of these, or it cannot be opened.
     """
     text = str(name)
-    if found := SUM.fullmatch(text):
-        return _with_likelihood(open_ranker(found["ranker"]), found["weight"], text)
+    if text.rstrip().endswith("likelihood") and "*" in text:
+        return _open_sum(text)
     if text in MEASURES:
         kind = dalle1.generation.likelihood.KIND
         return kind.module(kind.config(measure=MEASURES[text]))
@@ -162,20 +164,27 @@ def open_ranker(name: str | Path) -> Any:
     return load("ranker", folder)
 
 
-def _with_likelihood(ranker: Any, weight: str, name: str) -> Any:
-    """The ranker with another `likelihood_weight`; name: what was given, for the ValueErrors."""
+def adds_likelihood(name: str | Path) -> bool:
+    """Whether a ranker's name asks for the model's likelihood, too."""
+    found = SUM.fullmatch(str(name))
+    return found is not None and float(found["weight"]) > 0
+
+
+def _open_sum(name: str) -> Any:
+    """A ranker with the `likelihood_weight` that its name says."""
+    found = SUM.fullmatch(name)
+    if found is None or "*likelihood" in found["ranker"]:
+        raise ValueError(
+            f"ranker: expected RANKER+WEIGHT*likelihood with a weight of at least 0, got {name!r}"
+        )
+    ranker = open_ranker(found["ranker"])
     config: BaseModel | None = getattr(ranker, "config", None)
     if config is None or "likelihood_weight" not in type(config).model_fields:
         raise ValueError(
             f"ranker: {name!r} adds a likelihood to {type(ranker).__name__}, whose config has no "
             "likelihood_weight; take a CLIP or another dual encoder"
         )
-    try:
-        ranker.config = type(config)(**{**dict(config), "likelihood_weight": float(weight)})
-    except ValueError:  # not a number, or one that the config refuses
-        raise ValueError(
-            f"ranker: expected a weight of at least 0 in front of *likelihood, got {weight!r}"
-        ) from None
+    ranker.config = config.model_copy(update={"likelihood_weight": float(found["weight"])})
     return ranker
 
 
@@ -184,7 +193,8 @@ def ranker_name(kind: Kind, config: Any) -> str | None:
     whose weights lie in the model folder."""
     for scheme, (known, _) in NAMED_RANKERS.items():
         if kind is known:
-            return f"{scheme}:{config.name}"
+            weight = config.likelihood_weight
+            return f"{scheme}:{config.name}" + (f"+{weight!r}*likelihood" if weight else "")
     return None
 
 

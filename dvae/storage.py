@@ -242,8 +242,11 @@ def _upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     if "transformer" in config:  # a full model, whose tokenizer was always of this kind
         result["tokenizer"] = {"kind": "bpe"}
     for name, section in config.items():
-        role, kind = _FORMAT_1.get(name, (name, name))
-        result[role] = {"kind": kind, **section}
+        if name in _FORMAT_1:
+            role, kind = _FORMAT_1[name]
+            result[role] = {"kind": kind, **section}
+        elif name != "format":  # of no part, such as the origins
+            result[name] = section
     return result
 
 

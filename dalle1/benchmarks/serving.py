@@ -22,6 +22,7 @@ import torch
 from dalle1.benchmarks.timing import timed
 from dalle1.common.extras import import_extra
 from dalle1.common.hardware import released_threads
+from dalle1.generation.defaults import SamplingDefaults
 from dalle1.model import Model, load
 from dalle1.sampling import sample
 from dalle1.serving.requests import Limits
@@ -65,6 +66,7 @@ def report_serving(
     report: dict[str, Any] = {}
     with released_threads() as threads:
         model = load(folder).to(device, dtype)
+        model.sampling = SamplingDefaults()  # figures of models that are drawn alike
         ranked = model.ranker is not None
         print(
             f"{requests} requests of {clients} clients, {in_flight} at once each, over HTTP, "

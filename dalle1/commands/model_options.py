@@ -40,7 +40,7 @@ def add_ranker(parser: argparse.ArgumentParser) -> None:
         "--ranker",
         metavar="NAME",
         help="in place of the model's own: a folder with a ranker, open_clip:MODEL/PRETRAINED, "
-        "hf:NAME, one of these with +WEIGHT*likelihood, likelihood, perplexity, or none",
+        "hf:NAME, one of these with '+WEIGHT*likelihood', likelihood, perplexity, or none",
     )
 
 

@@ -104,7 +104,9 @@ class RankSettings(DataSettings):
     )
     seed: int = Field(0, ge=0, description="of the random numbers that candidates are drawn with")
     temperature: float = Field(
-        1.0, description="divides the logits; at least 0, which takes the likeliest token"
+        1.0,
+        description="divides the logits; at least 0, which takes the likeliest token; what the "
+        "model's folder names is not used, so that figures of models compare",
     )
     top_k: int | None = Field(
         None, description="keeps the k likeliest tokens, k at least 1; null: all"
@@ -114,7 +116,9 @@ class RankSettings(DataSettings):
         description="keeps the likeliest tokens of this total probability, in (0, 1]; null: all",
     )
     guidance: float = Field(
-        1.0, description="scale of classifier-free guidance, at least 0; 1: none"
+        1.0,
+        description="scale of classifier-free guidance, at least 0; 1: none; the folder's is not "
+        "used either",
     )
     batch_size: int | None = Field(
         None, ge=1, description="candidates drawn at once; null: what memory holds"

@@ -95,6 +95,11 @@ def run_retrieval(settings: RetrievalSettings, device: str = "cpu", progress: bo
 
 def _open(name: str) -> Ranker:
     """The ranker of a model, which may read captions by the model's tokenizer, or one alone."""
+    if registry.adds_likelihood(name):
+        raise ValueError(
+            f"ranker: expected one that scores images alone, got {name!r}, which adds a model's "
+            "likelihood; take the weight out"
+        )
     if Path(name).is_dir() and has_part("prior", Path(name)):
         found = load(name).ranker
         if found is None:

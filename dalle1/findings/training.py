@@ -13,6 +13,9 @@ from dalle1.training.run_folder import EXPORTED
 from dalle1.training.stages.table import MakeStage, make_stage
 
 PLACES = ("run", "threads", "codec", "ranker", "tokenizer", "init")  # where, not what
+# Settings that came when there were results, and that change nothing where they are null: left out,
+# those results count.
+LATER = ("drawings", "sampling")
 
 
 def run_settings(config: str, overrides: Sequence[str], seed: int) -> Settings:
@@ -30,6 +33,9 @@ def run_settings(config: str, overrides: Sequence[str], seed: int) -> Settings:
     full = load_config(config, [*overrides, f"seed={seed}"]).model_dump(mode="json")
     for name in PLACES:
         if name != "tokenizer" or isinstance(full.get(name), str):
+            full.pop(name, None)
+    for name in LATER:
+        if full.get(name) is None:
             full.pop(name, None)
     full["reader"].pop("shapes_folder")
     return full

@@ -53,6 +53,8 @@ def with_initial_parts(config: RunConfig) -> RunConfig:
         return config
     folder = models.find(config.init)
     config = config.model_copy(update={"init": str(folder)})
+    if config.stage == "dalle" and config.sampling is None:
+        _check_sampling(folder)
     section = PARTS[config.stage][1][_kind(config, folder).name]
     shape = _shape(config, folder)
     given = getattr(config, section)
@@ -114,6 +116,14 @@ def _weights(config: RunConfig, folder: Path, shape: Any) -> dict[str, Tensor]:
     """The weights of the folder's part, mapped; ValueError where they are not of its shape."""
     try:
         return read_weights(_kind(config, folder), shape, folder)
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
+
+
+def _check_sampling(folder: Path) -> None:
+    """ValueError for a mistake in what the folder says of sampling, which would be lost."""
+    try:
+        read_sampling(folder)
     except ValueError as error:
         raise ValueError(f"init: {error}") from error
 
@@ -214,15 +224,11 @@ def passed_on(config: RunConfig, exported: Path) -> dict[str, Origin]:
 def sampling_passed_on(config: RunConfig, exported: Path) -> SamplingDefaults:
     """What a run's model is drawn with where nobody says: as the settings have it, or its own
     folder, of an earlier save, or the model that it began with."""
-    if config.stage != "dalle":
-        return SamplingDefaults()
     if config.sampling is not None:
         return config.sampling
     for folder in (exported, *([Path(config.init)] if config.init else [])):
         with suppress(ValueError):  # gone, or nothing is there yet
-            found = read_sampling(folder)
-            if found != SamplingDefaults():
-                return found
+            return read_sampling(folder)
     return SamplingDefaults()
 
 

@@ -19,7 +19,6 @@ from dalle1.common.files import check_writable
 from dalle1.common.hardware import has_bfloat16, known_peak
 from dalle1.common.origins import add_origins
 from dalle1.data.shards.loader import Batch
-from dalle1.generation.defaults import write_sampling
 from dalle1.protocols import cuts_untold
 from dalle1.training import checkpoints
 from dalle1.training.config import RunConfig, with_precision
@@ -39,12 +38,7 @@ from dalle1.training.engine import (
     make_zero_sharding,
     start_processes,
 )
-from dalle1.training.initialization import (
-    InitialWeights,
-    passed_on,
-    sampling_passed_on,
-    with_initial_parts,
-)
+from dalle1.training.initialization import InitialWeights, passed_on, with_initial_parts
 from dalle1.training.launcher import read_launch
 from dalle1.training.loss_guard import LossGuard
 from dalle1.training.metrics_logger import MetricsLogger
@@ -371,9 +365,7 @@ class Trainer:
                 average = checkpoints.load(path).tensors.under(f"average/{MODEL}")
                 exported = self.folder / EXPORTED
                 origins = passed_on(self.config, exported)
-                sampling = sampling_passed_on(self.config, exported)
                 self.stage.export(self.stage.model_with(average), exported)
-                write_sampling(exported, sampling)
                 add_origins(exported, origins)
             except (OSError, SafetensorError, ValueError) as error:
                 # A full disk raises one of the former, a file that cannot be read back the latter.

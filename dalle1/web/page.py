@@ -122,6 +122,7 @@ def _main_fields(visitors: Visitors) -> Components:
 def _options(visitors: Visitors) -> Components:
     default, most = Form(), visitors.worker.limits.candidates
     shape = next(iter(visitors.shapes.values()))
+    every = [shape.sampling for shape in visitors.shapes.values()]
     parts: Components = {}
     with gr.Row():
         parts["candidates"] = gr.Slider(
@@ -143,10 +144,20 @@ def _options(visitors: Visitors) -> Components:
         )
     with gr.Row():
         parts["temperature"] = gr.Slider(
-            0, 2, shape.sampling.temperature, step=0.05, label="Temperature", info="lower is calmer"
+            0,
+            max(2, *(own.temperature for own in every)),
+            shape.sampling.temperature,
+            step=0.05,
+            label="Temperature",
+            info="lower is calmer",
         )
         parts["guidance"] = gr.Slider(
-            0, 8, shape.sampling.guidance, step=0.25, label="Guidance", info="1: none"
+            0,
+            max(8, *(own.guidance for own in every)),
+            shape.sampling.guidance,
+            step=0.25,
+            label="Guidance",
+            info="1: none",
         )
         parts["top_k"] = gr.Number(0, label="Top k", info="likeliest tokens; 0: all", precision=0)
         parts["top_p"] = gr.Slider(
@@ -241,20 +252,29 @@ def _connect_filling(visitors: Visitors, parts: Components) -> None:
         except ValueError as error:
             return refused(error)
 
-    def choose(model: Any) -> list[Any]:
+    own = [shape.sampling for shape in visitors.shapes.values()]
+
+    def choose(model: Any, temperature: Any, guidance: Any) -> list[Any]:
         try:
             shape = visitors.shape(model)
         except ValueError as error:
             return [gr.skip()] * 4 + [mistake(error)]
         rows = gr.update(maximum=shape.grid[0] - 1, value=0)
-        own = shape.sampling
         candidates = gr.update(visible=shape.ranked)
-        return [rows, candidates, own.temperature, own.guidance, status("")]
+        # What a visitor has chosen, or a picture has filled in, stays.
+        touched = [
+            temperature not in {sampling.temperature for sampling in own},
+            guidance not in {sampling.guidance for sampling in own},
+        ]
+        values = [shape.sampling.temperature, shape.sampling.guidance]
+        begun = [gr.skip() if t else v for t, v in zip(touched, values, strict=True)]
+        return [rows, candidates, *begun, status("")]
 
     parts["picture"].upload(upload, [parts["picture"], parts["model"]], changed, **_quietly())
     parts["pictures"].select(use, parts["model"], changed, **_quietly())
     chosen = [parts[name] for name in ("rows", "candidates", "temperature", "guidance", "status")]
-    parts["model"].change(choose, parts["model"], chosen, **_quietly())
+    asked = [parts[name] for name in ("model", "temperature", "guidance")]
+    parts["model"].change(choose, asked, chosen, **_quietly())
     dim = (
         "(rows, model) => document.documentElement.style.setProperty('--d1-kept', "
         f"rows / {json.dumps(rows)}[model])"

@@ -95,9 +95,8 @@ def tiny_model() -> Model:
 def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snippet that fails for whoever copies it. The blocks of a page run in order, with a tiny
     model where the page has a trained one."""
-    for run in ("mine", "shapes"):
-        folder = tmp_path / "runs" / run / "dalle" / "model"
-        tiny_model().save(folder)
+    folder = tmp_path / "runs" / "shapes" / "dalle" / "model"
+    tiny_model().save(folder)
     monkeypatch.setenv("DALLE1_MODEL", str(folder))  # in place of the one that comes along
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import pytest
 import dalle1
 from dalle1 import Model
 from dalle1.commands.sample import main
-from dalle1.generation.defaults import SamplingDefaults
+from dalle1.generation.defaults import SamplingDefaults, read_sampling
 from dvae.storage import CONFIG
 from tests.conftest import ModelMaker
 
@@ -83,6 +83,12 @@ def test_wrong_ones_are_told_of(
     (tmp_path / CONFIG).write_text(json.dumps({**config, "sampling": section}))
     with pytest.raises(ValueError, match=message):
         dalle1.load(tmp_path)
+
+
+def test_folders_of_the_first_format(tmp_path: Path) -> None:
+    """A section of no part that is given a kind, and refused for it."""
+    (tmp_path / CONFIG).write_text('{"transformer": {}, "sampling": {"temperature": 0.5}}')
+    assert read_sampling(tmp_path).temperature == 0.5
 
 
 def test_the_command_and_its_files_have_them(

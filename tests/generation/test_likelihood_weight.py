@@ -16,7 +16,10 @@ from dalle1.clip.config import CLIPConfig
 from dalle1.clip.from_open_clip import OpenCLIPConfig
 from dalle1.clip.from_transformers import HuggingFaceConfig
 from dalle1.clip.ruclip import RuCLIPConfig
+from dalle1.commands import rank as rank_command
+from dalle1.common.images import to_pil
 from dalle1.common.weights import fingerprint
+from dalle1.evaluation import retrieval
 from dalle1.evaluation.benchmark import network_names
 from dalle1.evaluation.config import RankSettings
 from dalle1.evaluation.run import prepare, run
@@ -93,7 +96,8 @@ def test_a_name_sets_the_weight(model: Model, tmp_path: Path) -> None:
     a 0 that does not take it away."""
     folder = tmp_path / "a+b"
     weighted(model).save(folder)
-    for text, weight in {"": WEIGHT, "+0.002*likelihood": 0.002, "+0*likelihood": 0}.items():
+    weights = {"": WEIGHT, "+0.002*likelihood": 0.002, "+2e+1*likelihood": 20, "+0*likelihood": 0}
+    for text, weight in weights.items():
         opened = registry.open_ranker(f"{folder}{text}")
         assert type(opened) is CLIP and opened.config.likelihood_weight == weight
         result = dalle1.sample(CAPTION, dalle1.load(folder, ranker=f"{folder}{text}"), **SETTINGS)
@@ -105,11 +109,15 @@ def test_a_name_sets_the_weight(model: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}+-1*likelihood", "expected a weight of at least 0 in front of .likelihood, got '-1'"),
-        ("{}+much*likelihood", "got 'much'"),
-        ("{}+*likelihood", "got ''"),
-        ("{}+nan*likelihood", "got 'nan'"),
-        ("{}+inf*likelihood", "got 'inf'"),
+        (
+            "{}+-1*likelihood",
+            r"expected RANKER\+WEIGHT\*likelihood with a weight of at least 0, got",
+        ),
+        ("hf:much/too+large*likelihood", "with a weight of at least 0"),  # nothing is downloaded
+        ("{}+*likelihood", "with a weight of at least 0"),
+        ("{}+nan*likelihood", "with a weight of at least 0"),
+        ("{} + 1 * likelihood", "with a weight of at least 0"),
+        ("{}+1*likelihood+1*likelihood", "with a weight of at least 0"),
         ("likelihood+1*likelihood", "to LikelihoodRanker, whose config has no likelihood_weight"),
         ("nowhere+1*likelihood", r"expected a folder, .* one of these with \+WEIGHT"),
     ],
@@ -119,6 +127,21 @@ def test_names_that_are_refused(model: Model, tmp_path: Path, text: str, message
     model.save(tmp_path)
     with pytest.raises(ValueError, match=message):
         registry.open_ranker(text.format(tmp_path))
+
+
+def test_a_sum_needs_a_model(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A weight that the user asks for, and figures without the likelihood."""
+    model.save(tmp_path / "model")
+    to_pil(torch.rand(3, 8, 8)).save(tmp_path / "a.png")
+    name = f"{tmp_path / 'model'}+1*likelihood"
+    assert rank_command.main([CAPTION, str(tmp_path / "a.png"), "--ranker", name]) == 2
+    assert "adds a model's likelihood; name the model, too" in capsys.readouterr().err
+    asked = [CAPTION, str(tmp_path / "a.png"), "--ranker", name, "--device", "cpu"]
+    assert rank_command.main([*asked, "--model", str(tmp_path / "model")]) == 0
+    with pytest.raises(ValueError, match="expected one that scores images alone"):
+        retrieval._open(name)
 
 
 def test_every_dual_encoder_has_the_weight() -> None:
@@ -133,6 +156,9 @@ def test_every_dual_encoder_has_the_weight() -> None:
         assert config.model_dump()["likelihood_weight"] == 1
         plain = config.model_copy(update={"likelihood_weight": 0.0})
         assert type(config)(**plain.model_dump()) == plain
+    named = registry.NAMED_RANKERS["hf"][0]
+    # What the Hub's refusal tells a user to give.
+    assert registry.ranker_name(named, configs[-1]) == "hf:here+1.0*likelihood"
 
 
 def test_rankers_without_the_setting_are_used_alone(model: Model) -> None:

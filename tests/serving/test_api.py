@@ -103,6 +103,8 @@ def test_the_models_own_sampling(
         response = client.images.generate(prompt=CAPTION, extra_body=body)
         expected = {"temperature": 0.5, "guidance": 2.0, **options}
         assert pixels(images_of(response)) == drawn(model, seed=3, **expected)
+    (told,) = [entry for entry in client.models.list() if entry.id == "tiny"]
+    assert (told.temperature, told.guidance) == (0.5, 2)
 
 
 def test_without_a_seed_images_differ(client: Any, model: Model) -> None:

@@ -90,11 +90,17 @@ def test_a_wrong_event_is_answered(server: Server, event: Any) -> None:
 
 def test_models_are_chosen(server: Server) -> None:
     """A form that keeps the former model's rows, candidates, temperature and guidance."""
-    messages = call(server, "choose", ["plain"])
+    messages = call(server, "choose", ["plain", 1, 1])
     rows, candidates, temperature, guidance, _ = messages[-1]["output"]["data"]
     assert rows["maximum"] == 3 and candidates["visible"] is False
     assert (temperature, guidance) == (0.75, 1)
-    assert "d1-mistake" in call(server, "choose", ["other"])[-1]["output"]["data"][-1]
+    assert "d1-mistake" in call(server, "choose", ["other", 1, 1])[-1]["output"]["data"][-1]
+
+
+def test_what_a_visitor_has_set_stays(server: Server) -> None:
+    """Settings of a picture that are gone once its model is chosen."""
+    found = call(server, "choose", ["plain", 0.5, 1])[-1]["output"]["data"]
+    assert found[2] == {"__type__": "update"} and found[3] == 1
 
 
 def test_the_form_begins_with_the_models_own(worker: SamplingWorker) -> None:

@@ -150,6 +150,8 @@ class _Server:
             "rows": model.prior.grid[0],
             "text_tokens": model.tokenizer.text_length,
             "ranker": model.ranker is not None,
+            "temperature": model.sampling.temperature,  # where a request names none
+            "guidance": model.sampling.guidance,
         }
 
     async def health(self, request: Request) -> Response:

@@ -27,6 +27,7 @@ from dalle1.seq2seq.config import Seq2SeqConfig
 from dalle1.seq2seq.model import Seq2Seq
 from dalle1.training import distributed
 from dalle1.training.config import RunConfig
+from dalle1.training.initialization import sampling_passed_on
 from dalle1.training.stages.base import (
     SHEET_COLUMNS,
     Metrics,
@@ -213,4 +214,6 @@ class PriorStage(Stage):
             )
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        self._model_with(model).save(folder)
+        exported = self._model_with(model)
+        exported.sampling = sampling_passed_on(self.settings, folder)
+        exported.save(folder)
