@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from dalle1.common.image_inputs import ImageLike
 from dalle1.common.progress import progress_bar
 from dalle1.common.weights import dtype_name
 from dalle1.generation.batches import CaptionImages, CaptionParts, Part, draw_parts
-from dalle1.generation.defaults import SamplingDefaults
+from dalle1.generation.defaults import OWN, SamplingDefaults
 from dalle1.generation.notebook import PREVIEW_IMAGES, open_preview_cell
 from dalle1.generation.previews import Preview as Preview
 from dalle1.generation.previews import Previews
@@ -42,10 +43,10 @@ def sample(
     model: Model | str | Path | None = None,
     candidates: int = 512,
     keep: int = 8,
-    temperature: float | None = None,
+    temperature: float | Literal["own"] = OWN,
     top_k: int | None = None,
     top_p: float | None = None,
-    guidance: float | None = None,
+    guidance: float | Literal["own"] = OWN,
     image: ImageLike | None = None,
     rows: int = 0,
     seed: int = 0,
@@ -73,7 +74,7 @@ def sample(
         candidates: drawn for each caption.
         keep: returned for each caption. A model without a ranker needs keep = candidates, and
             returns them with scores of NaN.
-        temperature, guidance: see `SamplingOptions`; None: as the model's folder says, or else the
+        temperature, guidance: see `SamplingOptions`; "own": as the model's folder says, or else the
             paper's 1 (`Model.sampling`).
         top_k, top_p: see `SamplingOptions`.
         image: an image to complete: PIL's, a file, or pixels (see `rank`).

@@ -24,6 +24,7 @@ from dalle1.common.files import check_writable_file
 from dalle1.common.hardware import DTYPES
 from dalle1.common.image_files import open_image
 from dalle1.common.png_settings import read_png_settings, sample_arguments
+from dalle1.generation.defaults import OWN
 from dalle1.sampling import sample
 
 
@@ -112,10 +113,10 @@ def _sample(options: argparse.Namespace) -> int:
         model=model,
         candidates=options.candidates,
         keep=options.keep,
-        temperature=options.temperature,
+        temperature=OWN if options.temperature is None else options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        guidance=options.guidance,
+        guidance=OWN if options.guidance is None else options.guidance,
         image=open_image(options.image) if options.image else None,
         rows=options.rows,
         seed=options.seed,

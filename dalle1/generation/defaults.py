@@ -7,6 +7,7 @@ folder can say so, and then everybody who opens it gets what its makers have see
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +15,8 @@ from dalle1.generation.options import SamplingOptions
 from dvae.storage import CONFIG, read_config, write_section
 
 SECTION = "sampling"  # of config.json
+# For "as the model has it". None is no number, and is refused as before there was this word.
+OWN: Literal["own"] = "own"
 
 
 class SamplingDefaults(BaseModel):
@@ -30,23 +33,29 @@ class SamplingDefaults(BaseModel):
 
     def options(
         self,
-        temperature: float | None = None,
+        temperature: float | Literal["own"] = OWN,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float | None = None,
+        guidance: float | Literal["own"] = OWN,
         window: int | None = None,
     ) -> SamplingOptions:
-        """A caller's options; None: as the model has it.
+        """A caller's options; "own": as the model has it.
 
         Raises ValueError where one of them does not fit.
         """
         return SamplingOptions(
-            self.temperature if temperature is None else temperature,
+            _chosen(temperature, self.temperature),
             top_k,
             top_p,
-            self.guidance if guidance is None else guidance,
+            _chosen(guidance, self.guidance),
             window,
         )
+
+
+def _chosen(value: float | Literal["own"], own: float) -> float:
+    """What a caller gives, or the model's own; any other text is left for `SamplingOptions`."""
+    # A text first: an array's comparison has several answers.
+    return own if isinstance(value, str) and value == OWN else value
 
 
 def read_sampling(folder: str | Path) -> SamplingDefaults:

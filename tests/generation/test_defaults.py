@@ -49,6 +49,9 @@ def test_the_caller_wins(model: Model) -> None:
     model.sampling = CALM
     assert [drawn(model, **case) for case in cases] == expected
     assert len({str(tokens) for tokens in expected}) == len(cases)
+    assert drawn(model, temperature="own", guidance="own") == expected[0]
+    with pytest.raises(ValueError, match="guidance: expected a number, got 'hot'"):
+        drawn(model, guidance="hot")
     with pytest.raises(ValueError, match="temperature: expected a number >= 0, got -1"):
         dalle1.sample(CAPTION, "nowhere", temperature=-1)
 

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from dalle1.generation.defaults import OWN
 from dalle1.generation.images import image_size
 from dalle1.generation.previews import unfinished_image
 from dalle1.model import Model
@@ -70,7 +71,12 @@ class ImageMaker:
             captions=body.prompt,
             candidates=self._candidates(body, n, model),
             keep=n,
-            options=model.sampling.options(body.temperature, body.top_k, body.top_p, body.guidance),
+            options=model.sampling.options(
+                OWN if body.temperature is None else body.temperature,
+                body.top_k,
+                body.top_p,
+                OWN if body.guidance is None else body.guidance,
+            ),
             seed=secrets.randbits(31) if body.seed is None else body.seed,
             image=image,
             rows=body.rows if isinstance(body, EditBody) else 0,
