@@ -144,6 +144,7 @@ def open_ranker(name: str | Path) -> Any:
         ValueError: it is none of these, or it cannot be opened.
     """
     text = str(name)
+    # Also what is nearly a sum, whose error says how one is written.
     if text.rstrip().endswith("likelihood") and "*" in text:
         return _open_sum(text)
     if text in MEASURES:

@@ -261,13 +261,14 @@ def _connect_filling(visitors: Visitors, parts: Components) -> None:
             return [gr.skip()] * 4 + [mistake(error)]
         rows = gr.update(maximum=shape.grid[0] - 1, value=0)
         candidates = gr.update(visible=shape.ranked)
-        # What a visitor has chosen, or a picture has filled in, stays.
-        touched = [
-            temperature not in {sampling.temperature for sampling in own},
-            guidance not in {sampling.guidance for sampling in own},
+        # What a visitor has chosen, or a picture has filled in, is no model's own and stays. In
+        # lists: what a program sends in their place may have no hash.
+        begun = [
+            shape.sampling.temperature
+            if temperature in [s.temperature for s in own]
+            else gr.skip(),
+            shape.sampling.guidance if guidance in [s.guidance for s in own] else gr.skip(),
         ]
-        values = [shape.sampling.temperature, shape.sampling.guidance]
-        begun = [gr.skip() if t else v for t, v in zip(touched, values, strict=True)]
         return [rows, candidates, *begun, status("")]
 
     parts["picture"].upload(upload, [parts["picture"], parts["model"]], changed, **_quietly())

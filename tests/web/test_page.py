@@ -101,6 +101,9 @@ def test_what_a_visitor_has_set_stays(server: Server) -> None:
     """Settings of a picture that are gone once its model is chosen."""
     found = call(server, "choose", ["plain", 0.5, 1])[-1]["output"]["data"]
     assert found[2] == {"__type__": "update"} and found[3] == 1
+    # A program that sends what no slider does.
+    messages = call(server, "choose", ["plain", [1], {}])
+    assert messages[-1]["success"]
 
 
 def test_the_form_begins_with_the_models_own(worker: SamplingWorker) -> None:
